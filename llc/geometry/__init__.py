@@ -1,0 +1,1 @@
+"""Independent roads to λ: the geometry of the minimum."""

@@ -1,0 +1,284 @@
+r"""The localized tempered posterior: the one density that both roads to λ start from.
+
+$$ p(w) \propto \exp(-U(w)), \qquad U(w) = n\beta\, L_n(w) + \tfrac{\gamma}{2} \lVert w - w^* \rVert^2, $$
+
+with $L_n$ the mean loss over the $n$ data and $n\beta = n / \log n$ unless given (WBIC temperature: Watanabe
+2013, §3; localization: Lau et al. 2023, arXiv 2308.12108, eq. 12).
+"""
+
+import fnmatch
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+_PIECE = 8192  # rows of data in one evaluation of L(w*); bounds the memory, not the result
+_SUM_PROBE = 64  # examples with which a summed loss is told from a mean loss
+
+
+class LocalPosterior(eqx.Module):
+    r"""A loss, its data and a minimum w*, tempered by nβ and localized by γ.
+
+    Args:
+        loss_fn: `loss_fn(params, batch)`, the mean loss of a batch (a scalar) or one loss per example (shape
+            `(batch,)`; enables WAIC, the singular fluctuation and per-example weighting). The loss is in nats per
+            example, a negative log likelihood up to a constant.
+        center: w*, any pytree with floating-point array leaves: a dict, an equinox or flax model, an `nnx.State`.
+            Leaves that are no arrays (activation functions, Python numbers) stay as they are.
+        data: any pytree of arrays with the same leading axis, the n examples.
+        nbeta: inverse temperature times n. Default n / log n (Watanabe 2013).
+        gamma: strength of the tether to w*, in the unit of nβ·loss per squared parameter. None lets calibration
+            choose it and report it; sampling needs a number.
+        mask: which parameters move (restricted LLC; the others stay at w*). A path or a list of paths such as
+            `"layers.0.weight"` (a path stands for all below it; `*` matches), or a pytree prefix of `params` with
+            booleans or boolean arrays as leaves. Default: all move.
+        predict_fn: optional `predict_fn(params, batch)`, the outputs; used by behavioral gradients.
+
+    Raises:
+        ValueError: if the data, the params, the loss at w*, nβ, γ or the mask can't define a posterior.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> data = jnp.linspace(-1.0, 1.0, 100)
+        >>> posterior = LocalPosterior(lambda w, x: 0.5 * (w["a"] * x) ** 2, {"a": jnp.zeros(())}, data)
+        >>> posterior.num_data, posterior.num_params
+        (100, 1)
+    """
+
+    loss_fn: Callable[[PyTree, PyTree], Array] = eqx.field(static=True)
+    center: PyTree
+    data: PyTree
+    nbeta: Float[Array, ""]
+    gamma: Float[Array, ""] | None
+    mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
+    predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
+    per_example: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        loss_fn: Callable[[PyTree, PyTree], Array],
+        center: PyTree,
+        data: PyTree,
+        nbeta: float | None = None,
+        gamma: float | None = None,
+        mask: PyTree = None,
+        predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
+    ):
+        num_data = _leading_axis(data)
+        self.loss_fn = loss_fn
+        self.center = jax.tree.map(lambda x: jnp.asarray(x) if eqx.is_array(x) else x, center)
+        _check_center(self.center)
+        self.data = jax.tree.map(_as_array, data)
+        self.nbeta = _nonnegative("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
+        self.gamma = None if gamma is None else _nonnegative("gamma", gamma)
+        self.mask = _normalize_mask(mask, self.center)
+        self.predict_fn = predict_fn
+        self.per_example = _check_loss(loss_fn, self.center, self.data)
+
+    @property
+    def num_data(self) -> int:
+        """n, the length of the data's leading axis."""
+        return _leading_axis(self.data)
+
+    @property
+    def num_params(self) -> int:
+        """d, the number of parameters that move."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.position))
+
+    @property
+    def position(self) -> PyTree:
+        """w* as the samplers see it: the parameters that move, and nothing else (see `params_at`)."""
+        return self._select(self.center)
+
+    def params_at(self, position: PyTree) -> PyTree:
+        """Full params with `position` in place of the parameters that move."""
+        if self.mask is None:
+            _, rest = eqx.partition(self.center, eqx.is_inexact_array)
+            return eqx.combine(position, rest)
+
+        def put(moves, center, moved):
+            if moves is True:
+                return moved
+            if moves is False:
+                return center
+            return jnp.ravel(center).astype(moved.dtype).at[moves].set(moved).reshape(jnp.shape(center))
+
+        return jax.tree.map(put, self.mask, self.center, position)
+
+    def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
+        """Mean loss over `batch`, or over all the data."""
+        return jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
+
+    def init_loss(self, rows: np.ndarray | None = None) -> float:
+        """L(w*) over all the data, or over `rows` of it, evaluated and accumulated in float64."""
+        with jax.enable_x64(True):
+            data = self.data if rows is None else jax.tree.map(lambda x: x[rows], self.data)
+            return _mean_loss(self.loss_fn, as_float64(self.center), as_float64(data))
+
+    def potential(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
+        """U(w) = nβ L(w) + γ/2 ‖w − w*‖², the norm over the parameters that move."""
+        if self.gamma is None:
+            raise ValueError(
+                "potential needs gamma, got None; give LocalPosterior(gamma=…) or let llc.estimate choose."
+            )
+        position = self._select(params)
+        offset = optax.tree.sub(position, self.position)
+        tether = optax.tree.norm(offset, squared=True)
+        return self.nbeta * self.loss(params, batch) + 0.5 * self.gamma * tether
+
+    def _select(self, params: PyTree) -> PyTree:
+        if self.mask is None:
+            return eqx.filter(params, eqx.is_inexact_array)
+
+        def take(moves, leaf):
+            if moves is True:
+                return leaf
+            return None if moves is False else jnp.ravel(leaf)[moves]
+
+        return jax.tree.map(take, self.mask, params)
+
+
+def _leading_axis(data: PyTree) -> int:
+    """Length of the leading axis that all the data share."""
+    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)}
+    if not shapes:
+        raise ValueError("data needs at least one array with a leading axis of n examples, got an empty pytree.")
+    lengths = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(lengths) > 1 or () in shapes.values():
+        raise ValueError(f"all data leaves need the same leading axis, got shapes {shapes}; make them agree on axis 0.")
+    (length,) = lengths
+    if length < 2:
+        raise ValueError(f"data needs n >= 2 examples (nβ = n / log n is not defined below), got n = {length}.")
+    return length
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if eqx.is_array(leaf) else np.asarray(leaf)
+
+
+def _nonnegative(name: str, value: Any) -> Any:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    value = np.asarray(value, dtype=np.float64)
+    if not (np.all(np.isfinite(value)) and np.all(value >= 0)):
+        raise ValueError(f"{name} needs a finite number >= 0, got {value}.")
+    return value
+
+
+def _check_center(center: PyTree) -> None:
+    arrays = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if eqx.is_array(leaf)]
+    wrong = {_path(path): str(leaf.dtype) for path, leaf in arrays if not jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if wrong:
+        raise ValueError(
+            f"params need real floating-point array leaves, got {wrong}; "
+            "cast them, or keep integer and complex state outside of params (close over it in loss_fn)."
+        )
+    if sum(leaf.size for _, leaf in arrays) == 0:
+        raise ValueError("params need at least one floating-point array with elements, got none; check the pytree.")
+
+
+def _check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
+    """Whether the loss comes per example; raises if it is neither that nor a finite mean."""
+    num_data = _leading_axis(data)
+    probe = jax.tree.map(lambda x: x[:_SUM_PROBE], data)
+    size = min(num_data, _SUM_PROBE)
+    shape = eqx.filter_eval_shape(loss_fn, center, probe)
+    shape = getattr(shape, "shape", shape)
+    if shape not in ((), (size,)):
+        raise ValueError(
+            f"loss_fn needs to return a scalar (the mean loss) or shape (batch,) = ({size},), got {shape}; "
+            "reduce over outputs, not over examples, or take the mean."
+        )
+    leaves = [x for x in jax.tree.leaves((center, data)) if eqx.is_array(x)]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return shape != ()
+    loss = _mean_loss(loss_fn, center, data)
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
+    if shape == ():
+        twice = jax.tree.map(lambda x: np.concatenate([x, x]), jax.device_get(probe))
+        once, doubled = float(_evaluate(loss_fn, center, probe)), float(_evaluate(loss_fn, center, twice))
+        if once != 0 and abs(doubled / once - 2) < 1e-3:
+            raise ValueError(
+                "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); "
+                "divide by the batch size, or return one loss per example."
+            )
+    return shape != ()
+
+
+def as_float64(tree: PyTree) -> PyTree:
+    """`tree` with its floating-point arrays in float64, for use under `jax.enable_x64(True)`."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if eqx.is_inexact_array(x) else x, tree)
+
+
+def _mean_loss(loss_fn: Callable, params: PyTree, data: PyTree) -> float:
+    """Mean loss over `data`, in pieces that fit in memory, each weighted by its size."""
+    num_data, total = _leading_axis(data), 0.0
+    for start in range(0, num_data, _PIECE):
+        piece = jax.tree.map(lambda x: x[start : start + _PIECE], data)  # noqa: B023 - used at once
+        total += float(jnp.mean(_evaluate(loss_fn, params, piece))) * min(_PIECE, num_data - start)
+    return total / num_data
+
+
+@eqx.filter_jit
+def _evaluate(loss_fn: Callable, params: PyTree, batch: PyTree) -> Array:
+    return loss_fn(params, batch)
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _normalize_mask(mask: PyTree, center: PyTree) -> PyTree:
+    """One leaf for each leaf of `center`: True (moves), False (stays) or the flat indices that move."""
+    if mask is None:
+        return None
+    if isinstance(mask, str) or (isinstance(mask, Sequence) and mask and all(isinstance(m, str) for m in mask)):
+        mask = _mask_from_paths([mask] if isinstance(mask, str) else mask, center)
+    try:
+        mask = jax.tree.broadcast(mask, center)
+    except ValueError as error:
+        raise ValueError(
+            "mask needs to be paths or a pytree prefix of params with booleans (or boolean arrays of the leaf's shape) "
+            f"as leaves, got {jax.tree.structure(mask)} for params {jax.tree.structure(center)}."
+        ) from error
+    mask = jax.tree_util.tree_map_with_path(_normalize_leaf, mask, center)
+    moving = [m if isinstance(m, bool) else m.size > 0 for m in jax.tree.leaves(mask)]
+    if not any(moving):
+        raise ValueError("mask needs to let at least one parameter move, got all False; see posterior.center's paths.")
+    return mask
+
+
+def _mask_from_paths(patterns: Sequence[str], center: PyTree) -> PyTree:
+    paths = [_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if eqx.is_array(leaf)]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*") for path in paths):
+            raise ValueError(f"mask needs paths that match a parameter, got {pattern!r}; the paths are {paths}.")
+
+    def matches(path, leaf):
+        name = _path(path)
+        return eqx.is_array(leaf) and any(
+            fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*") for pattern in patterns
+        )
+
+    return jax.tree_util.tree_map_with_path(matches, center)
+
+
+def _normalize_leaf(path: tuple, moves: Any, leaf: Any) -> Any:
+    if not eqx.is_array(leaf):
+        return False
+    moves = np.asarray(moves)
+    if moves.dtype != np.bool_ or moves.shape not in ((), leaf.shape):
+        raise ValueError(
+            f"mask at {_path(path)!r} needs a boolean or a boolean array of shape {leaf.shape}, "
+            f"got {moves.dtype} of shape {moves.shape}."
+        )
+    if moves.all() or not moves.any():
+        return bool(moves.all()) if moves.size else False
+    return np.flatnonzero(moves)

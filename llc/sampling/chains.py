@@ -1,0 +1,419 @@
+"""The one sampling loop: chains of any `Sampler`, from w* to draws in ArviZ's schema.
+
+Chains run in compiled segments of equal length; between two segments the host reads the finished draws and moves the
+progress bar, inside of one nothing leaves the device. A draw is taken every `thinning` steps; its loss is evaluated on
+the full data (or one fixed subset), as the difference to the loss of w* on the same rows:
+
+    llc = nβ (L(w) − L(w*)).
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any, Literal, NamedTuple, get_args
+
+import arviz as az
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from tqdm.auto import tqdm
+
+from llc.posterior import LocalPosterior
+from llc.sampling.kernel import Info, Sampler
+
+ChainMethod = Literal["auto", "vectorized", "sequential", "parallel"]
+
+_NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
+_NUM_BLOCKS = 5  # blocks a chain in which per-example moments are kept, for jackknife errors
+_EVAL_ROWS = 4096  # rows of one evaluation pass; bounds the memory, not the result
+_SUBSET_UNITS = 32  # pieces of a subset when the loss is a scalar, for the error of the subset
+_SEQUENTIAL_PARAMS = 20_000  # on a CPU, chains one by one beat vmap above it (validation/speed.py)
+
+
+def sample(
+    key: PRNGKeyArray,
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    *,
+    num_chains: int = 4,
+    num_warmup: int = 1000,
+    num_draws: int = 1000,
+    thinning: int = 1,
+    batch_size: int | None = None,
+    eval_size: int | None = None,
+    chain_method: ChainMethod = "auto",
+    keep_params: bool = False,
+    progress: bool | None = None,
+) -> xr.DataTree:
+    """Draws from `posterior`, as a DataTree in ArviZ's schema.
+
+    Args:
+        key: `jax.random.key(seed)`; the same key, settings and machine give the same bits.
+        posterior: the density; its `gamma` must be set.
+        sampler: `SGLD(step_size)`, `NUTS()`, `HMC()`, `MALA()`.
+        num_chains: independent chains from w*, each with its own key and minibatches.
+        num_warmup: steps discarded from the estimates (kept in `warmup_posterior`) in which samplers adapt.
+        num_draws: recorded draws a chain; the chain takes `num_draws * thinning` steps after the warm-up.
+        thinning: steps between two draws. A draw costs an evaluation of the loss on `eval_size` rows.
+        batch_size: rows of a minibatch, without replacement within an epoch; None takes all data in every step.
+        eval_size: rows of one fixed random subset on which L(w) and L(w*) are evaluated; None takes all data. The
+            subset's sampling error enters the standard error.
+        chain_method: `"vectorized"` (vmap), `"sequential"`, `"parallel"` (chains spread over devices) or `"auto"`.
+        keep_params: whether to keep the parameters of every draw, as `params.<path>`.
+        progress: whether to show a progress bar; None shows it on a terminal.
+
+    Returns:
+        DataTree with `posterior` (`loss`, `llc`), `sample_stats` (`potential`, `virial`, `grad_norm`, `distance`,
+        `diverging`, and `acceptance_rate` where there is one), the same for the warm-up, `constant_data`, and
+        `pointwise` (moments of the loss differences, per example or piece) where the loss comes per example or from
+        a subset. All losses in nats per example.
+
+    Raises:
+        ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
+    """
+    _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size)
+    method = _choose_method(chain_method, posterior, num_chains)
+    step_key, subset_key, init_key = jax.random.split(key, 3)
+
+    num_data = posterior.num_data
+    rows = None
+    if eval_size is not None and eval_size < num_data:
+        rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
+    init_loss = posterior.init_loss(rows)
+    evaluation = _evaluation(posterior, rows)
+    posterior = jax.device_put(posterior)
+    evaluation = jax.device_put(evaluation)
+
+    warmup = math.ceil(num_warmup / thinning)
+    size = max(1, math.ceil((warmup + num_draws) / _NUM_SEGMENTS))
+    settings = _Settings(thinning, None if batch_size == num_data else batch_size, size, keep_params)
+    keys = jax.random.split(step_key, num_chains)
+    init_keys = jax.random.split(init_key, num_chains)
+
+    if method == "sequential":
+        groups = [(keys[i], init_keys[i]) for i in range(num_chains)]
+    else:
+        if method == "parallel":
+            keys, init_keys = _spread(keys, num_chains), _spread(init_keys, num_chains)
+        groups = [(keys, init_keys)]
+    vectorize = method != "sequential"
+    carries = [_start(k, posterior, sampler, settings, warmup * thinning, vectorize) for _, k in groups]
+
+    recorder = _Recorder(warmup, num_draws)
+    with tqdm(total=(warmup + num_draws) * num_chains, disable=_quiet(progress), desc="sampling", unit="draw") as bar:
+        for start, count in _segments(warmup, num_draws, size):
+            parts = []
+            for i, (group_keys, _) in enumerate(groups):
+                carries[i], segment = _advance(
+                    group_keys,
+                    posterior,
+                    sampler,
+                    evaluation,
+                    carries[i],
+                    np.int32(start),
+                    np.int32(count),
+                    settings,
+                    vectorize,
+                )
+                part = jax.device_get(segment)
+                parts.append(part if vectorize else jax.tree.map(lambda x: x[None], part))
+                bar.update(count * (num_chains if vectorize else 1))
+            recorder.add(start, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
+
+    constants = {
+        "init_loss": init_loss,
+        "nbeta": float(posterior.nbeta),
+        "gamma": float(posterior.gamma),
+        "num_data": num_data,
+        "num_params": posterior.num_params,
+        "eval_size": num_data if rows is None else len(rows),
+    }
+    attributes = {
+        "sampler": type(sampler).__name__,
+        "settings": json.dumps(
+            {
+                "sampler": _describe(sampler),
+                "num_chains": num_chains,
+                "num_warmup": num_warmup,
+                "num_draws": num_draws,
+                "thinning": thinning,
+                "batch_size": num_data if batch_size is None else batch_size,
+                "eval_size": constants["eval_size"],
+                "chain_method": method,
+            }
+        ),
+        "seed": json.dumps(np.asarray(jax.random.key_data(key)).tolist()),
+        "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
+    }
+    return recorder.tree(constants, attributes, posterior)
+
+
+class _Settings(NamedTuple):
+    """Static settings of the compiled loop."""
+
+    thinning: int
+    batch_size: int | None
+    size: int
+    keep_params: bool
+
+
+class _Evaluation(eqx.Module):
+    """The rows on which losses are evaluated, in `pieces` of equal length and a `rest`.
+
+    A unit is an example where the loss comes per example and a piece where it is a scalar; `weights` add up to 1.
+    """
+
+    pieces: PyTree
+    rest: PyTree
+    weights: Float[Array, "unit"]
+    pointwise: bool = eqx.field(static=True)
+
+    def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
+        """Loss of every unit."""
+        params = posterior.params_at(position)
+
+        def of(batch):
+            return jnp.atleast_1d(posterior.loss_fn(params, batch))
+
+        losses = jnp.ravel(jax.lax.map(of, self.pieces))
+        return losses if self.rest is None else jnp.concatenate([losses, of(self.rest)])
+
+
+def _evaluation(posterior: LocalPosterior, rows: np.ndarray | None) -> _Evaluation:
+    data = posterior.data if rows is None else jax.tree.map(lambda x: x[rows], posterior.data)
+    num_rows = posterior.num_data if rows is None else len(rows)
+    num_pieces = math.ceil(num_rows / _EVAL_ROWS)
+    if rows is not None and not posterior.per_example:
+        num_pieces = max(num_pieces, min(_SUBSET_UNITS, num_rows))
+    num_pieces = next((k for k in range(num_pieces, 2 * num_pieces) if num_rows % k == 0), num_pieces)
+    length = num_rows // num_pieces
+    split = num_pieces * length
+    pieces = jax.tree.map(lambda x: x[:split].reshape(num_pieces, length, *x.shape[1:]), data)
+    rest = jax.tree.map(lambda x: x[split:], data) if split < num_rows else None
+    if posterior.per_example:
+        weights = np.full(num_rows, 1 / num_rows)
+    else:
+        weights = np.array([length] * num_pieces + ([num_rows - split] if split < num_rows else [])) / num_rows
+    return _Evaluation(pieces, rest, weights, posterior.per_example or rows is not None)
+
+
+class _Draw(NamedTuple):
+    """What is recorded of one draw; with leading axes (chain, draw) outside of the loop."""
+
+    delta: Float[Array, ""]  # L(w) − L(w*)
+    distance: Float[Array, ""]
+    info: Info
+    params: PyTree
+
+
+class _Moments(NamedTuple):
+    """Sums over a segment's draws of d = loss(w) − loss(w*), d² and exp(−d), for every unit."""
+
+    first: Float[Array, "unit"]
+    second: Float[Array, "unit"]
+    exponential: Float[Array, "unit"]
+
+
+class _Carry(NamedTuple):
+    """What a chain takes from one segment into the next: sampler state and the epoch's order of the data."""
+
+    state: Any
+    order: Array | None
+
+
+@eqx.filter_jit
+def _start(keys, posterior, sampler, settings, num_warmup, vectorize):
+    def start(key):
+        order = None if settings.batch_size is None else jnp.arange(posterior.num_data)
+        return _Carry(sampler.init(key, posterior, num_warmup=num_warmup), order)
+
+    return jax.vmap(start)(keys) if vectorize else start(keys)
+
+
+@eqx.filter_jit
+def _advance(keys, posterior, sampler, evaluation, carry, start, count, settings, vectorize):
+    """`count` <= settings.size draws from draw number `start` on."""
+    baseline = evaluation.losses(posterior, posterior.position)
+
+    def chain(key, carry):
+        def take(i, loop):
+            carry, draws, moments = loop
+            carry, info = _steps(key, posterior, sampler, carry, start + i, settings)
+            position = carry.state.position
+            difference = evaluation.losses(posterior, position) - baseline
+            draw = _Draw(
+                delta=jnp.sum(jnp.asarray(evaluation.weights, difference.dtype) * difference),
+                distance=optax.tree.norm(optax.tree.sub(position, posterior.position)),
+                info=info,
+                params=position if settings.keep_params else None,
+            )
+            draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
+            if moments is not None:
+                update = _Moments(difference, difference**2, jnp.exp(-difference))
+                moments = jax.tree.map(jnp.add, moments, update)
+            return carry, draws, moments
+
+        shapes = eqx.filter_eval_shape(
+            lambda c: _Draw(
+                jnp.sum(baseline),
+                jnp.sum(baseline),
+                Info(*[jnp.sum(baseline)] * 4, jnp.bool_(0)),
+                c.state.position if settings.keep_params else None,
+            ),
+            carry,
+        )
+        buffers = jax.tree.map(lambda s: jnp.zeros((settings.size, *s.shape), s.dtype), shapes)
+        moments = _Moments(*[jnp.zeros_like(baseline)] * 3) if evaluation.pointwise else None
+        carry, draws, moments = jax.lax.fori_loop(0, count, take, (carry, buffers, moments))
+        return carry, (draws, moments)
+
+    return jax.vmap(chain)(keys, carry) if vectorize else chain(keys, carry)
+
+
+def _steps(key, posterior, sampler, carry, draw, settings):
+    """The `thinning` steps up to a draw: the new carry, and the steps' Info (its rates averaged over them)."""
+
+    def one(j, loop):
+        carry, total = loop
+        step = draw * settings.thinning + j
+        step_key = jax.random.fold_in(key, step)
+        if settings.batch_size is None:
+            order, batch = None, posterior.data
+        else:
+            per_epoch = posterior.num_data // settings.batch_size
+            order = jax.lax.cond(
+                step % per_epoch == 0,
+                lambda order: jax.random.permutation(jax.random.fold_in(step_key, 1), order),
+                lambda order: order,
+                carry.order,
+            )
+            rows = jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * settings.batch_size, settings.batch_size)
+            batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), posterior.data)
+        state, info = sampler.step(step_key, posterior, carry.state, batch)
+        mean = jax.tree.map(lambda t, x: t + x / settings.thinning, total[:4], info[:4])
+        return _Carry(state, order), Info(*mean, total.diverging | info.diverging)
+
+    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
+    carry, info = jax.lax.fori_loop(0, settings.thinning, one, (carry, Info(zero, zero, zero, zero, jnp.bool_(0))))
+    return carry, info
+
+
+def _segments(warmup: int, num_draws: int, size: int) -> Iterator[tuple[int, int]]:
+    """(first draw, number of draws) of every segment; none crosses the end of the warm-up."""
+    for begin, end in ((0, warmup), (warmup, warmup + num_draws)):
+        for start in range(begin, end, size):
+            yield start, min(size, end - start)
+
+
+class _Recorder:
+    """Collects segments on the host and turns them into a DataTree."""
+
+    def __init__(self, warmup: int, num_draws: int):
+        self.warmup, self.num_draws = warmup, num_draws
+        self.draws: list[_Draw] = []
+        self.moments: list[list[_Moments]] = [[] for _ in range(min(_NUM_BLOCKS, num_draws))]
+        self.counts = np.zeros(len(self.moments))
+
+    def add(self, start: int, count: int, segment: tuple[_Draw, _Moments | None]) -> None:
+        """Takes one segment with leading axes (chain, draw)."""
+        draws, moments = segment
+        self.draws.append(jax.tree.map(lambda x: x[:, :count], draws))
+        if moments is not None and start >= self.warmup:
+            block = (start - self.warmup) * len(self.moments) // self.num_draws
+            self.moments[block] = (
+                [jax.tree.map(np.add, *self.moments[block], moments)] if self.moments[block] else [moments]
+            )
+            self.counts[block] += count
+
+    def tree(self, constants: dict[str, float], attributes: dict[str, str], posterior: LocalPosterior) -> xr.DataTree:
+        """Everything recorded, with the warm-up apart."""
+        draws = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.draws)
+        delta = draws.delta.astype(np.float64)
+        values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(draws.params):
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "w"
+            values[f"params.{name}"] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
+        stats = {name: value for name, value in draws.info._asdict().items()}
+        stats["distance"] = draws.distance
+        if np.isnan(stats["acceptance_rate"]).all():
+            del stats["acceptance_rate"]
+        stats = {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
+        groups = {"posterior": values, "sample_stats": stats}
+        split = {name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()}
+        if self.warmup:
+            for name, group in groups.items():
+                split[f"warmup_{name}"] = {k: v[:, : self.warmup] for k, v in group.items()}
+        split["constant_data"] = constants
+        tree = az.from_dict(split, attrs={"/": attributes}, save_warmup=True)
+        tree.attrs.update(attributes)
+        blocks = [(total[0], count) for total, count in zip(self.moments, self.counts, strict=True) if total]
+        if blocks:
+            dims = ("block", "chain", "example" if posterior.per_example else "piece")
+            means = {
+                name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
+                for name in _Moments._fields
+            }
+            means["num_draws"] = (("block",), np.array([count for _, count in blocks]))
+            tree["pointwise"] = xr.DataTree(xr.Dataset(means))
+        return tree
+
+
+def _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size) -> None:
+    least = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0), "num_draws": (num_draws, 1)}
+    for name, (value, bound) in (least | {"thinning": (thinning, 1)}).items():
+        if not isinstance(value, int) or value < bound:
+            raise ValueError(f"{name} needs an integer >= {bound}, got {value!r}.")
+    for name, value in (("batch_size", batch_size), ("eval_size", eval_size)):
+        if value is not None and not (isinstance(value, int) and 1 <= value <= posterior.num_data):
+            raise ValueError(
+                f"{name} needs an integer from 1 to n = {posterior.num_data}, got {value!r}; None takes all the data."
+            )
+    if sampler.full_batch and batch_size not in (None, posterior.num_data):
+        raise ValueError(
+            f"{type(sampler).__name__} needs the full data, got batch_size = {batch_size}: its accept step is wrong on "
+            "minibatches. Leave batch_size out, or take SGLD."
+        )
+    if posterior.gamma is None:
+        raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
+
+
+def _choose_method(chain_method: ChainMethod, posterior: LocalPosterior, num_chains: int) -> str:
+    if chain_method not in get_args(ChainMethod):
+        raise ValueError(f"chain_method needs one of {get_args(ChainMethod)}, got {chain_method!r}.")
+    devices = jax.device_count()
+    if chain_method == "parallel" and (devices < 2 or num_chains % devices):
+        raise ValueError(
+            f"chain_method 'parallel' needs at least 2 devices and num_chains a multiple of them, got {devices} devices "
+            f"and {num_chains} chains; take 'vectorized', or numpyro.set_host_device_count before JAX starts."
+        )
+    if chain_method != "auto":
+        return chain_method
+    if devices > 1 and num_chains % devices == 0:
+        return "parallel"
+    small = posterior.num_params <= _SEQUENTIAL_PARAMS
+    return "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
+
+
+def _spread(keys: PRNGKeyArray, num_chains: int) -> PRNGKeyArray:
+    mesh = jax.make_mesh((math.gcd(num_chains, jax.device_count()),), ("chain",), axis_types=(AxisType.Auto,))
+    return jax.device_put(keys, NamedSharding(mesh, P("chain")))
+
+
+def _quiet(progress: bool | None) -> bool | None:
+    return None if progress is None else not progress
+
+
+def _describe(module: Any) -> Any:
+    """Settings of a sampler as plain data."""
+    if isinstance(module, eqx.Module):
+        fields = {field.name: _describe(getattr(module, field.name)) for field in dataclasses.fields(module)}
+        return {"name": type(module).__name__, **fields}
+    return module if isinstance(module, (str, int, float, bool, type(None))) else np.asarray(module).tolist()

@@ -1,0 +1,76 @@
+"""The Sampler protocol: a pair of pure functions, `init` and `step`.
+
+`State` is what the next step needs (its `position` is the posterior's), `Info` what a reader wants to see of a step.
+The posterior is an argument of both and never captured, so that a sweep over posteriors is a `vmap`.
+"""
+
+import abc
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from llc.posterior import LocalPosterior
+
+
+class Info(NamedTuple):
+    """What a reader wants to see of one step.
+
+    Attributes:
+        potential: U at the position where its gradient was taken (an estimate of it on a minibatch).
+        virial: x·∇U / d with x = w − w*; its mean is 1 under the exact target (THEORY: equipartition).
+        grad_norm: ‖∇U‖.
+        acceptance_rate: Metropolis acceptance probability; nan for a sampler without an accept step.
+        diverging: the step was numerically unstable.
+    """
+
+    potential: Float[Array, ""]
+    virial: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    acceptance_rate: Float[Array, ""]
+    diverging: Bool[Array, ""]
+
+
+class Sampler(eqx.Module):
+    """Settings as fields, two pure functions as methods.
+
+    Attributes:
+        full_batch: whether the transition is valid on the full data only (it has an accept step).
+    """
+
+    full_batch: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> Any:
+        """State at w*. A sampler that adapts does so in its first `num_warmup` steps."""
+
+    @abc.abstractmethod
+    def step(self, key: PRNGKeyArray, posterior: LocalPosterior, state: Any, batch: PyTree) -> tuple[Any, Info]:
+        """One transition on `batch`."""
+
+
+class Gradient(NamedTuple):
+    """U and its parts at one position."""
+
+    potential: Float[Array, ""]
+    loss_grad: PyTree
+    grad: PyTree
+    offset: PyTree
+
+
+def potential_gradient(posterior: LocalPosterior, position: PyTree, batch: PyTree) -> Gradient:
+    """U, ∇L and ∇U = nβ ∇L + γ (w − w*) on `batch`."""
+    loss, loss_grad = jax.value_and_grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
+    offset = optax.tree.sub(position, posterior.position)
+    nbeta, gamma = (jnp.asarray(x, loss.dtype) for x in (posterior.nbeta, posterior.gamma))
+    grad = jax.tree.map(lambda g, x: (nbeta * g + gamma * x).astype(x.dtype), loss_grad, offset)
+    potential = nbeta * loss + 0.5 * gamma * optax.tree.norm(offset, squared=True)
+    return Gradient(potential, loss_grad, grad, offset)
+
+
+def virial(posterior: LocalPosterior, offset: PyTree, grad: PyTree) -> Float[Array, ""]:
+    """x·∇U / d."""
+    return optax.tree.vdot(offset, grad) / posterior.num_params
