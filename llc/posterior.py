@@ -117,16 +117,14 @@ class LocalPosterior(eqx.Module):
 
     def init_loss(self, rows: np.ndarray | None = None) -> float:
         """L(w*) over all the data, or over `rows` of it, evaluated and accumulated in float64."""
-        with jax.enable_x64(True):
+        with jax.enable_x64(True):  # noqa: FBT003
             data = self.data if rows is None else jax.tree.map(lambda x: x[rows], self.data)
             return _mean_loss(self.loss_fn, as_float64(self.center), as_float64(data))
 
     def potential(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
         """U(w) = nβ L(w) + γ/2 ‖w − w*‖², the norm over the parameters that move."""
         if self.gamma is None:
-            raise ValueError(
-                "potential needs gamma, got None; give LocalPosterior(gamma=…) or let llc.estimate choose."
-            )
+            raise ValueError("potential needs gamma, got None; give LocalPosterior(gamma=…).")
         position = self._select(params)
         offset = optax.tree.sub(position, self.position)
         tether = optax.tree.norm(offset, squared=True)
