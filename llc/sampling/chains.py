@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, get_args
 
-import arviz as az
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from arviz_base import from_dict
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -108,20 +108,18 @@ def sample(
     carries = [_start(k, posterior, sampler, settings, warmup * thinning, vectorize) for _, k in groups]
 
     recorder = _Recorder(warmup, num_draws)
-    with tqdm(total=(warmup + num_draws) * num_chains, disable=_quiet(progress), desc="sampling", unit="draw") as bar:
+    with tqdm(
+        total=(warmup + num_draws) * num_chains,
+        disable=None if progress is None else not progress,
+        desc="sampling",
+        unit="draw",
+    ) as bar:
         for start, count in _segments(warmup, num_draws, size):
             parts = []
             for i, (group_keys, _) in enumerate(groups):
+                span = np.int32(start), np.int32(count)  # arrays: Python integers would retrace
                 carries[i], segment = _advance(
-                    group_keys,
-                    posterior,
-                    sampler,
-                    evaluation,
-                    carries[i],
-                    np.int32(start),
-                    np.int32(count),
-                    settings,
-                    vectorize,
+                    group_keys, posterior, sampler, evaluation, carries[i], span, settings, vectorize
                 )
                 part = jax.device_get(segment)
                 parts.append(part if vectorize else jax.tree.map(lambda x: x[None], part))
@@ -239,8 +237,9 @@ def _start(keys, posterior, sampler, settings, num_warmup, vectorize):
 
 
 @eqx.filter_jit
-def _advance(keys, posterior, sampler, evaluation, carry, start, count, settings, vectorize):
-    """`count` <= settings.size draws from draw number `start` on."""
+def _advance(keys, posterior, sampler, evaluation, carry, span, settings, vectorize):
+    """`count` <= settings.size draws from draw number `start` on, with `span` = (start, count)."""
+    start, count = span
     baseline = evaluation.losses(posterior, posterior.position)
 
     def chain(key, carry):
@@ -328,9 +327,8 @@ class _Recorder:
         self.draws.append(jax.tree.map(lambda x: x[:, :count], draws))
         if moments is not None and start >= self.warmup:
             block = (start - self.warmup) * len(self.moments) // self.num_draws
-            self.moments[block] = (
-                [jax.tree.map(np.add, *self.moments[block], moments)] if self.moments[block] else [moments]
-            )
+            before = self.moments[block]
+            self.moments[block] = [jax.tree.map(np.add, *before, moments)] if before else [moments]
             self.counts[block] += count
 
     def tree(self, constants: dict[str, float], attributes: dict[str, str], posterior: LocalPosterior) -> xr.DataTree:
@@ -352,7 +350,7 @@ class _Recorder:
             for name, group in groups.items():
                 split[f"warmup_{name}"] = {k: v[:, : self.warmup] for k, v in group.items()}
         split["constant_data"] = constants
-        tree = az.from_dict(split, attrs={"/": attributes}, save_warmup=True)
+        tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
         tree.attrs.update(attributes)
         blocks = [(total[0], count) for total, count in zip(self.moments, self.counts, strict=True) if total]
         if blocks:
@@ -391,8 +389,8 @@ def _choose_method(chain_method: ChainMethod, posterior: LocalPosterior, num_cha
     devices = jax.device_count()
     if chain_method == "parallel" and (devices < 2 or num_chains % devices):
         raise ValueError(
-            f"chain_method 'parallel' needs at least 2 devices and num_chains a multiple of them, got {devices} devices "
-            f"and {num_chains} chains; take 'vectorized', or numpyro.set_host_device_count before JAX starts."
+            "chain_method 'parallel' needs at least 2 devices and num_chains a multiple of them, "
+            f"got {devices} devices and {num_chains} chains; take 'vectorized', or numpyro.set_host_device_count before JAX starts."
         )
     if chain_method != "auto":
         return chain_method
@@ -405,10 +403,6 @@ def _choose_method(chain_method: ChainMethod, posterior: LocalPosterior, num_cha
 def _spread(keys: PRNGKeyArray, num_chains: int) -> PRNGKeyArray:
     mesh = jax.make_mesh((math.gcd(num_chains, jax.device_count()),), ("chain",), axis_types=(AxisType.Auto,))
     return jax.device_put(keys, NamedSharding(mesh, P("chain")))
-
-
-def _quiet(progress: bool | None) -> bool | None:
-    return None if progress is None else not progress
 
 
 def _describe(module: Any) -> Any:

@@ -40,7 +40,7 @@ class Identity(Preconditioner):
     def update(self, state: None, loss_grad: PyTree) -> None:
         """Nothing to learn."""
 
-    def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:
+    def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
         """`tree` itself."""
         return tree
 

@@ -38,7 +38,8 @@ class SGLD(Sampler):
     heating (εs²/4) / (a (1 − εa/4)).
 
     Args:
-        step_size: ε, in units of 1/U's curvature: stable below 4 / (nβ·h_max + γ); `llc.estimate` takes an eighth of that.
+        step_size: ε, in units of 1/U's curvature: stable below 4 / (nβ·h_max + γ).
+            `llc.estimate` takes an eighth of that.
         integrator: `"leimkuhler_matthews"` (exact on quadratics) or `"euler_maruyama"` (what other tools run).
         preconditioner: `Identity()` or `RMSProp()`.
 
