@@ -7,7 +7,6 @@ the full data (or one fixed subset), as the difference to the loss of w* on the 
     llc = nβ (L(w) − L(w*)).
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -20,21 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
-from arviz_base import from_dict
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray
 from tqdm.auto import tqdm
 
 from llc.posterior import LocalPosterior
+from llc.sampling.draws import Draw, Moments, Recorder, describe
+from llc.sampling.evaluation import make_evaluation
 from llc.sampling.kernel import Info, Sampler
 
 ChainMethod = Literal["auto", "vectorized", "sequential", "parallel"]
 
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
-_NUM_BLOCKS = 5  # blocks a chain in which per-example moments are kept, for jackknife errors
-_EVAL_ROWS = 4096  # rows of one evaluation pass; bounds the memory, not the result
-_SUBSET_UNITS = 32  # pieces of a subset when the loss is a scalar, for the error of the subset
 _SEQUENTIAL_PARAMS = 20_000  # on a CPU, chains one by one beat vmap above it (validation/speed.py)
 
 
@@ -88,7 +85,7 @@ def sample(
     if eval_size is not None and eval_size < num_data:
         rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
     init_loss = posterior.init_loss(rows)
-    evaluation = _evaluation(posterior, rows)
+    evaluation = make_evaluation(posterior, rows)
     posterior = jax.device_put(posterior)
     evaluation = jax.device_put(evaluation)
 
@@ -107,7 +104,7 @@ def sample(
     vectorize = method != "sequential"
     carries = [_start(k, posterior, sampler, settings, warmup * thinning, vectorize) for _, k in groups]
 
-    recorder = _Recorder(warmup, num_draws)
+    recorder = Recorder(warmup, num_draws)
     with tqdm(
         total=(warmup + num_draws) * num_chains,
         disable=None if progress is None else not progress,
@@ -138,7 +135,7 @@ def sample(
         "sampler": type(sampler).__name__,
         "settings": json.dumps(
             {
-                "sampler": _describe(sampler),
+                "sampler": describe(sampler),
                 "num_chains": num_chains,
                 "num_warmup": num_warmup,
                 "num_draws": num_draws,
@@ -161,63 +158,6 @@ class _Settings(NamedTuple):
     batch_size: int | None
     size: int
     keep_params: bool
-
-
-class _Evaluation(eqx.Module):
-    """The rows on which losses are evaluated, in `pieces` of equal length and a `rest`.
-
-    A unit is an example where the loss comes per example and a piece where it is a scalar; `weights` add up to 1.
-    """
-
-    pieces: PyTree
-    rest: PyTree
-    weights: Float[Array, "unit"]
-    pointwise: bool = eqx.field(static=True)
-
-    def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
-        """Loss of every unit."""
-        params = posterior.params_at(position)
-
-        def of(batch):
-            return jnp.atleast_1d(posterior.loss_fn(params, batch))
-
-        losses = jnp.ravel(jax.lax.map(of, self.pieces))
-        return losses if self.rest is None else jnp.concatenate([losses, of(self.rest)])
-
-
-def _evaluation(posterior: LocalPosterior, rows: np.ndarray | None) -> _Evaluation:
-    data = posterior.data if rows is None else jax.tree.map(lambda x: x[rows], posterior.data)
-    num_rows = posterior.num_data if rows is None else len(rows)
-    num_pieces = math.ceil(num_rows / _EVAL_ROWS)
-    if rows is not None and not posterior.per_example:
-        num_pieces = max(num_pieces, min(_SUBSET_UNITS, num_rows))
-    num_pieces = next((k for k in range(num_pieces, 2 * num_pieces) if num_rows % k == 0), num_pieces)
-    length = num_rows // num_pieces
-    split = num_pieces * length
-    pieces = jax.tree.map(lambda x: x[:split].reshape(num_pieces, length, *x.shape[1:]), data)
-    rest = jax.tree.map(lambda x: x[split:], data) if split < num_rows else None
-    if posterior.per_example:
-        weights = np.full(num_rows, 1 / num_rows)
-    else:
-        weights = np.array([length] * num_pieces + ([num_rows - split] if split < num_rows else [])) / num_rows
-    return _Evaluation(pieces, rest, weights, posterior.per_example or rows is not None)
-
-
-class _Draw(NamedTuple):
-    """What is recorded of one draw; with leading axes (chain, draw) outside of the loop."""
-
-    delta: Float[Array, ""]  # L(w) − L(w*)
-    distance: Float[Array, ""]
-    info: Info
-    params: PyTree
-
-
-class _Moments(NamedTuple):
-    """Sums over a segment's draws of d = loss(w) − loss(w*), d² and exp(−d), for every unit."""
-
-    first: Float[Array, "unit"]
-    second: Float[Array, "unit"]
-    exponential: Float[Array, "unit"]
 
 
 class _Carry(NamedTuple):
@@ -248,7 +188,7 @@ def _advance(keys, posterior, sampler, evaluation, carry, span, settings, vector
             carry, info = _steps(key, posterior, sampler, carry, start + i, settings)
             position = carry.state.position
             difference = evaluation.losses(posterior, position) - baseline
-            draw = _Draw(
+            draw = Draw(
                 delta=jnp.sum(jnp.asarray(evaluation.weights, difference.dtype) * difference),
                 distance=optax.tree.norm(optax.tree.sub(position, posterior.position)),
                 info=info,
@@ -256,12 +196,12 @@ def _advance(keys, posterior, sampler, evaluation, carry, span, settings, vector
             )
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             if moments is not None:
-                update = _Moments(difference, difference**2, jnp.exp(-difference))
+                update = Moments(difference, difference**2, jnp.exp(-difference))
                 moments = jax.tree.map(jnp.add, moments, update)
             return carry, draws, moments
 
         shapes = eqx.filter_eval_shape(
-            lambda c: _Draw(
+            lambda c: Draw(
                 jnp.sum(baseline),
                 jnp.sum(baseline),
                 Info(*[jnp.sum(baseline)] * 4, jnp.bool_(0)),
@@ -270,7 +210,7 @@ def _advance(keys, posterior, sampler, evaluation, carry, span, settings, vector
             carry,
         )
         buffers = jax.tree.map(lambda s: jnp.zeros((settings.size, *s.shape), s.dtype), shapes)
-        moments = _Moments(*[jnp.zeros_like(baseline)] * 3) if evaluation.pointwise else None
+        moments = Moments(*[jnp.zeros_like(baseline)] * 3) if evaluation.pointwise else None
         carry, draws, moments = jax.lax.fori_loop(0, count, take, (carry, buffers, moments))
         return carry, (draws, moments)
 
@@ -312,58 +252,6 @@ def _segments(warmup: int, num_draws: int, size: int) -> Iterator[tuple[int, int
             yield start, min(size, end - start)
 
 
-class _Recorder:
-    """Collects segments on the host and turns them into a DataTree."""
-
-    def __init__(self, warmup: int, num_draws: int):
-        self.warmup, self.num_draws = warmup, num_draws
-        self.draws: list[_Draw] = []
-        self.moments: list[list[_Moments]] = [[] for _ in range(min(_NUM_BLOCKS, num_draws))]
-        self.counts = np.zeros(len(self.moments))
-
-    def add(self, start: int, count: int, segment: tuple[_Draw, _Moments | None]) -> None:
-        """Takes one segment with leading axes (chain, draw)."""
-        draws, moments = segment
-        self.draws.append(jax.tree.map(lambda x: x[:, :count], draws))
-        if moments is not None and start >= self.warmup:
-            block = (start - self.warmup) * len(self.moments) // self.num_draws
-            before = self.moments[block]
-            self.moments[block] = [jax.tree.map(np.add, *before, moments)] if before else [moments]
-            self.counts[block] += count
-
-    def tree(self, constants: dict[str, float], attributes: dict[str, str], posterior: LocalPosterior) -> xr.DataTree:
-        """Everything recorded, with the warm-up apart."""
-        draws = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.draws)
-        delta = draws.delta.astype(np.float64)
-        values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(draws.params):
-            name = jax.tree_util.keystr(path, simple=True, separator=".") or "w"
-            values[f"params.{name}"] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
-        stats = {name: value for name, value in draws.info._asdict().items()}
-        stats["distance"] = draws.distance
-        if np.isnan(stats["acceptance_rate"]).all():
-            del stats["acceptance_rate"]
-        stats = {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
-        groups = {"posterior": values, "sample_stats": stats}
-        split = {name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()}
-        if self.warmup:
-            for name, group in groups.items():
-                split[f"warmup_{name}"] = {k: v[:, : self.warmup] for k, v in group.items()}
-        split["constant_data"] = constants
-        tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
-        tree.attrs.update(attributes)
-        blocks = [(total[0], count) for total, count in zip(self.moments, self.counts, strict=True) if total]
-        if blocks:
-            dims = ("block", "chain", "example" if posterior.per_example else "piece")
-            means = {
-                name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
-                for name in _Moments._fields
-            }
-            means["num_draws"] = (("block",), np.array([count for _, count in blocks]))
-            tree["pointwise"] = xr.DataTree(xr.Dataset(means))
-        return tree
-
-
 def _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size) -> None:
     least = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0), "num_draws": (num_draws, 1)}
     for name, (value, bound) in (least | {"thinning": (thinning, 1)}).items():
@@ -390,7 +278,8 @@ def _choose_method(chain_method: ChainMethod, posterior: LocalPosterior, num_cha
     if chain_method == "parallel" and (devices < 2 or num_chains % devices):
         raise ValueError(
             "chain_method 'parallel' needs at least 2 devices and num_chains a multiple of them, "
-            f"got {devices} devices and {num_chains} chains; take 'vectorized', or numpyro.set_host_device_count before JAX starts."
+            f"got {devices} devices and {num_chains} chains; "
+            "take 'vectorized', or numpyro.set_host_device_count before JAX starts."
         )
     if chain_method != "auto":
         return chain_method
@@ -403,11 +292,3 @@ def _choose_method(chain_method: ChainMethod, posterior: LocalPosterior, num_cha
 def _spread(keys: PRNGKeyArray, num_chains: int) -> PRNGKeyArray:
     mesh = jax.make_mesh((math.gcd(num_chains, jax.device_count()),), ("chain",), axis_types=(AxisType.Auto,))
     return jax.device_put(keys, NamedSharding(mesh, P("chain")))
-
-
-def _describe(module: Any) -> Any:
-    """Settings of a sampler as plain data."""
-    if isinstance(module, eqx.Module):
-        fields = {field.name: _describe(getattr(module, field.name)) for field in dataclasses.fields(module)}
-        return {"name": type(module).__name__, **fields}
-    return module if isinstance(module, (str, int, float, bool, type(None))) else np.asarray(module).tolist()

@@ -1,0 +1,93 @@
+"""What the sampling loop records, and its form on the host: a DataTree in ArviZ's schema."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+import xarray as xr
+from arviz_base import from_dict
+from jaxtyping import Array, Float, PyTree
+
+from llc.posterior import LocalPosterior
+from llc.sampling.kernel import Info
+
+_NUM_BLOCKS = 5  # blocks a chain in which per-example moments are kept, for jackknife errors
+
+
+class Draw(NamedTuple):
+    """What is recorded of one draw; with leading axes (chain, draw) outside of the loop."""
+
+    delta: Float[Array, ""]  # L(w) − L(w*)
+    distance: Float[Array, ""]
+    info: Info
+    params: PyTree
+
+
+class Moments(NamedTuple):
+    """Sums over a segment's draws of d = loss(w) − loss(w*), d² and exp(−d), for every unit."""
+
+    first: Float[Array, "unit"]
+    second: Float[Array, "unit"]
+    exponential: Float[Array, "unit"]
+
+
+class Recorder:
+    """Collects segments on the host and turns them into a DataTree."""
+
+    def __init__(self, warmup: int, num_draws: int):
+        self.warmup, self.num_draws = warmup, num_draws
+        self.draws: list[Draw] = []
+        self.moments: list[list[Moments]] = [[] for _ in range(min(_NUM_BLOCKS, num_draws))]
+        self.counts = np.zeros(len(self.moments))
+
+    def add(self, start: int, count: int, segment: tuple[Draw, Moments | None]) -> None:
+        """Takes one segment with leading axes (chain, draw)."""
+        draws, moments = segment
+        self.draws.append(jax.tree.map(lambda x: x[:, :count], draws))
+        if moments is not None and start >= self.warmup:
+            block = (start - self.warmup) * len(self.moments) // self.num_draws
+            before = self.moments[block]
+            self.moments[block] = [jax.tree.map(np.add, *before, moments)] if before else [moments]
+            self.counts[block] += count
+
+    def tree(self, constants: dict[str, float], attributes: dict[str, str], posterior: LocalPosterior) -> xr.DataTree:
+        """Everything recorded, with the warm-up apart."""
+        draws = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.draws)
+        delta = draws.delta.astype(np.float64)
+        values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(draws.params):
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "w"
+            values[f"params.{name}"] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
+        stats = {name: value for name, value in draws.info._asdict().items()}
+        stats["distance"] = draws.distance
+        if np.isnan(stats["acceptance_rate"]).all():
+            del stats["acceptance_rate"]
+        stats = {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
+        groups = {"posterior": values, "sample_stats": stats}
+        split = {name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()}
+        if self.warmup:
+            for name, group in groups.items():
+                split[f"warmup_{name}"] = {k: v[:, : self.warmup] for k, v in group.items()}
+        split["constant_data"] = constants
+        tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
+        tree.attrs.update(attributes)
+        blocks = [(total[0], count) for total, count in zip(self.moments, self.counts, strict=True) if total]
+        if blocks:
+            dims = ("block", "chain", "example" if posterior.per_example else "piece")
+            means = {
+                name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
+                for name in Moments._fields
+            }
+            means["num_draws"] = (("block",), np.array([count for _, count in blocks]))
+            tree["pointwise"] = xr.DataTree(xr.Dataset(means))
+        return tree
+
+
+def describe(module: Any) -> Any:
+    """Settings of a sampler as plain data."""
+    if isinstance(module, eqx.Module):
+        fields = {field.name: describe(getattr(module, field.name)) for field in dataclasses.fields(module)}
+        return {"name": type(module).__name__, **fields}
+    return module if isinstance(module, (str, int, float, bool, type(None))) else np.asarray(module).tolist()

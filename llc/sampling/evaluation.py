@@ -1,0 +1,59 @@
+"""Losses of a draw and of w*, on the same rows.
+
+The difference of the two is what is averaged (DESIGN: L(w*) from other rows than L(w) is the largest error of all), so
+one `Evaluation` serves both. Its rows are all the data, or one fixed random subset.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from llc.posterior import LocalPosterior
+
+_EVAL_ROWS = 4096  # rows of one evaluation pass; bounds the memory, not the result
+_SUBSET_UNITS = 32  # pieces of a subset when the loss is a scalar, for the error of the subset
+
+
+class Evaluation(eqx.Module):
+    """The rows on which losses are evaluated, in `pieces` of equal length and a `rest`.
+
+    A unit is an example where the loss comes per example and a piece where it is a scalar; `weights` add up to 1.
+    """
+
+    pieces: PyTree
+    rest: PyTree
+    weights: Float[Array, "unit"]
+    pointwise: bool = eqx.field(static=True)
+
+    def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
+        """Loss of every unit."""
+        params = posterior.params_at(position)
+
+        def of(batch):
+            return jnp.atleast_1d(posterior.loss_fn(params, batch))
+
+        losses = jnp.ravel(jax.lax.map(of, self.pieces))
+        return losses if self.rest is None else jnp.concatenate([losses, of(self.rest)])
+
+
+def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None) -> Evaluation:
+    """Evaluation on `rows` of the posterior's data, or on all of it."""
+    data = posterior.data if rows is None else jax.tree.map(lambda x: x[rows], posterior.data)
+    num_rows = posterior.num_data if rows is None else len(rows)
+    num_pieces = math.ceil(num_rows / _EVAL_ROWS)
+    if rows is not None and not posterior.per_example:
+        num_pieces = max(num_pieces, min(_SUBSET_UNITS, num_rows))
+    num_pieces = next((k for k in range(num_pieces, 2 * num_pieces) if num_rows % k == 0), num_pieces)
+    length = num_rows // num_pieces
+    split = num_pieces * length
+    pieces = jax.tree.map(lambda x: x[:split].reshape(num_pieces, length, *x.shape[1:]), data)
+    rest = jax.tree.map(lambda x: x[split:], data) if split < num_rows else None
+    if posterior.per_example:
+        weights = np.full(num_rows, 1 / num_rows)
+    else:
+        weights = np.array([length] * num_pieces + ([num_rows - split] if split < num_rows else [])) / num_rows
+    return Evaluation(pieces, rest, weights, posterior.per_example or rows is not None)
