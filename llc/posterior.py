@@ -96,6 +96,20 @@ class LocalPosterior(eqx.Module):
         """w* as the samplers see it: the parameters that move, and nothing else (see `params_at`)."""
         return self._select(self.center)
 
+    def with_scale(self, *, nbeta: float | None = None, gamma: float | None = None) -> "LocalPosterior":
+        """The same loss, data and w* at another nβ or γ; what is None stays.
+
+        Raises:
+            ValueError: if a given value is not a finite number >= 0.
+        """
+        posterior = self
+        if nbeta is not None:
+            posterior = eqx.tree_at(lambda p: p.nbeta, posterior, _nonnegative("nbeta", nbeta))
+        if gamma is not None:
+            new = _nonnegative("gamma", gamma)
+            posterior = eqx.tree_at(lambda p: p.gamma, posterior, new, is_leaf=lambda x: x is None)
+        return posterior
+
     def params_at(self, position: PyTree) -> PyTree:
         """Full params with `position` in place of the parameters that move."""
         if self.mask is None:

@@ -1,0 +1,250 @@
+"""Named checks of a run: what was seen, what is allowed, and what to change.
+
+A failed check is data. It never hides the number, and the number never hides it.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from llc.analysis.estimators import (
+    Estimate,
+    constant,
+    finite_chains,
+    monte_carlo_error,
+    subset_stderr,
+)
+
+if TYPE_CHECKING:
+    from llc.geometry.bounds import Bounds
+    from llc.geometry.spectrum import Spectrum
+
+_MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
+_MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
+_MAX_Z = 4.0
+_MAX_VIRIAL = 0.05  # THEORY §7: every unmixed run had .37–.9, every trusted one is within .05
+_MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
+_MIN_SHARE = 0.5  # of r/2 in λ_quad; below it λ_corr is more extrapolated than measured
+_SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every exact finite-n case of THEORY §2
+
+
+@dataclass(frozen=True)
+class Check:
+    """One named test of a run.
+
+    Attributes:
+        name: what was tested.
+        passed: whether the value is within its threshold.
+        value: what was seen.
+        threshold: what is allowed.
+        message: what it means and, if it failed, what to change in which direction.
+    """
+
+    name: str
+    passed: bool
+    value: float
+    threshold: float
+    message: str
+
+
+def run_checks(
+    draws: xr.DataTree,
+    mean: Estimate,
+    variance: Estimate,
+    bounds: "Bounds | None",
+    spectrum: "Spectrum | None",
+    corrected: Estimate | None,
+) -> tuple[Check, ...]:
+    """All checks that apply: of the chains, of the minimum, of the estimators, and against the bounds.
+
+    Args:
+        draws: of one run.
+        mean: the mean energy λ̂.
+        variance: the energy variance.
+        bounds: on the asymptotic λ, if the geometry is known.
+        spectrum: of the Hessian, if known.
+        corrected: λ_corr.
+    """
+    checks = [
+        _finite(draws),
+        _divergences(draws),
+        _rhat(mean),
+        _ess(mean),
+        _drift(draws),
+        _virial(draws, mean),
+        _positive(mean),
+        _lower_loss(draws, mean),
+        _mean_variance(draws, mean, variance, spectrum),
+    ]
+    if spectrum is not None:
+        checks += [_step_size(draws, spectrum), _resolution(draws, spectrum)]
+    if bounds is not None:
+        checks += [_assumption(assumption) for assumption in bounds.assumptions]
+        if bounds.valid and corrected is not None:
+            checks += [_localization(bounds), _below(corrected, bounds), _above(corrected, bounds)]
+    return tuple(check for check in checks if check is not None)
+
+
+def _check(name: str, value: float, threshold: float, seen: str, cure: str, *, passed: bool) -> Check:
+    return Check(name, bool(passed), float(value), float(threshold), seen if passed else f"{seen}: {cure}")
+
+
+def _finite(draws: xr.DataTree) -> Check:
+    finite = finite_chains(draws["posterior"]["llc"].values)
+    dead = [str(i) for i in np.flatnonzero(~finite)]
+    names = f" (chain {', '.join(dead)})" if dead else ""
+    seen = f"{len(dead)} of {len(finite)} chains have non-finite losses{names}"
+    cure = "they are left out of the estimates; lower step_size or raise gamma"
+    return _check("finite_chains", len(dead), 0, seen, cure, passed=not dead)
+
+
+def _divergences(draws: xr.DataTree) -> Check:
+    share = float(draws["sample_stats"]["diverging"].values.mean())
+    cure = "lower step_size, or raise target_accept"
+    return _check("divergences", share, 0, f"{share:.2%} of draws diverged", cure, passed=share == 0)
+
+
+def _rhat(mean: Estimate) -> Check:
+    cure = "the chains disagree; take more draws and warm-up, or a larger step_size"
+    return _check("rhat", mean.rhat, _MAX_RHAT, f"R-hat {mean.rhat:.3f}", cure, passed=mean.rhat <= _MAX_RHAT)
+
+
+def _ess(mean: Estimate) -> Check:
+    cure = "take more draws or a larger thinning, or a larger step_size if step_size_bias allows"
+    seen = f"{mean.ess:.0f} effective draws"
+    return _check("ess", mean.ess, _MIN_ESS, seen, cure, passed=mean.ess >= _MIN_ESS)
+
+
+def _drift(draws: xr.DataTree) -> Check:
+    llc = draws["posterior"]["llc"].values
+    third = max(1, llc.shape[1] // 3)
+    first, last = llc[:, :third], llc[:, -third:]
+    finite = finite_chains(llc)
+    error = np.hypot(monte_carlo_error(first), monte_carlo_error(last))
+    z = (last[finite].mean() - first[finite].mean()) / error if finite.any() and error > 0 else np.nan
+    seen = f"the last third of the draws differs from the first by {z:+.1f} standard errors"
+    cure = "the chains still move; raise num_warmup, then num_draws"
+    return _check("drift", z, _MAX_Z, seen, cure, passed=abs(z) <= _MAX_Z)
+
+
+def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
+    virial = draws["sample_stats"]["virial"].values
+    finite = virial[finite_chains(virial)]
+    value = float(finite.mean()) if finite.size else np.nan
+    noise = 3 * monte_carlo_error(virial)
+    # Heating sits in the stiff directions: an excess of x·∇U/d by δ moves λ̂ by δ d/2.
+    dim = constant(draws, "num_params")
+    hot = max(_MAX_VIRIAL * min(1.0, 2 * max(mean.value, 0.0) / dim), noise)
+    cold = max(_MAX_VIRIAL, noise)
+    seen = f"x·∇U/d = {value:.3f}, 1 is exact"
+    cure = (
+        "the chains are hotter than the posterior; lower step_size or raise batch_size"
+        if value > 1
+        else "the chains have not filled the posterior; take more draws and warm-up, or raise gamma"
+    )
+    threshold = hot if value > 1 else cold
+    return _check("virial", value, threshold, seen, cure, passed=abs(value - 1) <= threshold)
+
+
+def _positive(mean: Estimate) -> Check:
+    cure = "w* is no minimum of this loss on these data, or the chains are not at their temperature; train further"
+    return _check("positive", mean.value, 0, f"λ̂ = {mean.value:.4g}", cure, passed=mean.value >= 0)
+
+
+def _lower_loss(draws: xr.DataTree, mean: Estimate) -> Check:
+    llc = draws["posterior"]["llc"].values
+    finite = llc[finite_chains(llc)]
+    deficit = max(0.0, -float(finite.min())) if finite.size else np.nan
+    threshold = _MAX_BIAS * abs(mean.value) + 3 * constant(draws, "nbeta") * subset_stderr(draws)
+    seen = f"draws go {deficit:.2g} below L(w*) in units of nβ·loss"
+    cure = "w* is no minimum, and λ̂ is too low by at least that; train further, to a smaller gradient"
+    return _check("lower_loss", deficit, threshold, seen, cure, passed=deficit <= threshold)
+
+
+def _mean_variance(draws: xr.DataTree, mean: Estimate, variance: Estimate, spectrum: "Spectrum | None") -> Check:
+    # The tether lowers the Gaussian parts differently: ½ Σ p in the mean, ½ Σ p² in the variance, p = h / (h + γ/nβ).
+    expected = 0.0
+    if spectrum is not None:
+        scale = constant(draws, "gamma") / constant(draws, "nbeta")
+        expected = spectrum.quad(scale) - spectrum.sum(lambda h: 0.5 * _share(h, scale) ** 2)
+    gap = mean.value - variance.value - expected
+    threshold = 3 * np.hypot(mean.mcse, variance.mcse) + _SHAPE_GAP * abs(mean.value)
+    if spectrum is None:
+        threshold += mean.value  # without a spectrum, the tether may take all of the variance
+    seen = f"mean {mean.value:.3g} against variance {variance.value:.3g}, {expected:.2g} of it expected from γ"
+    cure = "the energy is not Gamma-distributed: unmixed chains, a wrong L(w*), or another basin; look at the trace"
+    return _check("mean_variance", gap, threshold, seen, cure, passed=abs(gap) <= threshold)
+
+
+def _share(h: np.ndarray, scale: float) -> np.ndarray:
+    h = np.maximum(h, 0.0)
+    return np.divide(h, h + scale, out=np.zeros_like(h), where=h > 0)
+
+
+def _step_size(draws: xr.DataTree, spectrum: "Spectrum") -> Check | None:
+    settings = json.loads(draws.attrs["settings"])["sampler"]
+    if settings["name"] != "SGLD" or settings["preconditioner"]["name"] != "Identity":
+        return None
+    nbeta, gamma, step_size = constant(draws, "nbeta"), constant(draws, "gamma"), settings["step_size"]
+    stiffest = step_size * (nbeta * spectrum.largest + gamma)
+    scale = gamma / nbeta
+    bias = 0.0
+    if settings["integrator"] == "euler_maruyama":
+        # Variance 1 / (a (1 − εa/4)) instead of 1 / a, a = nβh + γ; unstable from εa = 4 on.
+
+        def excess(h):
+            a = np.minimum(step_size * (nbeta * np.maximum(h, 0.0) + gamma), 3.99)
+            return 0.5 * _share(h, scale) * a / (4 - a)
+
+        quad = spectrum.quad(scale)
+        bias = spectrum.sum(excess) / quad if quad > 0 else 0.0
+    seen = f"ε (nβ h_max + γ) = {stiffest:.2g} (stable below 4); predicted bias of λ̂ on the Gaussian part {bias:+.1%}"
+    smaller = "lower step_size to about 0.5 / (nβ h_max + γ), or take integrator='leimkuhler_matthews'"
+    passed = bias <= _MAX_BIAS and stiffest <= 2
+    value, threshold = (stiffest, 2) if stiffest > 2 else (bias, _MAX_BIAS)
+    return _check("step_size_bias", value, threshold, seen, smaller, passed=passed)
+
+
+def _resolution(draws: xr.DataTree, spectrum: "Spectrum") -> Check | None:
+    if spectrum.exact:
+        return None
+    scale = constant(draws, "gamma") / constant(draws, "nbeta")
+    steps = spectrum.nodes.shape[1]
+    cure = "λ_quad is not trustworthy; raise num_matvecs, or gamma"
+    seen = f"{steps} Lanczos steps for γ/nβ = {scale:.2g} and h_max = {spectrum.largest:.2g}"
+    return _check("spectrum_resolution", steps, np.nan, seen, cure, passed=spectrum.resolves(scale))
+
+
+def _assumption(assumption) -> Check:
+    cure = "the bounds do not hold here; train w* to a sharper minimum"
+    name = assumption.name.replace(" ", "_")
+    return _check(name, float(not assumption.holds), 0, assumption.message, cure, passed=assumption.holds)
+
+
+def _localization(bounds: "Bounds") -> Check | None:
+    if not bounds.clean or bounds.rank == 0 or bounds.noise_scale == 0:
+        return None
+    share = 2 * bounds.quad / bounds.rank
+    seen = f"at γ/nβ = {bounds.noise_scale:.2g} the Gaussian part is {share:.0%} of r/2"
+    cure = "the tether hides most directions from the sampler, λ_corr extrapolates; lower gamma (and take more steps)"
+    return _check("localization", share, _MIN_SHARE, seen, cure, passed=share >= _MIN_SHARE)
+
+
+def _below(corrected: Estimate, bounds: "Bounds") -> Check:
+    least = bounds.lower - _MAX_BIAS * bounds.lower - 3 * corrected.mcse
+    seen = f"λ_corr = {corrected.value:.4g} against λ ≥ {bounds.lower:.4g}"
+    cure = (
+        "too low: unmixed chains (more draws, larger step_size), a tether that hides what is singular (lower gamma), "
+        "or a rank that counts directions of an imperfect minimum (train further)"
+    )
+    return _check("below_bounds", corrected.value, least, seen, cure, passed=corrected.value >= least)
+
+
+def _above(corrected: Estimate, bounds: "Bounds") -> Check:
+    most = bounds.upper + _MAX_BIAS * bounds.upper + 3 * corrected.mcse
+    seen = f"λ_corr = {corrected.value:.4g} against λ ≤ {bounds.upper:.4g}"
+    cure = "too high: step or minibatch heating (lower step_size, raise batch_size), a wrong L(w*), or another basin"
+    return _check("above_bounds", corrected.value, most, seen, cure, passed=corrected.value <= most)

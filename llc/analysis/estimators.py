@@ -1,0 +1,214 @@
+r"""From draws to estimates of λ and its relatives, each with a Monte Carlo standard error.
+
+With t = nβ, expectations over draws, and ℓ_i the loss of example i:
+
+    mean energy           λ̂ = t (E[L(w)] − L(w*))                      Lau et al. 2023, eq. 14
+    energy variance       t² Var[L(w)]                                  Watanabe 2013, Theorem 4 (tK is Gamma(λ, 1))
+    WBIC                  n E[L(w)] at β = 1 / log n                    Watanabe 2013, eq. 20
+    singular fluctuation  ν = (β/2) Σ Var[ℓ_i(w)]                       Watanabe 2010, eq. 9
+    WAIC                  −(1/n) Σ log E[exp(−ℓ_i)] + (β/n) Σ Var[ℓ_i]  Watanabe 2010, eq. 6
+
+Where the losses come from a fixed subset of the data, its sampling error is part of the standard error.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from arviz_stats.base import array_stats
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and how well the draws determine it.
+
+    Attributes:
+        method: name of the estimator.
+        value: the estimate from all finite chains; nan if there is none.
+        mcse: its Monte Carlo standard error, the error of an evaluation subset included.
+        per_chain: the estimate from each chain alone; nan for a chain with non-finite draws.
+        ess: effective sample size (nan where it is not defined).
+        rhat: rank-normalized split R-hat (nan where it is not defined).
+    """
+
+    method: str
+    value: float
+    mcse: float
+    per_chain: tuple[float, ...]
+    ess: float
+    rhat: float
+
+
+def mean_energy(draws: xr.DataTree) -> Estimate:
+    """λ̂ = nβ (E[L(w)] − L(w*)), the LLC."""
+    llc = draws["posterior"]["llc"].values
+    return _of_series("mean energy", llc, llc.mean(axis=1), stderr=constant(draws, "nbeta") * subset_stderr(draws))
+
+
+def energy_variance(draws: xr.DataTree) -> Estimate:
+    """(nβ)² Var[L(w)], which needs no L(w*); the noise of an evaluation subset is subtracted."""
+    llc = draws["posterior"]["llc"].values
+    finite = llc[finite_chains(llc)]
+    if not finite.size:
+        return _nothing("energy variance", llc)
+    noise = constant(draws, "nbeta") ** 2 * _subset_variance(draws)
+    return _of_series("energy variance", (llc - finite.mean()) ** 2 - noise, llc.var(axis=1) - noise)
+
+
+def wbic(draws: xr.DataTree) -> Estimate | None:
+    """WBIC = n E[L(w)] in nats, an estimate of the free energy; None unless nβ = n / log n, where it is defined."""
+    num_data = constant(draws, "num_data")
+    if not math.isclose(constant(draws, "nbeta"), num_data / math.log(num_data), rel_tol=1e-6):
+        return None
+    loss = num_data * draws["posterior"]["loss"].values
+    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * subset_stderr(draws))
+
+
+def singular_fluctuation(draws: xr.DataTree) -> Estimate | None:
+    """ν = (β/2) Σ Var[ℓ_i]; None unless the loss came per example."""
+    beta, num_data = constant(draws, "nbeta") / constant(draws, "num_data"), constant(draws, "num_data")
+    return _of_moments(
+        "singular fluctuation",
+        draws,
+        lambda first, second, _: 0.5 * beta * num_data * np.mean(second - first**2),
+    )
+
+
+def waic(draws: xr.DataTree) -> Estimate | None:
+    """WAIC in nats per example, at the sampler's β; None unless the loss came per example."""
+    beta, init_loss = constant(draws, "nbeta") / constant(draws, "num_data"), constant(draws, "init_loss")
+
+    def statistic(first, second, exponential):
+        return init_loss - np.mean(np.log(exponential)) + beta * np.mean(second - first**2)
+
+    return _of_moments("WAIC", draws, statistic)
+
+
+def constant(draws: xr.DataTree, name: str) -> float:
+    """A number from the `constant_data` group."""
+    return float(draws["constant_data"][name].values)
+
+
+def finite_chains(values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
+    """Which chains have finite draws only."""
+    return np.isfinite(values).all(axis=1)
+
+
+def subset_stderr(draws: xr.DataTree) -> float:
+    """Standard error of E[L(w)] − L(w*) from evaluating on a subset of the data; 0 on all the data."""
+    share = constant(draws, "eval_size") / constant(draws, "num_data")
+    moments = _moments(draws)
+    if share >= 1 or moments is None:
+        return 0.0
+    means = np.average(moments.first, axis=0, weights=moments.weights)
+    return float(np.std(means, ddof=1) / np.sqrt(len(means)) * np.sqrt(1 - share))
+
+
+def effective_sample_size(values: Float[np.ndarray, "chain draw"]) -> float:
+    """ESS of the mean; 0 for chains that do not move (ArviZ gives the number of draws there) or are too short."""
+    values = values[finite_chains(values)]
+    if values.size == 0 or values.shape[1] < 4 or np.any(np.ptp(values, axis=1) == 0):
+        return 0.0
+    return float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean"))
+
+
+def monte_carlo_error(values: Float[np.ndarray, "chain draw"]) -> float:
+    """Monte Carlo standard error of the mean over finite chains; inf where there is no effective draw."""
+    ess = effective_sample_size(values)
+    return float(np.std(values[finite_chains(values)], ddof=1) / np.sqrt(ess)) if ess > 0 else np.inf
+
+
+def split_rhat(values: Float[np.ndarray, "chain draw"]) -> float:
+    """Rank-normalized split R-hat over finite chains; inf for chains that do not move."""
+    values = values[finite_chains(values)]
+    if values.size == 0 or values.shape[1] < 4:
+        return np.nan
+    if np.any(np.ptp(values, axis=1) == 0):
+        return np.inf
+    if len(values) == 1:  # ArviZ wants two chains: the halves of the one
+        half = values.shape[1] // 2
+        values = np.stack([values[0, :half], values[0, -half:]])
+    return float(array_stats.rhat(values, chain_axis=0, draw_axis=1))
+
+
+def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:
+    """The mean of a series (chain, draw), with `stderr` added in quadrature."""
+    finite = finite_chains(series)
+    if not finite.any():
+        return _nothing(method, series)
+    return Estimate(
+        method=method,
+        value=float(series[finite].mean()),
+        mcse=float(np.hypot(monte_carlo_error(series), stderr)),
+        per_chain=tuple(float(x) if ok else np.nan for x, ok in zip(per_chain, finite, strict=True)),
+        ess=effective_sample_size(series),
+        rhat=split_rhat(series),
+    )
+
+
+def _nothing(method: str, series: np.ndarray) -> Estimate:
+    return Estimate(method, np.nan, np.inf, (np.nan,) * len(series), 0.0, np.nan)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Means over draws of d, d² and exp(−d) per example: one group for each block of each finite chain."""
+
+    first: Float[np.ndarray, "group unit"]
+    second: Float[np.ndarray, "group unit"]
+    exponential: Float[np.ndarray, "group unit"]
+    weights: Float[np.ndarray, "group"]
+    chains: Float[np.ndarray, "group"]
+
+
+def _moments(draws: xr.DataTree) -> _Moments | None:
+    if "pointwise" not in draws:
+        return None
+    group = draws["pointwise"]
+    finite = finite_chains(draws["posterior"]["llc"].values)
+    if not finite.any():
+        return None
+    arrays = [group[name].values[:, finite].astype(np.float64) for name in ("first", "second", "exponential")]
+    num_blocks, num_chains = arrays[0].shape[:2]
+    return _Moments(
+        *(x.reshape(num_blocks * num_chains, -1) for x in arrays),
+        weights=np.repeat(group["num_draws"].values.astype(float), num_chains),
+        chains=np.tile(np.flatnonzero(finite), num_blocks),
+    )
+
+
+def _subset_variance(draws: xr.DataTree) -> float:
+    """Variance that a subset of m of n examples adds to Var[L(w)]: (1 − m/n)/m of the spread within examples."""
+    share = constant(draws, "eval_size") / constant(draws, "num_data")
+    moments = _moments(draws)
+    if share >= 1 or moments is None:
+        return 0.0
+    first, second = (np.average(x, axis=0, weights=moments.weights) for x in (moments.first, moments.second))
+    loss = draws["posterior"]["loss"].values
+    within = np.mean(second - first**2) - loss[finite_chains(loss)].var()
+    return float(max(within, 0.0) / len(first) * (1 - share))
+
+
+def _of_moments(method, draws, statistic) -> Estimate | None:
+    """A statistic of the pooled moments, with a delete-one-group jackknife error."""
+    moments = _moments(draws)
+    if moments is None or "example" not in draws["pointwise"].dims:
+        return None
+
+    def pooled(weights):
+        arrays = moments.first, moments.second, moments.exponential
+        return statistic(*(np.average(x, axis=0, weights=weights) for x in arrays))
+
+    groups = np.arange(len(moments.weights))
+    error = np.inf
+    if len(groups) > 1:
+        left_out = np.array([pooled(moments.weights * (groups != g)) for g in groups])
+        error = np.sqrt((len(groups) - 1) * np.var(left_out))
+    num_chains = draws["posterior"].sizes["chain"]
+    per_chain = [
+        float(pooled(moments.weights * (moments.chains == c))) if (moments.chains == c).any() else np.nan
+        for c in range(num_chains)
+    ]
+    return Estimate(method, float(pooled(moments.weights)), float(error), tuple(per_chain), np.nan, np.nan)

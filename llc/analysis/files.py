@@ -1,0 +1,45 @@
+"""Files that are written whole or not at all: to a temporary name beside the target, then renamed."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import xarray as xr
+
+
+def save(draws: xr.DataTree, path: str | Path) -> None:
+    """Writes draws to a netCDF file, whole or not at all.
+
+    Args:
+        draws: a DataTree, as of `llc.sample`.
+        path: the file; an existing one is replaced.
+    """
+    write_whole(path, lambda part: draws.to_netcdf(part, engine="h5netcdf"))
+
+
+def load(path: str | Path) -> xr.DataTree:
+    """Draws from a netCDF file, read into memory (the file is closed again).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no file {path}; llc sample --out {path} writes one.")
+    with xr.open_datatree(path, engine="h5netcdf") as draws:
+        return draws.load()
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file beside `path` and renames it; removes it on failure."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,250 @@
+"""Where the two roads meet: estimates, bounds, checks and one verdict.
+
+The raw λ̂(nβ, γ) belongs beside λ_quad at the same scale; only the γ-corrected λ_corr, in which every counted
+direction has its full ½, is compared with the bounds of the asymptotic λ:
+
+    λ_corr = λ̂ + ½ Σ_counted (γ/nβ) / (h + γ/nβ).
+"""
+
+import html
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import xarray as xr
+
+from llc.analysis import files
+from llc.analysis.checks import Check, run_checks
+from llc.analysis.estimators import (
+    Estimate,
+    constant,
+    energy_variance,
+    mean_energy,
+    singular_fluctuation,
+    waic,
+    wbic,
+)
+
+if TYPE_CHECKING:
+    from llc.geometry.bounds import Bounds
+    from llc.geometry.spectrum import Spectrum
+
+Verdict = Literal["CONSISTENT", "BELOW", "ABOVE", "UNRESOLVED"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that is known of λ at one point.
+
+    Attributes:
+        estimates: of λ̂ and its relatives, the mean energy first.
+        corrected: λ_corr, counting the r_lo directions of `bounds.rank_interval`; None without bounds and spectrum.
+        bounds: on the asymptotic λ, or None.
+        checks: named checks with their cures.
+        settings: how the draws were made, as in `draws.attrs["settings"]`.
+        verdict: CONSISTENT (within the bounds, all checks passed), BELOW or ABOVE (λ_corr outside of the bounds beyond
+            its error), UNRESOLVED (no valid bounds, or a failed check).
+        draws: the DataTree that all of it was computed from.
+        spectrum: of the Hessian, or None.
+    """
+
+    estimates: tuple[Estimate, ...]
+    corrected: Estimate | None
+    bounds: "Bounds | None"
+    checks: tuple[Check, ...]
+    settings: dict
+    verdict: Verdict
+    draws: xr.DataTree
+    spectrum: "Spectrum | None"
+
+    @property
+    def llc(self) -> Estimate:
+        """λ̂, the mean energy."""
+        return self.estimates[0]
+
+    @property
+    def quad(self) -> float | None:
+        """λ_quad at the draws' γ/nβ, or None without a spectrum."""
+        return None if self.bounds is None else self.bounds.quad
+
+    @property
+    def singular(self) -> float | None:
+        """λ̂ − λ_quad, the singular contribution."""
+        return None if self.quad is None else self.llc.value - self.quad
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.verdict}  {_reason(self)}", "", *_number_lines(self), "", *_check_lines(self)])
+
+    def to_json(self) -> str:
+        """Everything but the draws, as JSON; non-finite numbers are null."""
+        fields = {
+            "verdict": self.verdict,
+            "reason": _reason(self),
+            "estimates": [asdict(estimate) for estimate in self.estimates],
+            "singular": self.singular,
+            "corrected": None if self.corrected is None else asdict(self.corrected),
+            "bounds": None if self.bounds is None else asdict(self.bounds),
+            "checks": [asdict(check) for check in self.checks],
+            "constants": {name: constant(self.draws, name) for name in self.draws["constant_data"].data_vars},
+            "settings": self.settings,
+            "attributes": {name: self.draws.attrs[name] for name in ("seed", "versions")},
+        }
+        return json.dumps(_without_nan(fields), indent=2, allow_nan=False, ensure_ascii=False)
+
+    def to_html(self, path: str | Path) -> None:
+        """Writes a self-contained page: the text, the dashboard, and the figures."""
+        text = html.escape(str(self))
+        figure = ""
+        page = (
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f"<title>llc report: {self.verdict}</title>\n"
+            "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:80em;margin:2em auto;padding:0 1em}"
+            "pre{background:#f6f6f6;padding:1em;overflow-x:auto}img{max-width:100%}</style>\n</head>\n<body>\n"
+            f"<h1>Local learning coefficient: {self.verdict}</h1>\n<pre>{text}</pre>\n"
+            f'<img alt="Dashboard of the run" src="data:image/png;base64,{figure}">\n'
+            f"<h2>As JSON</h2>\n<pre>{html.escape(self.to_json())}</pre>\n</body>\n</html>\n"
+        )
+        files.write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+
+
+def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "Spectrum | None" = None) -> Report:
+    """Report on `draws`, checked against the bounds as far as the geometry is given.
+
+    Args:
+        draws: of `llc.sample`, or read from a file.
+        bounds: at the scale of the draws.
+        spectrum: that the bounds were made from.
+
+    Raises:
+        ValueError: if `draws` lacks what `llc.sample` writes.
+    """
+    missing = {"posterior", "sample_stats", "constant_data"} - set(draws.children)
+    if missing:
+        raise ValueError(f"draws need the groups that llc.sample writes, but they lack {sorted(missing)}.")
+    mean, variance = mean_energy(draws), energy_variance(draws)
+    others = (wbic(draws), singular_fluctuation(draws), waic(draws))
+    corrected = None if bounds is None or spectrum is None else _corrected(mean, bounds, spectrum)
+    checks = run_checks(draws, mean, variance, bounds, spectrum, corrected)
+    return Report(
+        estimates=(mean, variance, *(estimate for estimate in others if estimate is not None)),
+        corrected=corrected,
+        bounds=bounds,
+        checks=checks,
+        settings=json.loads(draws.attrs["settings"]),
+        verdict=_verdict(checks, bounds, corrected),
+        draws=draws,
+        spectrum=spectrum,
+    )
+
+
+def _corrected(mean: Estimate, bounds: "Bounds", spectrum: "Spectrum") -> Estimate:
+    """λ_corr, with the full ½ for the r_lo directions of largest curvature."""
+    scale, rank = bounds.noise_scale, bounds.rank_interval[0]
+    hidden = 0.0
+    if scale > 0 and rank > 0:
+        nodes, weights = spectrum.nodes.ravel(), spectrum.weights.ravel() / len(spectrum.nodes)
+        order = np.argsort(-nodes)
+        counted = np.diff(np.minimum(np.cumsum(weights[order]), rank), prepend=0.0)
+        hidden = float(np.sum(counted * 0.5 * scale / (np.maximum(nodes[order], 0.0) + scale)))
+    return replace(
+        mean,
+        method="corrected",
+        value=mean.value + hidden,
+        mcse=math.hypot(mean.mcse, bounds.quad_stderr),
+        per_chain=tuple(value + hidden for value in mean.per_chain),
+    )
+
+
+def _verdict(checks: tuple[Check, ...], bounds: "Bounds | None", corrected: Estimate | None) -> Verdict:
+    failed = {check.name for check in checks if not check.passed}
+    if bounds is None or corrected is None or not bounds.valid or not math.isfinite(corrected.value):
+        return "UNRESOLVED"
+    if "below_bounds" in failed:
+        return "BELOW"
+    if "above_bounds" in failed:
+        return "ABOVE"
+    return "UNRESOLVED" if failed else "CONSISTENT"
+
+
+def _reason(report: Report) -> str:
+    failed = ", ".join(check.name for check in report.failed)
+    if report.bounds is None:
+        return "no bounds to compare with" + (f"; failed: {failed}" if failed else "")
+    if not report.bounds.valid:
+        return f"the bounds do not hold at this point; failed: {failed}"
+    interval = f"[{report.bounds.lower:.4g}, {report.bounds.upper:.4g}]"
+    if report.verdict == "CONSISTENT":
+        return f"λ_corr lies within its bounds {interval}, all {len(report.checks)} checks passed"
+    if report.verdict in ("BELOW", "ABOVE"):
+        return f"λ_corr lies {report.verdict.lower()} its bounds {interval}; failed: {failed}"
+    return f"failed: {failed}"
+
+
+def _number_lines(report: Report) -> list[str]:
+    nbeta, gamma = constant(report.draws, "nbeta"), constant(report.draws, "gamma")
+    llc, bounds = report.llc, report.bounds
+    lines = [
+        _row(
+            "λ̂",
+            _pm(llc.value, llc.mcse),
+            f"mean energy at nβ = {nbeta:.4g}, γ = {gamma:.4g}; ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}",
+        ),
+    ]
+    if bounds is not None and bounds.noise_scale:
+        lines.append(_row("λ_quad", _pm(bounds.quad, bounds.quad_stderr), "Gaussian part of λ̂ at the same nβ and γ"))
+        error = math.hypot(llc.mcse, bounds.quad_stderr)
+        lines.append(_row("λ̂ − λ_quad", _pm(report.singular, error), "singular contribution"))
+    if report.corrected is not None:
+        value = _pm(report.corrected.value, report.corrected.mcse)
+        lines.append(_row("λ_corr", value, "γ-corrected, to be compared with the bounds"))
+    if bounds is not None:
+        lines.append(_row("bounds", f"[{bounds.lower:.4g}, {bounds.upper:.4g}]", bounds.source))
+        low, high = bounds.rank_interval
+        gap = f"gap of {bounds.gap:.1f} decades" if low == high else "no gap in the spectrum"
+        rank = f"{low:.0f}" if low == high else f"{low:.0f} … {high:.0f}"
+        lines.append(_row("rank", f"{rank} of {bounds.dim}", f"at τ = {bounds.threshold:.2g}, {gap}"))
+    for estimate in report.estimates[1:]:
+        lines.append(_row(estimate.method, _pm(estimate.value, estimate.mcse), ""))
+    return lines
+
+
+def _row(name: str, value: str, note: str) -> str:
+    return f"  {name:<21} {value:<20} {note}".rstrip()
+
+
+def _pm(value: float | None, error: float) -> str:
+    """Value ± error, with two digits of the error."""
+    if value is None or not math.isfinite(value):
+        return "nan"
+    if error == 0:
+        return f"{value:.4g}"
+    if not math.isfinite(error):
+        return f"{value:.4g} ± ∞"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _check_lines(report: Report) -> list[str]:
+    passed = len(report.checks) - len(report.failed)
+    lines = [f"checks: {passed} passed, {len(report.failed)} failed"]
+    for check in sorted(report.checks, key=lambda check: check.passed):
+        lines.append(f"  {'ok  ' if check.passed else 'FAIL'} {check.name:<21} {check.message}")
+    return lines
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

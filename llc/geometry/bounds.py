@@ -1,0 +1,174 @@
+r"""From a spectrum to bounds on λ.
+
+Near a local minimum of an analytic K ≥ 0 the splitting lemma gives K = |u|² + g(v) with u ∈ R^r, v ∈ R^(d−r), r the
+rank of the Hessian and g of order at least four, hence (Bushnaq 2024)
+
+$$ \tfrac{r}{2} \le \lambda \le \tfrac{r}{2} + \tfrac{d - r}{4} . $$
+
+The rank is decided at the floor of round-off, τ = max(8 ε h_max, 3 |h_min|, noise). Where no gap separates the counted
+eigenvalues from that floor, the rank is an interval: its lower end counts only what stands above 10 γ/nβ, the scale at
+which the sampler sees a direction as curved.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llc.geometry.spectrum import Spectrum
+
+_GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
+_VISIBLE = 10.0  # a direction with h > 10 γ/nβ has more than 10/11 of its full contribution to λ̂
+_TILT = 0.02  # largest shift of λ̂ by gradient or negative curvature at w*, relative to λ_quad (or to one direction, ½)
+_IMPERFECT = 1e-3  # |h_min| / h_max of an imperfectly trained minimum (5e-4 at a loss of 7e-5); a saddle has more
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A condition of the bounds at this point: whether it holds, and how that was seen."""
+
+    name: str
+    holds: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds on the asymptotic λ, with what they rest on.
+
+    Attributes:
+        lower: r_lo / 2; nan where an assumption fails.
+        upper: r_hi / 2 + (d − r_hi) / 4; nan where an assumption fails.
+        rank: number of eigenvalues above `threshold`.
+        rank_interval: (r_lo, r_hi); equal where the spectrum has a gap.
+        quad: λ_quad at `noise_scale`; the rank's half at noise_scale 0.
+        quad_stderr: its standard error from the trace estimate (0 for a dense spectrum).
+        dim: d.
+        threshold: τ, in nats per example and squared parameter.
+        gap: decades between the smallest counted eigenvalue and the largest below τ; nan if it can't be seen.
+        noise_scale: γ/nβ; 0 if the bounds were made without.
+        source: the spectrum's matrix and method, and the bound.
+        assumptions: conditions with their state at this point.
+    """
+
+    lower: float
+    upper: float
+    rank: float
+    rank_interval: tuple[float, float]
+    quad: float
+    quad_stderr: float
+    dim: int
+    threshold: float
+    gap: float
+    noise_scale: float
+    source: str
+    assumptions: tuple[Assumption, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Whether all assumptions hold."""
+        return all(assumption.holds for assumption in self.assumptions)
+
+    @property
+    def clean(self) -> bool:
+        """Whether a gap in the spectrum makes the rank one number."""
+        return self.rank_interval[0] == self.rank_interval[1]
+
+
+def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float | None = None) -> Bounds:
+    """Bounds r/2 ≤ λ ≤ r/2 + (d − r)/4 from a spectrum, with λ_quad at the sampler's scale.
+
+    Args:
+        spectrum: of the Hessian at w*.
+        nbeta: nβ of the sampler, dimensionless; with `gamma` it sets the scale γ/nβ of λ_quad and of the assumptions.
+        gamma: γ of the sampler. Without the two, λ_quad is r/2 and the point is judged by |h_min| / h_max alone.
+
+    Raises:
+        ValueError: if only one of nbeta and gamma is given, or they are not positive.
+
+    References:
+        Bushnaq, Griffin & Mendel 2024 (bound); Watanabe 2009, Theorem 6.5 (splitting).
+    """
+    noise_scale = _noise_scale(nbeta, gamma)
+    floor = 8 * np.finfo(np.float64).eps * max(spectrum.largest, 0.0)
+    negative = max(-spectrum.smallest, 0.0)
+    threshold = max(floor, 3 * negative, spectrum.noise)
+    if spectrum.exact:
+        rank, interval, gap = _exact_rank(spectrum, threshold, floor, noise_scale)
+    else:
+        rank, interval, gap = _estimated_rank(spectrum, threshold, noise_scale)
+    assumptions = _assumptions(spectrum, nbeta, noise_scale)
+    valid = all(assumption.holds for assumption in assumptions)
+    low, high = interval
+    return Bounds(
+        lower=low / 2 if valid else np.nan,
+        upper=high / 2 + (spectrum.dim - high) / 4 if valid else np.nan,
+        rank=rank,
+        rank_interval=interval,
+        quad=spectrum.quad(noise_scale) if noise_scale else rank / 2,
+        quad_stderr=spectrum.quad_stderr(noise_scale) if noise_scale else 0.0,
+        dim=spectrum.dim,
+        threshold=threshold,
+        gap=gap,
+        noise_scale=noise_scale,
+        source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
+        assumptions=assumptions,
+    )
+
+
+def _noise_scale(nbeta: float | None, gamma: float | None) -> float:
+    if (nbeta is None) != (gamma is None):
+        raise ValueError(f"rank_bounds needs nbeta and gamma together, got nbeta = {nbeta}, gamma = {gamma}.")
+    if nbeta is None or gamma is None:
+        return 0.0
+    if not (nbeta > 0 and gamma >= 0):
+        raise ValueError(f"rank_bounds needs nbeta > 0 and gamma >= 0, got nbeta = {nbeta}, gamma = {gamma}.")
+    return gamma / nbeta
+
+
+def _exact_rank(spectrum, threshold, floor, noise_scale):
+    eigenvalues = spectrum.nodes[0]
+    counted = eigenvalues[eigenvalues > threshold]
+    rank = float(len(counted))
+    below = np.abs(eigenvalues[eigenvalues <= threshold])
+    if not below.size:
+        gap = np.inf
+    elif not counted.size:
+        gap = np.nan
+    else:
+        gap = float(np.log10(counted.min() / max(below.max(), floor)))
+    if not counted.size or gap >= _GAP_DECADES:
+        return rank, (rank, rank), gap
+    low = spectrum.count(max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES))
+    return rank, (low, rank), gap
+
+
+def _estimated_rank(spectrum, threshold, noise_scale):
+    """Lanczos sees no count at the round-off floor: at most d, at least what stands above 10 γ/nβ, less its error."""
+    scale = max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES)
+    if not spectrum.resolves(scale):
+        return np.nan, (0.0, float(spectrum.dim)), np.nan
+    count = spectrum.count(scale)
+    error = 2 * spectrum.stderr(lambda h: (h > scale).astype(float))
+    return count, (max(0.0, np.floor(count - error)), float(spectrum.dim)), np.nan
+
+
+def _assumptions(spectrum, nbeta, noise_scale):
+    smallest, largest = spectrum.smallest, max(spectrum.largest, np.finfo(np.float64).tiny)
+    unit = max(spectrum.quad(noise_scale), 0.5) if noise_scale else 0.5
+    if noise_scale:
+        # A negative h adds ½ |h| / (γ/nβ − |h|) to the Gaussian λ̂, and there is no Gaussian beyond γ/nβ.
+        def excess(h):
+            negative = np.minimum(-np.minimum(h, 0.0), 0.999 * noise_scale)
+            return 0.5 * negative / (noise_scale - negative)
+
+        shift = spectrum.sum(excess)
+        holds = shift <= _TILT * unit and -smallest < noise_scale
+        seen = f"h_min = {smallest:.2g} at γ/nβ = {noise_scale:.2g} shifts λ̂ by {shift:.2g}"
+    else:
+        holds = -smallest <= _IMPERFECT * largest
+        seen = f"h_min / h_max = {smallest / largest:.2g}"
+    minimum = Assumption("no negative curvature", bool(holds), seen)
+    tilt = 2 * (nbeta or 0.0) * spectrum.decrement(noise_scale)
+    message = f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if noise_scale else "not judged without nβ and γ"
+    stationary = Assumption("stationary", bool(not noise_scale or tilt <= _TILT * unit), message)
+    return minimum, stationary
