@@ -1,3 +1,4 @@
+from . import demo as demo
 from .analysis.checks import Check as Check
 from .analysis.estimators import Estimate as Estimate
 from .analysis.estimators import energy_variance as energy_variance
@@ -12,7 +13,9 @@ from .geometry.bounds import Bounds as Bounds
 from .geometry.bounds import rank_bounds as rank_bounds
 from .geometry.spectrum import Spectrum as Spectrum
 from .geometry.spectrum import spectrum as spectrum
+from .geometry.spectrum import top_eigenvalue as top_eigenvalue
 from .posterior import LocalPosterior as LocalPosterior
+from .sampling.calibration import settings_from_curvature as settings_from_curvature
 from .sampling.chains import sample as sample
 from .sampling.kernel import Info as Info
 from .sampling.kernel import Sampler as Sampler

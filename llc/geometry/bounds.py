@@ -63,6 +63,20 @@ class Bounds:
     source: str
     assumptions: tuple[Assumption, ...]
 
+    def __str__(self) -> str:
+        low, high = self.rank_interval
+        rank = f"{low:.0f}" if self.clean else f"{low:.0f} … {high:.0f}"
+        gap = f"gap of {self.gap:.1f} decades" if self.clean else "no gap in the spectrum"
+        scale = f" at γ/nβ = {self.noise_scale:.3g}" if self.noise_scale else " (no γ given: r/2)"
+        error = f" ± {self.quad_stderr:.2g}" if self.quad_stderr else ""
+        lines = [
+            f"bounds  [{self.lower:.4g}, {self.upper:.4g}]  {self.source}",
+            f"rank    {rank} of {self.dim}  at τ = {self.threshold:.2g}, {gap}",
+            f"λ_quad  {self.quad:.4g}{error}{scale}",
+        ]
+        lines += [f"{'ok  ' if a.holds else 'FAIL'}    {a.name}: {a.message}" for a in self.assumptions]
+        return "\n".join(lines)
+
     @property
     def valid(self) -> bool:
         """Whether all assumptions hold."""

@@ -4,7 +4,8 @@ With h_max the largest eigenvalue of the Hessian, T the number of steps and c = 
 
 $$ \epsilon = \frac{c}{n\beta\, h_{max} + \gamma}, \qquad \gamma = \frac{40\, n\beta\, h_{max}}{c\, T}: $$
 
-an eighth of the stability limit, and, where the user gave none, a tether that even a flat direction feels T εγ/2 = 20 times over the run.
+an eighth of the stability limit and, where the user gave none, a tether that even a flat direction feels T εγ/2 = 20
+times over the run.
 """
 
 from typing import NamedTuple

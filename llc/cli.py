@@ -1,0 +1,194 @@
+"""The command line: `llc demo | sample | bounds | report`.
+
+Flags equal the keyword names of the functions they call. A posterior is named `FILE.py:NAME`, a `LocalPosterior` or a
+function without arguments that returns one.
+"""
+
+import argparse
+import ast
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lazy_loader
+
+import llc
+
+jax = lazy_loader.load("jax")  # --help answers without it
+xr = lazy_loader.load("xarray")
+
+_EXIT = {"CONSISTENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
+_SAMPLERS = {"sgld": "SGLD", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status (0 consistent, 1 unresolved, 2 outside of the bounds, 3 wrong input)."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader (head, a pager) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, ImportError, FileNotFoundError) as error:
+        print(f"llc {arguments.command}: {error}", file=sys.stderr)
+        return 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llc",
+        description="Local learning coefficients of trained models: sampled, bounded by the geometry, and checked.",
+        epilog="Exit status: 0 consistent, 1 unresolved or a check failed, 2 outside of the bounds, 3 wrong input.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add(commands, "demo", _demo, "the whole way on a small real problem, in about a minute", _demo_flags)
+    _add(commands, "sample", _sample, "draws from a posterior into a netCDF file", _sample_flags)
+    _add(commands, "bounds", _bounds, "spectrum of the Hessian at w*, rank and bounds on λ", _bounds_flags)
+    _add(commands, "report", _report, "estimates, bounds, checks and verdict from a file", _report_flags)
+    return parser
+
+
+def _add(commands: Any, name: str, run: Callable, description: str, flags: Callable) -> None:
+    command = commands.add_parser(
+        name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.set_defaults(run=run)
+    flags(command)
+
+
+def _demo_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, help="of training and sampling")
+    command.add_argument("--out", type=Path, default=Path("llc-demo.nc"), help="draws and spectrum (netCDF)")
+    command.add_argument("--figure", type=Path, default=Path("llc-demo.png"), help="dashboard")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    print("Training a network with 6 hidden units on scikit-learn's digits to a minimum ...", flush=True)
+    train_key, key = jax.random.split(jax.random.key(arguments.seed))
+    posterior = llc.demo.digits_posterior(train_key)
+    print(f"... {posterior.num_params} parameters, {posterior.num_data} images. Spectrum, then SGLD ...", flush=True)
+    report = llc.estimate(key, posterior)
+    print(f"\n{report}\n")
+    llc.save(report.draws, arguments.out)
+    llc.plot_report(report).savefig(arguments.figure)
+    print(f"Dashboard: {arguments.figure}. Draws and spectrum: {arguments.out} (llc report {arguments.out}).")
+    return 0
+
+
+def _sample_flags(command: argparse.ArgumentParser) -> None:
+    _posterior_flag(command)
+    command.add_argument("--out", type=Path, required=True, help="netCDF file; a spectrum that is in it stays")
+    command.add_argument("--sampler", choices=sorted(_SAMPLERS), default="sgld")
+    command.add_argument("--step-size", type=float, help="default: from the curvature (sgld), adapted (others)")
+    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
+    command.add_argument("--gamma", type=float, help="default: the posterior's, or from the curvature and run length")
+    command.add_argument("--num-chains", type=int, default=4)
+    command.add_argument("--num-warmup", type=int, default=1000)
+    command.add_argument("--num-draws", type=int, default=1000)
+    command.add_argument("--thinning", type=int, default=1, help="steps between draws")
+    command.add_argument("--batch-size", type=int, help="default: all data")
+    command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument("--chain-method", choices=("auto", "vectorized", "sequential", "parallel"), default="auto")
+    command.add_argument("--keep-params", action="store_true", help="keep the parameters of every draw")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    posterior = _load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    step_size = arguments.step_size
+    if posterior.gamma is None or (arguments.sampler == "sgld" and step_size is None):
+        num_steps = arguments.num_warmup + arguments.num_draws * arguments.thinning
+        settings = llc.settings_from_curvature(posterior, llc.top_eigenvalue(posterior), num_steps)
+        posterior = posterior.with_scale(gamma=settings.gamma)
+        step_size = settings.step_size if arguments.sampler == "sgld" and step_size is None else step_size
+    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
+    names += ("chain_method", "keep_params")
+    draws = llc.sample(
+        jax.random.key(arguments.seed),
+        posterior,
+        getattr(llc, _SAMPLERS[arguments.sampler])(step_size=step_size),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    if arguments.out.exists() and "curvature" in (before := llc.load(arguments.out)):
+        draws["curvature"] = before["curvature"]
+    llc.save(draws, arguments.out)
+    print(llc.report(draws))
+    print(f"\nWritten to {arguments.out}.")
+    return 0
+
+
+def _bounds_flags(command: argparse.ArgumentParser) -> None:
+    _posterior_flag(command)
+    command.add_argument("--matrix", choices=("hessian",), default="hessian")
+    command.add_argument("--method", choices=("auto", "dense", "lanczos"), default="auto")
+    command.add_argument("--num-matvecs", type=int, help="Lanczos steps a probe; default: what resolves γ/nβ")
+    command.add_argument("--num-probes", type=int, default=8)
+    command.add_argument("--seed", type=int, default=0, help="of the probes")
+    command.add_argument("--gamma", type=float, help="scale for λ_quad; default: the posterior's")
+    command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into (made, or added to)")
+
+
+def _bounds(arguments: argparse.Namespace) -> int:
+    posterior = _load_posterior(arguments.posterior).with_scale(gamma=arguments.gamma)
+    names = ("matrix", "method", "num_matvecs", "num_probes", "seed")
+    spectrum = llc.spectrum(posterior, **{name: getattr(arguments, name) for name in names})
+    scale = {} if posterior.gamma is None else {"nbeta": float(posterior.nbeta), "gamma": float(posterior.gamma)}
+    bounds = llc.rank_bounds(spectrum, **scale)
+    print(bounds)
+    if arguments.out is not None:
+        tree = llc.load(arguments.out) if arguments.out.exists() else xr.DataTree()
+        tree["curvature"] = xr.DataTree(spectrum.to_dataset())
+        llc.save(tree, arguments.out)
+        print(f"\nSpectrum written to {arguments.out}.")
+    return 0 if bounds.valid else 1
+
+
+def _report_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help="netCDF file of llc sample, best with a spectrum of llc bounds")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+    command.add_argument("--html", type=Path, help="write a self-contained page")
+    command.add_argument("--figures", type=Path, help="folder for the figures (PNG)")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    report = llc.report(llc.load(arguments.file))
+    print(report.to_json() if arguments.json else report)
+    if arguments.html is not None:
+        report.to_html(arguments.html)
+    if arguments.figures is not None:
+        for path in llc.save_figures(report, arguments.figures):
+            print(path, file=sys.stderr)
+    return max(_EXIT[report.verdict], 1 if report.failed else 0)
+
+
+def _posterior_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument("posterior", metavar="FILE.py:NAME", help="a LocalPosterior, or a function that returns one")
+
+
+def _load_posterior(name: str) -> Any:
+    path, _, attribute = name.rpartition(":")
+    file = Path(path)
+    if not path or not attribute:
+        raise ValueError(f"the posterior needs the form FILE.py:NAME, got {name!r}; for instance model.py:posterior.")
+    if not file.exists():
+        raise ValueError(f"the posterior needs a Python file, got {path!r}, which does not exist.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        names = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+        raise ValueError(f"{path} needs a posterior called {attribute!r}; it has the functions {names}.")
+    value = getattr(module, attribute)
+    value = value() if callable(value) and not isinstance(value, llc.LocalPosterior) else value
+    if not isinstance(value, llc.LocalPosterior):
+        raise ValueError(f"{name} needs to be (or return) a LocalPosterior, got {type(value).__name__}.")
+    return value
