@@ -1,7 +1,7 @@
 """How many effective parameters has a network that reads digits?
 
-Trains a small equinox network on scikit-learn's digits to a minimum with optax, estimates its local learning coefficient
-with SGLD, prints the report and saves the dashboard. About a minute on two cores.
+Trains a small equinox network on scikit-learn's digits to a minimum with optax, estimates its local learning
+coefficient with SGLD, prints the report and saves the dashboard. About a minute on two cores.
 
     uv run python examples/digits.py --hidden 12
 """

@@ -11,21 +11,25 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lazy_loader
 
 import llc
 
-jax = lazy_loader.load("jax")  # --help answers without it
-xr = lazy_loader.load("xarray")
+if TYPE_CHECKING:
+    import jax
+    import xarray as xr
+else:  # --help answers without them
+    jax = lazy_loader.load("jax")
+    xr = lazy_loader.load("xarray")
 
 _EXIT = {"CONSISTENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
 _SAMPLERS = {"sgld": "SGLD", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status (0 consistent, 1 unresolved, 2 outside of the bounds, 3 wrong input)."""
+    """Runs a command; its exit status is 0 consistent, 1 unresolved, 2 outside of the bounds, or 3 wrong input."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior import LocalPosterior
 
@@ -40,10 +40,10 @@ def logits(params: tuple[Layer, ...], inputs: Float[Array, "batch pixel"]) -> Fl
     return inputs @ last.weight + last.bias
 
 
-def cross_entropy(params: tuple[Layer, ...], batch: tuple[Array, Array]) -> Float[Array, "batch"]:
+def cross_entropy(params: tuple[Layer, ...], batch: tuple[ArrayLike, ArrayLike]) -> Float[Array, "batch"]:
     """Negative log likelihood of the smoothed labels, per image, in nats."""
     inputs, targets = batch
-    return optax.losses.softmax_cross_entropy(logits(params, inputs), targets)
+    return optax.losses.softmax_cross_entropy(logits(params, jnp.asarray(inputs)), jnp.asarray(targets))
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the demo needs scikit-learn's digits; install llc[demo].") from error
-    images, labels = load_digits(return_X_y=True)
+    images, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     inputs = ((images - images.mean(0)) / (images.std(0) + 1.0)).astype(np.float32)
     targets = optax.losses.smooth_labels(jax.nn.one_hot(labels, _CLASSES), _SMOOTHING)
     return inputs, np.asarray(targets)

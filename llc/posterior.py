@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 _PIECE = 8192  # rows of data in one evaluation of L(w*); bounds the memory, not the result
@@ -175,7 +176,7 @@ def _as_array(leaf: Any) -> Any:
 
 
 def _nonnegative(name: str, value: Any) -> Any:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     value = np.asarray(value, dtype=np.float64)
     if not (np.all(np.isfinite(value)) and np.all(value >= 0)):
@@ -208,7 +209,7 @@ def _check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
             "reduce over outputs, not over examples, or take the mean."
         )
     leaves = [x for x in jax.tree.leaves((center, data)) if eqx.is_array(x)]
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         return shape != ()
     loss = _mean_loss(loss_fn, center, data)
     if not math.isfinite(loss):

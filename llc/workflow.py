@@ -3,6 +3,7 @@
 import xarray as xr
 from jaxtyping import PRNGKeyArray
 
+from llc.analysis.estimators import constant
 from llc.analysis.report import Report, assemble
 from llc.geometry.bounds import Bounds, rank_bounds
 from llc.geometry.spectrum import Spectrum
@@ -93,7 +94,7 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
     elif spectrum is not None:
         draws["curvature"] = xr.DataTree(spectrum.to_dataset())
     if spectrum is not None and "constant_data" in draws:
-        nbeta, gamma = (float(draws["constant_data"][name]) for name in ("nbeta", "gamma"))
+        nbeta, gamma = constant(draws, "nbeta"), constant(draws, "gamma")
         if bounds is None or bounds.noise_scale != gamma / nbeta:
             bounds = rank_bounds(spectrum, nbeta=nbeta, gamma=gamma)
     return assemble(draws, bounds=bounds, spectrum=spectrum)

@@ -16,6 +16,7 @@ from llc.analysis.estimators import (
     finite_chains,
     monte_carlo_error,
     subset_stderr,
+    variable,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _check(name: str, value: float, threshold: float, seen: str, cure: str, *, p
 
 
 def _finite(draws: xr.DataTree) -> Check:
-    finite = finite_chains(draws["posterior"]["llc"].values)
+    finite = finite_chains(variable(draws, "posterior", "llc"))
     dead = [str(i) for i in np.flatnonzero(~finite)]
     names = f" (chain {', '.join(dead)})" if dead else ""
     seen = f"{len(dead)} of {len(finite)} chains have non-finite losses{names}"
@@ -102,7 +103,7 @@ def _finite(draws: xr.DataTree) -> Check:
 
 
 def _divergences(draws: xr.DataTree) -> Check:
-    share = float(draws["sample_stats"]["diverging"].values.mean())
+    share = float(variable(draws, "sample_stats", "diverging").mean())
     cure = "lower step_size, or raise target_accept"
     return _check("divergences", share, 0, f"{share:.2%} of draws diverged", cure, passed=share == 0)
 
@@ -119,7 +120,7 @@ def _ess(mean: Estimate) -> Check:
 
 
 def _drift(draws: xr.DataTree) -> Check:
-    llc = draws["posterior"]["llc"].values
+    llc = variable(draws, "posterior", "llc")
     third = max(1, llc.shape[1] // 3)
     first, last = llc[:, :third], llc[:, -third:]
     finite = finite_chains(llc)
@@ -131,7 +132,7 @@ def _drift(draws: xr.DataTree) -> Check:
 
 
 def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
-    virial = draws["sample_stats"]["virial"].values
+    virial = variable(draws, "sample_stats", "virial")
     finite = virial[finite_chains(virial)]
     value = float(finite.mean()) if finite.size else np.nan
     noise = 3 * monte_carlo_error(virial)
@@ -155,7 +156,7 @@ def _positive(mean: Estimate) -> Check:
 
 
 def _lower_loss(draws: xr.DataTree, mean: Estimate) -> Check:
-    llc = draws["posterior"]["llc"].values
+    llc = variable(draws, "posterior", "llc")
     finite = llc[finite_chains(llc)]
     deficit = max(0.0, -float(finite.min())) if finite.size else np.nan
     threshold = _MAX_BIAS * abs(mean.value) + 3 * constant(draws, "nbeta") * subset_stderr(draws)

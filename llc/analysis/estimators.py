@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from jaxtyping import Float
 
 
@@ -43,13 +43,13 @@ class Estimate:
 
 def mean_energy(draws: xr.DataTree) -> Estimate:
     """λ̂ = nβ (E[L(w)] − L(w*)), the LLC."""
-    llc = draws["posterior"]["llc"].values
+    llc = variable(draws, "posterior", "llc")
     return _of_series("mean energy", llc, llc.mean(axis=1), stderr=constant(draws, "nbeta") * subset_stderr(draws))
 
 
 def energy_variance(draws: xr.DataTree) -> Estimate:
     """(nβ)² Var[L(w)], which needs no L(w*); the noise of an evaluation subset is subtracted."""
-    llc = draws["posterior"]["llc"].values
+    llc = variable(draws, "posterior", "llc")
     finite = llc[finite_chains(llc)]
     if not finite.size:
         return _nothing("energy variance", llc)
@@ -62,7 +62,7 @@ def wbic(draws: xr.DataTree) -> Estimate | None:
     num_data = constant(draws, "num_data")
     if not math.isclose(constant(draws, "nbeta"), num_data / math.log(num_data), rel_tol=1e-6):
         return None
-    loss = num_data * draws["posterior"]["loss"].values
+    loss = num_data * variable(draws, "posterior", "loss")
     return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * subset_stderr(draws))
 
 
@@ -88,7 +88,12 @@ def waic(draws: xr.DataTree) -> Estimate | None:
 
 def constant(draws: xr.DataTree, name: str) -> float:
     """A number from the `constant_data` group."""
-    return float(draws["constant_data"][name].values)
+    return float(variable(draws, "constant_data", name))
+
+
+def variable(draws: xr.DataTree, group: str, name: str) -> np.ndarray:
+    """A variable of a group, as a NumPy array."""
+    return draws[group].dataset[name].to_numpy()
 
 
 def finite_chains(values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
@@ -111,7 +116,7 @@ def effective_sample_size(values: Float[np.ndarray, "chain draw"]) -> float:
     values = values[finite_chains(values)]
     if values.size == 0 or values.shape[1] < 4 or np.any(np.ptp(values, axis=1) == 0):
         return 0.0
-    return float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean"))
+    return np.asarray(array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")).item()
 
 
 def monte_carlo_error(values: Float[np.ndarray, "chain draw"]) -> float:
@@ -130,7 +135,7 @@ def split_rhat(values: Float[np.ndarray, "chain draw"]) -> float:
     if len(values) == 1:  # ArviZ wants two chains: the halves of the one
         half = values.shape[1] // 2
         values = np.stack([values[0, :half], values[0, -half:]])
-    return float(array_stats.rhat(values, chain_axis=0, draw_axis=1))
+    return np.asarray(array_stats.rhat(values, chain_axis=0, draw_axis=1)).item()
 
 
 def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:
@@ -167,14 +172,18 @@ def _moments(draws: xr.DataTree) -> _Moments | None:
     if "pointwise" not in draws:
         return None
     group = draws["pointwise"]
-    finite = finite_chains(draws["posterior"]["llc"].values)
+    finite = finite_chains(variable(draws, "posterior", "llc"))
     if not finite.any():
         return None
-    arrays = [group[name].values[:, finite].astype(np.float64) for name in ("first", "second", "exponential")]
-    num_blocks, num_chains = arrays[0].shape[:2]
+    names = ("first", "second", "exponential")
+    first, second, exponential = (group.dataset[name].to_numpy()[:, finite].astype(np.float64) for name in names)
+    num_blocks, num_chains = first.shape[:2]
+    groups = num_blocks * num_chains
     return _Moments(
-        *(x.reshape(num_blocks * num_chains, -1) for x in arrays),
-        weights=np.repeat(group["num_draws"].values.astype(float), num_chains),
+        first=first.reshape(groups, -1),
+        second=second.reshape(groups, -1),
+        exponential=exponential.reshape(groups, -1),
+        weights=np.repeat(group.dataset["num_draws"].to_numpy().astype(float), num_chains),
         chains=np.tile(np.flatnonzero(finite), num_blocks),
     )
 
@@ -185,8 +194,9 @@ def _subset_variance(draws: xr.DataTree) -> float:
     moments = _moments(draws)
     if share >= 1 or moments is None:
         return 0.0
-    first, second = (np.average(x, axis=0, weights=moments.weights) for x in (moments.first, moments.second))
-    loss = draws["posterior"]["loss"].values
+    first = np.average(moments.first, axis=0, weights=moments.weights)
+    second = np.average(moments.second, axis=0, weights=moments.weights)
+    loss = variable(draws, "posterior", "loss")
     within = np.mean(second - first**2) - loss[finite_chains(loss)].var()
     return float(max(within, 0.0) / len(first) * (1 - share))
 

@@ -1,12 +1,15 @@
 """The figures: one function a panel, and the dashboard of a report.
 
-Every function draws on `ax`, or on a figure of its own that pyplot never sees, so none stays open. Non-finite chains are
-drawn up to their last finite draw and marked as dead; pooled curves leave them out, as the estimates do.
+Every function draws on `ax`, or on a figure of its own that pyplot never sees, so none stays open. Non-finite
+chains are drawn up to their last finite draw and marked as dead; pooled curves leave them out, as the estimates do.
 """
 
+import json
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import numpy as np
 import xarray as xr
 from arviz_stats.base import array_stats
@@ -52,6 +55,60 @@ def plot_report(report: Report) -> Figure:
     plot_ess(report, ax=figure.add_subplot(grid[3, 1]))
     plot_autocorrelation(report, ax=figure.add_subplot(grid[3, 2]))
     return figure
+
+
+def _write_summary(report: Report, ax: Axes) -> None:
+    """The report in words. Positions are in points from the top, so that no line covers another."""
+    ax.set_axis_off()
+    draws, bounds, corrected, quad = report.draws, report.bounds, report.corrected, report.quad
+    nbeta, gamma, num_data, num_params = (constant(draws, k) for k in ("nbeta", "gamma", "num_data", "num_params"))
+    top, height = 0.0, 72 * ax.figure.get_figheight() - 60
+
+    def write(text: str, *, left: float = 0, size: float = 10.5, step: float = 1.5, **style) -> None:
+        nonlocal top
+        offset = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "fontsize": size}
+        ax.annotate(text, (0, 1), (left, -top), **offset, **style).set_in_layout(False)
+        top += step * size * (text.count("\n") + 1)
+
+    write(report.verdict, size=22, color=_VERDICTS.get(report.verdict, _BLACK), fontweight="bold", step=1.7)
+    rows = [
+        (_HAT, _plus_minus(report.llc.value, report.llc.mcse), f"ESS {report.llc.ess:.0f}, R-hat {report.llc.rhat:.3f}")
+    ]
+    if quad is not None and bounds is not None and bounds.noise_scale:
+        rows.append((_QUAD, f"{quad:.4g}", "Gaussian part, at the same γ/nβ"))
+        rows.append(
+            (f"{_HAT} − {_QUAD}", _plus_minus(report.llc.value - quad, report.llc.mcse), "singular contribution")
+        )
+    if corrected is not None:
+        rows.append((_CORR, _plus_minus(corrected.value, corrected.mcse), "γ-corrected: compare with the bounds"))
+    if bounds is not None:
+        rows.append(("bounds", f"[{bounds.lower:.4g}, {bounds.upper:.4g}]", "of the asymptotic λ"))
+        rows.append(
+            (
+                "rank",
+                _rank_label(bounds).removeprefix("rank "),
+                f"of d = {bounds.dim}, above τ = {bounds.threshold:.2g}",
+            )
+        )
+    rows += [(estimate.method, _plus_minus(estimate.value, estimate.mcse), "") for estimate in report.estimates[1:]]
+    sizes = draws["posterior"].sizes
+    rows.append(("run", f"{sizes['chain']} chains × {sizes['draw']} draws", ""))
+    rows.append(("posterior", f"n = {num_data:.0f}, d = {num_params:.0f}, nβ = {nbeta:.4g}, γ = {gamma:.4g}", ""))
+    for name, value, note in rows:
+        write(name, step=0)
+        write(value, left=115, step=0, fontweight="bold")
+        write(note, left=235, color=_GREY)
+    failed = [check for check in report.checks if not check.passed]
+    top += 12
+    write(f"{len(report.checks) - len(failed)} of {len(report.checks)} checks passed", size=12, fontweight="bold")
+    for i, check in enumerate(failed):
+        message = textwrap.fill(check.message, 66)
+        if top + 16 * (message.count("\n") + 3) > height:
+            write(f"… and {len(failed) - i} more failed: print(report) lists them.", color=_RED)
+            break
+        write(f"✗ {check.name}", color=_RED, fontweight="bold", parse_math=False)
+        write(message, left=14, step=1.4, parse_math=False)
+        top += 5
 
 
 def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
@@ -106,6 +163,26 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
     return _finish(ax, f"Running {_HAT}", _draw_label(draws), r"mean of $n\beta\,(L(w)-L(w^*))$", columns=2)
 
 
+def _draw_bounds(ax: Axes, bounds: Bounds, corrected: Any) -> None:
+    """A strip at the right with λ_corr and the bounds, which do not hold for the running means beside it."""
+    strip = ax.inset_axes((1.02, 0, 0.16, 1), sharey=ax)
+    if np.isfinite(bounds.lower) and np.isfinite(bounds.upper):
+        text = f"bounds of {_CORR}: [{bounds.lower:.4g}, {bounds.upper:.4g}]"
+        strip.axhspan(bounds.lower, bounds.upper, color=_GREEN, alpha=0.3, lw=1.5)
+        ax.fill_between([], [], [], color=_GREEN, alpha=0.3, label=text)
+    else:
+        strip.text(
+            0.5, 0.5, "no valid\nbounds", transform=strip.transAxes, ha="center", va="center", fontsize=8, color=_GREY
+        )
+    if corrected is not None and np.isfinite(corrected.value):
+        error = corrected.mcse if np.isfinite(corrected.mcse) else 0.0
+        text = f"{_CORR} = {_plus_minus(corrected.value, corrected.mcse)}"
+        strip.errorbar([0.5], [corrected.value], [error], fmt="D", color=_BLUE, capsize=4, ms=5)
+        ax.plot([], [], "D", color=_BLUE, ms=5, label=text)
+    strip.set(xlim=(0, 1), xticks=[0.5], xticklabels=[_CORR])
+    strip.tick_params(labelleft=False, left=False, labelsize=9)
+
+
 def plot_trace(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     """Loss of every draw and chain, the warm-up shaded before draw 0, and L(w*).
 
@@ -130,6 +207,49 @@ def plot_distance(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Ax
     draws, ax = _draws(source), _axes(ax)
     _draw_chains(ax, draws, "sample_stats", "distance", include=0.0)
     return _finish(ax, "Distance from w*", _draw_label(draws), "‖w − w*‖ (unit of the parameters)")
+
+
+def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include: float) -> None:
+    """A line for each chain, warm-up and draws, on an axis that heavy tails can't stretch."""
+    main = draws[group][name].values
+    parts, llc = [main], [draws["posterior"]["llc"].values]
+    if f"warmup_{group}" in draws:
+        parts.insert(0, draws[f"warmup_{group}"][name].values)
+        llc.insert(0, draws["warmup_posterior"]["llc"].values)
+    values, llc = np.concatenate(parts, axis=1), np.concatenate(llc, axis=1)
+    warmup = values.shape[1] - main.shape[1]
+    x = np.arange(values.shape[1]) - warmup
+    live = main[np.isfinite(main).all(axis=1)]
+    core = live.ravel() if live.size else values[np.isfinite(values)]
+    low = high = include
+    if core.size:
+        # No farther from the median than thrice the 1 % and 99 % quantiles: seven sigma of a normal law.
+        q01, q50, q99 = np.quantile(core, (0.01, 0.5, 0.99))
+        low = min(include, max(core.min(), q50 - 3 * (q50 - q01)))
+        high = max(include, min(core.max(), q50 + 3 * (q99 - q50)))
+    low, high = _padded(np.array([low, high]))
+    ax.set(xlim=(-warmup, main.shape[1]), ylim=(low, high))
+    if warmup:
+        ax.axvspan(-warmup, 0, color=_PALE, zorder=0, label="warm-up")
+    dead, beyond = [], 0
+    for i, row in enumerate(values):
+        alive = _alive(row + llc[i])
+        color, label = _color(i, len(values)), _chain_label(i, len(values))
+        ax.plot(*_decimate(x[:alive], row[:alive]), color=color, lw=0.6, alpha=0.85, label=label)
+        if alive < len(row):
+            dead.append(f"{i} (draw {x[alive]})")
+            last = np.clip(row[alive - 1] if alive else low, low, high)
+            ax.plot(x[max(alive - 1, 0)], last, "x", color=color, ms=8, mew=2.5, clip_on=False)
+        outside = x[:alive][(row[:alive] < low) | (row[:alive] > high)]
+        if len(outside):
+            beyond += len(outside)
+            shown = outside[:: math.ceil(len(outside) / 100)]
+            ax.plot(shown, np.full(len(shown), high), "^", color=color, ms=4, clip_on=False)
+    if dead:
+        label = "dead: chain " + ", ".join(dead[:3]) + (f" and {len(dead) - 3} more" if len(dead) > 3 else "")
+        ax.plot([], [], "x", color=_BLACK, ms=7, mew=2, label=label)
+    if beyond:
+        ax.plot([], [], "^", color=_BLACK, ms=4, label=f"{beyond} draws beyond the axis")
 
 
 def plot_rank(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
@@ -195,6 +315,13 @@ def plot_ess(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     ax.axhline(_LEAST_ESS, color=_BLACK, ls="--", lw=1.2, label=f"{_LEAST_ESS}, the least to trust")
     ax.set_ylim(0, 1.08 * max(_LEAST_ESS, ax.get_ylim()[1]))
     return _finish(ax, "Effective sample size", "draws of all finite chains", "effective draws")
+
+
+def _tail_size(values: np.ndarray) -> float:
+    """Effective sample size of the 5 % and 95 % quantiles; 0 for chains that do not move, as for the mean."""
+    if np.any(np.ptp(values, axis=1) == 0):
+        return 0.0
+    return float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95)))
 
 
 def plot_autocorrelation(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
@@ -306,3 +433,105 @@ def plot_curve(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: A
     ax.set_xscale("log")
     ax.set(xlim=(grid[0], grid[-1]), ylim=(0, 1.08 * top))
     return _finish(ax, title, "γ/nβ (nats per example / parameter²)", label)
+
+
+def _draws(source: Any) -> xr.DataTree:
+    return source if isinstance(source, xr.DataTree) else source.draws
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return Figure(figsize=(6.8, 4.0), layout="constrained").add_subplot() if ax is None else ax
+
+
+def _finish(ax: Axes, title: str, xlabel: str, ylabel: str, columns: int = 3) -> Axes:
+    """Labels, and the legend between title and axes, where it covers no data."""
+    handles, _ = ax.get_legend_handles_labels()
+    rows = math.ceil(len(handles) / columns)
+    if handles:
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=columns,
+            fontsize=8,
+            frameon=False,
+            borderaxespad=0.2,
+            handlelength=1.6,
+            columnspacing=1.2,
+        )
+    ax.set_title(title, loc="left", fontsize=10.5, fontweight="bold", pad=5 + 13 * rows)
+    ax.set_xlabel(xlabel, fontsize=9)
+    ax.set_ylabel(ylabel, fontsize=9)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _note(ax: Axes, message: str) -> None:
+    """Says in the middle of a panel why it is empty."""
+    ax.text(0.5, 0.5, message, transform=ax.transAxes, ha="center", va="center", color=_GREY, fontsize=10)
+
+
+def _draw_label(draws: xr.DataTree) -> str:
+    thinning = json.loads(draws.attrs.get("settings", "{}")).get("thinning", 1)
+    return "draw" if thinning == 1 else f"draw (one in {thinning} steps)"
+
+
+def _alive(row: np.ndarray) -> int:
+    """Number of draws before the first that is not finite."""
+    bad = np.flatnonzero(~np.isfinite(row))
+    return int(bad[0]) if bad.size else len(row)
+
+
+def _decimate(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most `_LINE_POINTS` points of a line: the least and the largest of every stretch, so that no spike is lost."""
+    if len(x) <= _LINE_POINTS:
+        return x, y
+    length = math.ceil(len(x) / (_LINE_POINTS // 2))
+    rows = np.pad(y, (0, -len(y) % length), mode="edge").reshape(-1, length)
+    both = np.sort(np.stack([rows.argmin(axis=1), rows.argmax(axis=1)], axis=1), axis=1)
+    index = np.minimum((both + length * np.arange(len(rows))[:, None]).ravel(), len(y) - 1)
+    return x[index], y[index]
+
+
+def _padded(values: np.ndarray) -> tuple[float, float]:
+    """Least and largest of the finite values, with a margin."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _color(i: int, num_chains: int) -> Any:
+    if num_chains <= len(_CHAINS):
+        return _CHAINS[i]
+    return matplotlib.colormaps["cividis"](0.9 * i / (num_chains - 1))
+
+
+def _chain_label(i: int, num_chains: int) -> str | None:
+    """A label for each chain while there are few; one for all otherwise."""
+    if num_chains <= len(_CHAINS):
+        return f"chain {i}"
+    return f"chains 0 to {num_chains - 1}" if i == 0 else None
+
+
+def _measure(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes in descending order and their weights, averaged over the probes."""
+    nodes, weights = spectrum.nodes.ravel(), spectrum.weights.ravel() / len(spectrum.nodes)
+    kept = weights > 0
+    nodes, weights = nodes[kept], weights[kept]
+    order = np.argsort(-nodes)
+    return nodes[order], weights[order]
+
+
+def _rank_label(bounds: Bounds) -> str:
+    low, high = bounds.rank_interval
+    return f"rank {low:.0f}" if low == high else f"rank {low:.0f} to {high:.0f}"
+
+
+def _plus_minus(value: float | None, error: float) -> str:
+    """Value ± error, with two digits of the error."""
+    if value is None or not math.isfinite(value):
+        return "nan"
+    if not (math.isfinite(error) and error > 0):
+        return f"{value:.4g}" if error == 0 else f"{value:.4g} ± ∞"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -93,7 +93,7 @@ class Report:
             "corrected": None if self.corrected is None else asdict(self.corrected),
             "bounds": None if self.bounds is None else asdict(self.bounds),
             "checks": [asdict(check) for check in self.checks],
-            "constants": {name: constant(self.draws, name) for name in self.draws["constant_data"].data_vars},
+            "constants": {str(name): constant(self.draws, str(name)) for name in self.draws["constant_data"].data_vars},
             "settings": self.settings,
             "attributes": {name: self.draws.attrs[name] for name in ("seed", "versions")},
         }

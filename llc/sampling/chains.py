@@ -126,7 +126,7 @@ def sample(
     constants = {
         "init_loss": init_loss,
         "nbeta": float(posterior.nbeta),
-        "gamma": float(posterior.gamma),
+        "gamma": float(posterior.gamma),  # pyright: ignore[reportArgumentType] - checked above
         "num_data": num_data,
         "num_params": posterior.num_params,
         "eval_size": num_data if rows is None else len(rows),
@@ -204,7 +204,7 @@ def _advance(keys, posterior, sampler, evaluation, carry, span, settings, vector
             lambda c: Draw(
                 jnp.sum(baseline),
                 jnp.sum(baseline),
-                Info(*[jnp.sum(baseline)] * 4, jnp.bool_(0)),
+                _info(jnp.sum(baseline)),
                 c.state.position if settings.keep_params else None,
             ),
             carry,
@@ -238,11 +238,15 @@ def _steps(key, posterior, sampler, carry, draw, settings):
             batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), posterior.data)
         state, info = sampler.step(step_key, posterior, carry.state, batch)
         mean = jax.tree.map(lambda t, x: t + x / settings.thinning, total[:4], info[:4])
-        return _Carry(state, order), Info(*mean, total.diverging | info.diverging)
+        return _Carry(state, order), Info(*mean, diverging=total.diverging | info.diverging)
 
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
-    carry, info = jax.lax.fori_loop(0, settings.thinning, one, (carry, Info(zero, zero, zero, zero, jnp.bool_(0))))
+    carry, info = jax.lax.fori_loop(0, settings.thinning, one, (carry, _info(zero)))
     return carry, info
+
+
+def _info(value: Array) -> Info:
+    return Info(value, value, value, value, diverging=jnp.zeros((), bool))
 
 
 def _segments(warmup: int, num_draws: int, size: int) -> Iterator[tuple[int, int]]:

@@ -76,7 +76,7 @@ class Recorder:
         blocks = [(total[0], count) for total, count in zip(self.moments, self.counts, strict=True) if total]
         if blocks:
             dims = ("block", "chain", "example" if posterior.per_example else "piece")
-            means = {
+            means: dict[str, Any] = {
                 name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
                 for name in Moments._fields
             }

@@ -56,4 +56,4 @@ def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None) -> Evalu
         weights = np.full(num_rows, 1 / num_rows)
     else:
         weights = np.array([length] * num_pieces + ([num_rows - split] if split < num_rows else [])) / num_rows
-    return Evaluation(pieces, rest, weights, posterior.per_example or rows is not None)
+    return Evaluation(pieces, rest, jnp.asarray(weights), posterior.per_example or rows is not None)

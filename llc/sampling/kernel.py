@@ -5,7 +5,7 @@ The posterior is an argument of both and never captured, so that a sweep over po
 """
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -41,7 +41,7 @@ class Sampler(eqx.Module):
         full_batch: whether the transition is valid on the full data only (it has an accept step).
     """
 
-    full_batch: eqx.AbstractClassVar[bool]
+    full_batch: ClassVar[bool]
 
     @abc.abstractmethod
     def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> Any:
@@ -73,4 +73,4 @@ def potential_gradient(posterior: LocalPosterior, position: PyTree, batch: PyTre
 
 def virial(posterior: LocalPosterior, offset: PyTree, grad: PyTree) -> Float[Array, ""]:
     """x·∇U / d."""
-    return optax.tree.vdot(offset, grad) / posterior.num_params
+    return jnp.asarray(optax.tree.vdot(offset, grad)) / posterior.num_params

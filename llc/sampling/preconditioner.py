@@ -49,7 +49,7 @@ class RMSPropState(NamedTuple):
     """Second moment of the loss gradient, and the number of gradients seen."""
 
     second_moment: PyTree
-    count: Int[Array, ""]
+    num_gradients: Int[Array, ""]
 
 
 class RMSProp(Preconditioner):
@@ -85,11 +85,11 @@ class RMSProp(Preconditioner):
         second = jax.tree.map(
             lambda v, g: (self.decay * v + (1 - self.decay) * g * g).astype(v.dtype), state.second_moment, loss_grad
         )
-        return RMSPropState(second, state.count + 1)
+        return RMSPropState(second, state.num_gradients + 1)
 
     def apply(self, state: RMSPropState, tree: PyTree, power: float = 1.0) -> PyTree:
         """P^power · tree."""
-        correction = 1 - jnp.power(jnp.float32(self.decay), state.count)
+        correction = 1 - jnp.power(jnp.float32(self.decay), state.num_gradients)
 
         def scale(v, x):
             root = jnp.sqrt(v / correction.astype(v.dtype))
