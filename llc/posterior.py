@@ -6,9 +6,10 @@ with $L_n$ the mean loss over the $n$ data and $n\beta = n / \log n$ unless give
 2013, §3; localization: Lau et al. 2023, arXiv 2308.12108, eq. 12).
 """
 
+import contextlib
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -132,7 +133,7 @@ class LocalPosterior(eqx.Module):
 
     def init_loss(self, rows: np.ndarray | None = None) -> float:
         """L(w*) over all the data, or over `rows` of it, evaluated and accumulated in float64."""
-        with jax.enable_x64(True):  # noqa: FBT003
+        with float64():
             data = self.data if rows is None else jax.tree.map(lambda x: x[rows], self.data)
             return _mean_loss(self.loss_fn, as_float64(self.center), as_float64(data))
 
@@ -225,8 +226,28 @@ def _check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
     return shape != ()
 
 
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Local float64; the user's global JAX configuration stays as it is.
+
+    Raises:
+        ValueError: if the body fails because `loss_fn` uses a NumPy float64 array directly. JAX 0.12 remembers such an
+            array in the precision in which it met it first, and then can't use it in the other one.
+    """
+    try:
+        with jax.enable_x64(True):  # noqa: FBT003
+            yield
+    except (TypeError, jax.errors.JaxRuntimeError) as error:
+        if "requires arguments to have the same dtypes" in str(error) or "RuntimeProgramInputMismatch" in str(error):
+            raise ValueError(
+                "loss_fn needs to work in float32 and in float64, but it fails in float64: it probably uses a NumPy "
+                "float64 array directly. Pass that array as part of data, or use jnp.asarray(array) inside loss_fn."
+            ) from error
+        raise
+
+
 def as_float64(tree: PyTree) -> PyTree:
-    """`tree` with its floating-point arrays in float64, for use under `jax.enable_x64(True)`."""
+    """`tree` with its floating-point arrays in float64, for use under `float64()`."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if eqx.is_inexact_array(x) else x, tree)
 
 

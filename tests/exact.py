@@ -25,7 +25,12 @@ class Moments(NamedTuple):
 
 
 def log_grid(
-    loss: Callable[..., np.ndarray], dim: int, nbeta: float, gamma: float = 1.0, step: float = 0.1, lowest: float = -18.0
+    loss: Callable[..., np.ndarray],
+    dim: int,
+    nbeta: float,
+    gamma: float = 1.0,
+    step: float = 0.1,
+    lowest: float = -18.0,
 ) -> Moments:
     """Moments for `loss(w1, …)` even in each coordinate; the error of cutting at w = e^lowest is about e^lowest."""
     top = 0.5 * np.log(100 / gamma)  # exp(−γw²/2) = exp(−50) there

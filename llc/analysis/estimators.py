@@ -13,6 +13,7 @@ Where the losses come from a fixed subset of the data, its sampling error is par
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import xarray as xr
@@ -116,7 +117,7 @@ def effective_sample_size(values: Float[np.ndarray, "chain draw"]) -> float:
     values = values[finite_chains(values)]
     if values.size == 0 or values.shape[1] < 4 or np.any(np.ptp(values, axis=1) == 0):
         return 0.0
-    return np.asarray(array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")).item()
+    return float(cast("float", array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")))
 
 
 def monte_carlo_error(values: Float[np.ndarray, "chain draw"]) -> float:
@@ -135,7 +136,7 @@ def split_rhat(values: Float[np.ndarray, "chain draw"]) -> float:
     if len(values) == 1:  # ArviZ wants two chains: the halves of the one
         half = values.shape[1] // 2
         values = np.stack([values[0, :half], values[0, -half:]])
-    return np.asarray(array_stats.rhat(values, chain_axis=0, draw_axis=1)).item()
+    return float(cast("float", array_stats.rhat(values, chain_axis=0, draw_axis=1)))
 
 
 def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:

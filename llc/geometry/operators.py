@@ -55,7 +55,7 @@ class CurvatureOperator(eqx.Module):
 
 
 def curvature_operator(posterior: LocalPosterior) -> CurvatureOperator:
-    """Hessian operator of `posterior` in float64; to be called and used under `jax.enable_x64(True)`."""
+    """Hessian operator of `posterior` in float64; to be called and used under `float64()`."""
     num_data = posterior.num_data
     num_pieces = max(1, num_data // _PIECE)
     length = num_data // num_pieces

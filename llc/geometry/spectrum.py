@@ -8,9 +8,10 @@ exact with one row of unit weights from `eigh`; from P random probes and Lanczos
 Chen & Saad 2017), with the spread over probes as its error. Ritz values are never counted as eigenvalues.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,10 +23,10 @@ from jaxtyping import Float
 from matfree import decomp
 
 from llc.geometry.operators import CurvatureOperator, curvature_operator
-from llc.posterior import LocalPosterior
+from llc.posterior import LocalPosterior, float64
 
-Method = Literal["auto", "dense", "lanczos"]
-Matrix = Literal["hessian"]
+_METHODS = ("auto", "dense", "lanczos")
+_MATRICES = ("hessian",)
 
 _DENSE_PARAMS = 5_000  # d up to which `auto` takes the dense spectrum: 200 MB and about a minute of eigh on two cores
 _MIN_MATVECS, _MAX_MATVECS = 40, 400  # Lanczos steps a probe; each keeps a vector of d float64
@@ -76,7 +77,9 @@ class Spectrum:
 
         m Lanczos steps resolve the lower edge of the spectrum to h_max (π / 2m)² (zeros of Chebyshev polynomials).
         """
-        return self.exact or (scale > 0 and self.nodes.shape[1] >= 0.5 * np.pi * np.sqrt(self.largest / scale))
+        return self.exact or (
+            scale > 0 and self.nodes.shape[1] >= 0.5 * np.pi * math.sqrt(max(self.largest, 0.0) / scale)
+        )
 
     def sum(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
         """Tr f(H), for `fn` that acts on arrays of eigenvalues."""
@@ -138,8 +141,8 @@ def _shrink(h: np.ndarray, noise_scale: float) -> np.ndarray:
 def spectrum(
     posterior: LocalPosterior,
     *,
-    matrix: Matrix = "hessian",
-    method: Method = "auto",
+    matrix: str = "hessian",
+    method: str = "auto",
     num_matvecs: int | None = None,
     num_probes: int = 8,
     seed: int = 0,
@@ -162,14 +165,14 @@ def spectrum(
     References:
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
     """
-    for name, value, options in (("matrix", matrix, get_args(Matrix)), ("method", method, get_args(Method))):
+    for name, value, options in (("matrix", matrix, _MATRICES), ("method", method, _METHODS)):
         if value not in options:
             raise ValueError(f"{name} needs one of {options}, got {value!r}.")
     for name, value in (("num_matvecs", 1 if num_matvecs is None else num_matvecs), ("num_probes", num_probes)):
         if value < 1:
             raise ValueError(f"{name} needs an integer >= 1, got {value}.")
     dense = posterior.num_params <= _DENSE_PARAMS if method == "auto" else method == "dense"
-    with jax.enable_x64(True):  # noqa: FBT003
+    with float64():
         operator = curvature_operator(posterior)
         if dense:
             return _dense(operator)
@@ -188,7 +191,7 @@ def _resolving_matvecs(posterior: LocalPosterior, seed: int) -> int:
 
 def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: int = 0) -> float:
     """h_max of the Hessian at w*, from one Lanczos run over all the data, in float64."""
-    with jax.enable_x64(True):  # noqa: FBT003
+    with float64():
         operator = curvature_operator(posterior)
         probe = jax.random.normal(jax.random.key(seed), (operator.dim,), jnp.float64)
         nodes, _ = _quadrature(operator, probe, num_matvecs)

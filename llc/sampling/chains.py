@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -29,7 +29,7 @@ from llc.sampling.draws import Draw, Moments, Recorder, describe
 from llc.sampling.evaluation import make_evaluation
 from llc.sampling.kernel import Info, Sampler
 
-ChainMethod = Literal["auto", "vectorized", "sequential", "parallel"]
+_CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
 _SEQUENTIAL_PARAMS = 20_000  # on a CPU, chains one by one beat vmap above it (validation/speed.py)
@@ -46,7 +46,7 @@ def sample(
     thinning: int = 1,
     batch_size: int | None = None,
     eval_size: int | None = None,
-    chain_method: ChainMethod = "auto",
+    chain_method: str = "auto",
     keep_params: bool = False,
     progress: bool | None = None,
 ) -> xr.DataTree:
@@ -275,9 +275,9 @@ def _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinn
         raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
 
 
-def _choose_method(chain_method: ChainMethod, posterior: LocalPosterior, num_chains: int) -> str:
-    if chain_method not in get_args(ChainMethod):
-        raise ValueError(f"chain_method needs one of {get_args(ChainMethod)}, got {chain_method!r}.")
+def _choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int) -> str:
+    if chain_method not in _CHAIN_METHODS:
+        raise ValueError(f"chain_method needs one of {_CHAIN_METHODS}, got {chain_method!r}.")
     devices = jax.device_count()
     if chain_method == "parallel" and (devices < 2 or num_chains % devices):
         raise ValueError(

@@ -1,0 +1,100 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+from llc.geometry.spectrum import Spectrum
+from tests.geometry.models import MODELS
+
+
+def _spectrum(eigenvalues, gradient=None):
+    nodes = np.asarray(eigenvalues, float)
+    weights = np.zeros(len(nodes)) if gradient is None else np.square(gradient)
+    return Spectrum(nodes[None], np.ones((1, len(nodes))), len(nodes), "hessian", "dense", nodes, weights)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_known_ranks_and_learning_coefficients(name):
+    model = MODELS[name]()
+    posterior = model.posterior
+    bounds = llc.rank_bounds(llc.spectrum(posterior), nbeta=float(posterior.nbeta), gamma=float(posterior.gamma))
+    assert bounds.valid, bounds
+    assert bounds.rank_interval == (model.rank, model.rank), bounds
+    assert bounds.lower == model.rank / 2
+    assert bounds.upper == model.rank / 2 + (posterior.num_params - model.rank) / 4
+    assert bounds.lower <= model.learning_coefficient <= bounds.upper
+    assert bounds.quad <= model.rank / 2 + 1e-6
+
+
+def test_no_gap_gives_an_interval():
+    """Eigenvalues spread over twelve decades: from what the sampler sees at 10 γ/nβ to the floor."""
+    eigenvalues = 10.0 ** -np.arange(0, 20, 0.5)
+    bounds = llc.rank_bounds(_spectrum(eigenvalues), nbeta=1e3, gamma=1.0)
+    assert not bounds.clean
+    assert bounds.rank_interval == (np.sum(eigenvalues > 1e-2), np.sum(eigenvalues > 8 * np.finfo(float).eps))
+    assert (bounds.lower, bounds.upper) == (bounds.rank_interval[0] / 2, bounds.rank_interval[1] / 4 + 10)
+    assert "no gap" in str(bounds)
+
+
+def test_an_imperfect_minimum_raises_the_threshold():
+    """A largest-gap rule would count the eigenvalues at 1e-7 that imperfect convergence leaves behind."""
+    eigenvalues = np.concatenate([np.ones(5), np.full(3, 1e-7), [-1e-7]])
+    bounds = llc.rank_bounds(_spectrum(eigenvalues))
+    assert bounds.threshold == pytest.approx(3e-7)
+    assert bounds.rank_interval == (5, 5)
+
+
+def test_lanczos_never_counts_the_null_space():
+    model = MODELS["linear 6-4-4-4-6 rank 4"]()
+    posterior = model.posterior
+    spectrum = llc.spectrum(posterior, method="lanczos")
+    bounds = llc.rank_bounds(spectrum, nbeta=float(posterior.nbeta), gamma=1.0)
+    low, high = bounds.rank_interval
+    assert low <= model.rank <= high == posterior.num_params
+    assert bounds.lower <= model.learning_coefficient <= bounds.upper
+    unresolved = llc.rank_bounds(dataclasses.replace(spectrum, nodes=spectrum.nodes[:, :5]), nbeta=1e6, gamma=1.0)
+    assert unresolved.rank_interval == (0, posterior.num_params)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "gradient", "failing"),
+    [
+        ([1.0, 1.0], [0.0, 0.0], None),
+        ([1.0, -1.0], [0.0, 0.0], "no negative curvature"),
+        ([1.0, -5e-4], [0.0, 0.0], "no negative curvature"),  # nβ|h| = γ/2: doubles that direction's variance
+        ([1.0, -1e-5], [0.0, 0.0], None),
+        ([1.0, 1.0], [0.1, 0.0], "stationary"),  # shifts λ̂ by nβ g² / h = 10
+        ([1.0, 1.0], [1e-3, 0.0], None),
+    ],
+    ids=["minimum", "saddle", "weak saddle", "round-off", "untrained", "trained"],
+)
+def test_assumptions(eigenvalues, gradient, failing):
+    bounds = llc.rank_bounds(_spectrum(eigenvalues, gradient), nbeta=1e3, gamma=1.0)
+    failed = [assumption.name for assumption in bounds.assumptions if not assumption.holds]
+    assert failed == ([] if failing is None else [failing])
+    assert bounds.valid == (failing is None)
+    assert np.isnan(bounds.lower) == np.isnan(bounds.upper) == (failing is not None)
+
+
+def test_saddle_without_a_scale():
+    assert not llc.rank_bounds(_spectrum([1.0, -0.1])).valid
+    assert llc.rank_bounds(_spectrum([1.0, -1e-4])).valid
+
+
+def test_quad_is_the_gaussian_part():
+    posterior = llc.LocalPosterior(lambda w, batch: 0.5 * jnp.sum(w**2), np.zeros(1, np.float32), np.zeros((10_000, 1)))
+    nbeta = float(posterior.nbeta)
+    bounds = llc.rank_bounds(llc.spectrum(posterior), nbeta=nbeta, gamma=1.0)
+    assert round(bounds.quad, 4) == 0.4995  # THEORY.md §2
+    assert bounds.quad == pytest.approx(0.5 * nbeta / (nbeta + 1), rel=1e-12)
+    assert llc.rank_bounds(llc.spectrum(posterior)).quad == 0.5
+
+
+@pytest.mark.parametrize(
+    "scale", [{"nbeta": 1.0}, {"gamma": 1.0}, {"nbeta": 0.0, "gamma": 1.0}, {"nbeta": 1.0, "gamma": -1.0}]
+)
+def test_wrong_scale(scale):
+    with pytest.raises(ValueError, match="rank_bounds needs"):
+        llc.rank_bounds(_spectrum([1.0]), **scale)
