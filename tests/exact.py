@@ -3,8 +3,8 @@
 Four ways, none of which uses JAX or a sampler:
 
 - `log_grid`: any K that is even in each of up to three coordinates, by the trapezoidal rule in u = log w. The integrand
-  and its derivatives vanish at both ends, so the rule converges exponentially: its error is about exp(−2π · strip / step),
-  and the strip in which exp(−e^{pu}) is bounded is |Im u| < π / 2p, with p the largest exponent in K.
+  and its derivatives vanish at both ends, so the rule converges exponentially: its error is about
+  exp(−2π · strip / step), where exp(−e^{pu}) is bounded in |Im u| < strip = π / 2p, p the largest exponent in K.
 - `quadratic`: K = ½ Σ hᵢ wᵢ², in closed form.
 - `reduced_rank`: K = ½‖BA‖². Given A, B is Gaussian; A enters through its singular values only, whose joint density is
   Πᵢ sᵢ^{|H−M|} Π_{i<j} |sᵢ² − sⱼ²| (Muirhead 1982, theorem 3.2.17).
@@ -49,7 +49,7 @@ def quadratic(curvatures: Sequence[float], nbeta: float, gamma: float = 1.0) -> 
 
 
 def reduced_rank(inputs: int, outputs: int, nbeta: float, gamma: float = 1.0) -> Moments:
-    """Moments for K = ½‖BA‖², A: 2×inputs, B: outputs×2. Given A, nβK = ½ Σᵢ ρᵢ χ²_outputs, ρᵢ = nβsᵢ² / (nβsᵢ² + γ)."""
+    """Moments for K = ½‖BA‖², A: 2×inputs, B: outputs×2: given A, nβK = ½ Σ ρᵢ χ²_outputs, ρᵢ = nβsᵢ² / (nβsᵢ² + γ)."""
     first = np.arange(-18.0, 0.5 * np.log(100 / gamma), 0.05)[:, None]  # log s₁, trapezoidal
     nodes, weights = np.polynomial.legendre.leggauss(12)  # v = log(s₁/s₂) > 0, composite Gauss–Legendre
     left = np.arange(0.0, 30.0, 0.5)[:, None]

@@ -30,6 +30,7 @@ _MATRICES = ("hessian",)
 
 _DENSE_PARAMS = 5_000  # d up to which `auto` takes the dense spectrum: 200 MB and about a minute of eigh on two cores
 _MIN_MATVECS, _MAX_MATVECS = 40, 400  # Lanczos steps a probe; each keeps a vector of d float64
+_ORTHONORMAL = 1e-6  # defect of the Lanczos basis: 1e-14 while it is one, 1 from the breakdown on
 _COLUMNS = 32  # columns of the dense Hessian computed at a time
 
 
@@ -225,17 +226,16 @@ def _lanczos(operator: CurvatureOperator, num_matvecs: int, num_probes: int, see
 
 def _quadrature(operator: CurvatureOperator, start: Any, num_matvecs: int) -> tuple[np.ndarray, np.ndarray]:
     """Gauss quadrature of the measure f ↦ startᵀ f(H) start: Ritz values and weights."""
-    diagonal, off_diagonal = (
-        np.asarray(x) for x in jax.device_get(_tridiagonalize(operator, start, min(num_matvecs, operator.dim)))
-    )
+    steps = min(num_matvecs, operator.dim)
+    diagonal, off_diagonal, gram = map(np.asarray, jax.device_get(_tridiagonalize(operator, start, steps)))
     _require_finite(diagonal[:1])
-    # A Krylov space that is exhausted early leaves a zero (or round-off) off-diagonal: what follows is no information.
-    scale = np.nanmax(np.abs(diagonal))
-    broken = np.flatnonzero(~(np.abs(off_diagonal) > 1e-13 * scale) | ~np.isfinite(diagonal[1:]))
-    size = int(broken[0]) + 1 if broken.size else len(diagonal)
+    # Where the Krylov space is exhausted, the basis stops being orthonormal, and what follows is no information.
+    defect = np.abs(np.tril(gram - np.eye(steps))).max(axis=1)
+    broken = np.flatnonzero(~(defect < _ORTHONORMAL))
+    size = int(broken[0]) if broken.size else steps
     nodes, vectors = scipy.linalg.eigh_tridiagonal(diagonal[:size], off_diagonal[: size - 1])
     weights = vectors[0] ** 2 * float(np.sum(np.square(np.asarray(start))))
-    padding = len(diagonal) - size
+    padding = steps - size
     return np.pad(nodes, (0, padding), mode="edge"), np.pad(weights, (0, padding))
 
 
@@ -252,8 +252,10 @@ def _gradient(operator: CurvatureOperator):
 
 @eqx.filter_jit
 def _tridiagonalize(operator: CurvatureOperator, start, num_matvecs: int):
-    tridiagonal = decomp.tridiag_sym(num_matvecs, materialize=False, reortho="full", custom_vjp=False)
-    return tridiagonal(operator.product, start).J_small
+    tridiagonalize = decomp.tridiag_sym(num_matvecs, materialize=False, reortho="full", custom_vjp=False)
+    result = tridiagonalize(operator.product, start)
+    diagonal, off_diagonal = result.J_small
+    return diagonal, off_diagonal, result.Q_tall @ result.Q_tall.T
 
 
 def _require_finite(values: np.ndarray) -> None:
