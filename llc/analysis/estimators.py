@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 import xarray as xr
 from arviz_stats.base.array import array_stats
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class _Moments:
     second: Float[np.ndarray, "group unit"]
     exponential: Float[np.ndarray, "group unit"]
     weights: Float[np.ndarray, "group"]
-    chains: Float[np.ndarray, "group"]
+    chains: Int[np.ndarray, "group"]
 
 
 def _moments(draws: xr.DataTree) -> _Moments | None:

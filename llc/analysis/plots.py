@@ -62,7 +62,7 @@ def _write_summary(report: Report, ax: Axes) -> None:
     ax.set_axis_off()
     top, height = 0.0, 72 * ax.figure.get_figheight() - 40
 
-    def write(text: str, *, left: float = 0, size: float = 10, step: float = 1.5, **style: Any) -> None:
+    def write(text: str, *, left: int = 0, size: int = 10, step: float = 1.5, **style: Any) -> None:
         nonlocal top
         place = {"xytext": (left, -top - size), "xycoords": "axes fraction", "textcoords": "offset points"}
         ax.annotate(text, (0, 1), **place, va="baseline", fontsize=size, **style).set_in_layout(False)
@@ -70,8 +70,8 @@ def _write_summary(report: Report, ax: Axes) -> None:
 
     write(report.verdict, size=22, color=_VERDICTS.get(report.verdict, _BLACK), fontweight="bold")
     for name, value, note in _numbers(report):
-        write(name, step=0)
-        write(value, left=112, step=0, fontweight="bold")
+        write(name, step=0.0)
+        write(value, left=112, step=0.0, fontweight="bold")
         write(note, left=232, color=_GREY)
     failed = [check for check in report.checks if not check.passed]
     top += 12
@@ -205,14 +205,14 @@ def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include
         warmup = values.shape[1] - main.shape[1]
         ax.axvspan(-warmup, 0, color=_PALE, lw=0, zorder=0, label="warm-up")
     x = np.arange(values.shape[1]) - warmup
-    live = main[finite_chains(main)]
-    core = live.ravel() if live.size else values[np.isfinite(values)]
+    kept = values[finite_chains(values)]
+    kept = kept if kept.size else values[np.isfinite(values)]
     low = high = include
-    if core.size:
+    if kept.size:
         # No farther from the median than thrice the 1 % and 99 % quantiles: seven sigma of a normal law.
-        q01, q50, q99 = np.quantile(core, (0.01, 0.5, 0.99))
-        low = min(include, max(core.min(), q50 - 3 * (q50 - q01)))
-        high = max(include, min(core.max(), q50 + 3 * (q99 - q50)))
+        q01, q50, q99 = np.quantile(kept[..., warmup:] if kept.ndim == 2 else kept, (0.01, 0.5, 0.99))
+        low = min(include, max(kept.min(), q50 - 3 * (q50 - q01)))
+        high = max(include, min(kept.max(), q50 + 3 * (q99 - q50)))
     low, high = _padded([low, high])
     ax.set(xlim=(-warmup, main.shape[1]), ylim=(low, high))
     dead, beyond = [], 0
@@ -251,7 +251,9 @@ def plot_rank(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     if finite.sum() < 2 or llc.shape[1] < 4 or np.ptp(llc[finite]) == 0:
         _note(ax, "ranks need two finite chains that move")
     else:
-        factor = int(array_stats.thin_factor(llc[finite], chain_axis=0, draw_axis=1))
+        factor = int(
+            array_stats.thin_factor(llc[finite], chain_axis=None, draw_axis=1)
+        )  # within chains: they may differ
         ranks = array_stats.compute_ranks(llc[finite, ::factor], axis=(0, 1), relative=True)
         num_chains, num_draws = ranks.shape
         grid = np.linspace(0, 1, num_draws + 1)
@@ -259,7 +261,7 @@ def plot_rank(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
         band = quantile * math.sqrt((num_chains - 1) / (num_chains * num_draws))
         ax.axhspan(-band, band, color=_PALE, lw=0, zorder=0, label=f"{_BAND_LEVEL:.0%} band")
         deviations = [np.searchsorted(np.sort(row), grid, side="right") / num_draws - grid for row in ranks]
-        for i, deviation in zip(np.flatnonzero(finite), deviations, strict=True):
+        for i, deviation in zip(np.flatnonzero(finite).tolist(), deviations, strict=True):
             ax.plot(grid, deviation, color=_color(i, len(llc)), lw=1.2, label=_chain_label(i, len(llc)))
         ax.set(xlim=(0, 1), ylim=_padded([-1.3 * band, 1.3 * band], *deviations))
         title += f" ({num_draws} of {llc.shape[1]} draws each)"
@@ -304,7 +306,7 @@ def plot_autocorrelation(source: xr.DataTree | Report, *, ax: Axes | None = None
         faded = np.flatnonzero(np.all(np.abs(values) < max(0.05, noise), axis=0))
         last = min(num_draws - 1, max(20, 3 * int(faded[0]) if faded.size else num_draws // 2))
         ax.axhspan(-noise, noise, color=_PALE, lw=0, zorder=0, label="95 % of white noise")
-        for i, row in zip(moving, values[:, : last + 1], strict=True):
+        for i, row in zip(moving.tolist(), values[:, : last + 1], strict=True):
             ax.plot(
                 *_decimate(np.arange(last + 1), row), color=_color(i, len(llc)), label=_chain_label(i, len(llc)), lw=1.2
             )

@@ -10,16 +10,23 @@ $\xi_k = (\eta_k + \eta_{k+1}) / 2$, which has no step-size bias on a quadratic 
 
 from typing import Any, ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior import LocalPosterior
 from llc.sampling.kernel import Info, Sampler, potential_gradient, virial
 from llc.sampling.preconditioner import Identity, Preconditioner
 
 _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
+
+
+def _as_array(step_size: Any) -> Any:
+    """An array, so that another step size is no other program."""
+    return step_size if isinstance(step_size, jax.Array) else np.asarray(step_size, np.float64)
 
 
 class SGLDState(NamedTuple):
@@ -51,14 +58,14 @@ class SGLD(Sampler):
         Leimkuhler & Matthews, Rational construction of stochastic numerical methods for molecular sampling, 2013.
     """
 
-    step_size: float
+    step_size: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
     integrator: str = "leimkuhler_matthews"
     preconditioner: Preconditioner = Identity()
 
     full_batch: ClassVar[bool] = False
 
     def __check_init__(self):
-        if isinstance(self.step_size, (int, float)) and not 0 < self.step_size < float("inf"):
+        if isinstance(self.step_size, np.ndarray) and not 0 < self.step_size < np.inf:
             raise ValueError(f"SGLD needs a finite step_size > 0, got {self.step_size}; try 0.5 / (nβ·h_max + γ).")
         if self.integrator not in _INTEGRATORS:
             raise ValueError(f"SGLD needs an integrator among {_INTEGRATORS}, got {self.integrator!r}.")

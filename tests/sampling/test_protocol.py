@@ -103,12 +103,11 @@ def test_vmap_over_keys_and_posteriors(kernel):
         posterior = make_posterior(kernel.loss, *scales)
         state = kernel.sampler.init(key, posterior, num_warmup=NUM_WARMUP)
 
-        def step(i, carry):
-            return kernel.sampler.step(jax.random.fold_in(key, i), posterior, carry[0], DATA)
+        def step(state, i):
+            return kernel.sampler.step(jax.random.fold_in(key, i), posterior, state, DATA)
 
-        state, info = step(0, (state, None))
-        state, info = jax.lax.fori_loop(1, 3, step, (state, info))
-        return state.position, info
+        state, infos = jax.lax.scan(step, state, jnp.arange(3))
+        return state.position, jax.tree.map(lambda x: x[-1], infos)
 
     together = jax.jit(jax.vmap(walk))(keys, *scales)
     for i in range(3):

@@ -1,0 +1,98 @@
+"""RMSProp against its equations in NumPy, and where its law is known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from arviz_stats import mcse
+
+import llc
+from llc import LocalPosterior
+
+DECAY, EPS = 0.9, 0.1
+NBETA, GAMMA, STEP_SIZE = 3.0, 2.0, 0.05
+SLOPES = np.array([0.1, 1.0, 10.0], np.float32)
+DATA = np.zeros((4, 1), np.float32)
+
+
+def slope_loss(w, batch):
+    """A loss whose gradient is the same everywhere: P is constant, whatever the preconditioner remembers."""
+    return jnp.sum(SLOPES * w) + 0 * batch[0, 0]
+
+
+def curved_loss(w, batch):
+    return jnp.sum(SLOPES * (0.5 * w**2 + jnp.sin(w))) + 0 * batch[0, 0]
+
+
+def curved_gradient(w):
+    return SLOPES * (w + np.cos(w))
+
+
+def test_one_preconditioner_on_drift_tether_and_noise():
+    """w ← w − ε/2 P (nβ ∇L + γ (w − w*)) + √(εP) ξ, step by step in NumPy, with the bias correction of V."""
+    posterior = LocalPosterior(curved_loss, jnp.array([0.3, -0.2, 0.1]), DATA, nbeta=NBETA, gamma=GAMMA)
+    sampler = llc.SGLD(STEP_SIZE, preconditioner=llc.RMSProp(decay=DECAY, eps=EPS))
+    state = sampler.init(jax.random.key(0), posterior)
+    center = w = np.asarray(posterior.center, np.float64)
+    second_moment = 0.0
+    for count in range(1, 4):
+        after, info = sampler.step(jax.random.key(count), posterior, state, DATA)
+        gradient = curved_gradient(w)
+        second_moment = DECAY * second_moment + (1 - DECAY) * gradient**2
+        scale = 1 / (EPS + np.sqrt(second_moment / (1 - DECAY**count)))
+        noise = 0.5 * (np.asarray(state.noise, np.float64) + np.asarray(after.noise, np.float64))
+        full_gradient = NBETA * gradient + GAMMA * (w - center)
+        moved = w - 0.5 * STEP_SIZE * scale * full_gradient + np.sqrt(STEP_SIZE * scale) * noise
+        np.testing.assert_allclose(after.position, moved, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(info.grad_norm, np.linalg.norm(full_gradient), rtol=1e-5)
+        np.testing.assert_allclose(info.virial, (w - center) @ full_gradient / 3, rtol=1e-4, atol=1e-6)
+        state, w = after, moved
+
+
+def test_first_preconditioner_is_that_of_the_first_gradient():
+    """Without the correction V would be (1 − α) g² and the first step 1/√(1 − α) times too long."""
+    preconditioner = llc.RMSProp(decay=0.99, eps=EPS)
+    gradient = jnp.array([0.5, -2.0])
+    state = preconditioner.update(preconditioner.init(jnp.zeros(2)), gradient)
+    np.testing.assert_allclose(preconditioner.apply(state, jnp.ones(2)), 1 / (EPS + np.array([0.5, 2.0])), rtol=1e-4)
+    half = preconditioner.apply(state, jnp.ones(2), power=0.5)
+    np.testing.assert_allclose(half, (EPS + np.array([0.5, 2.0])) ** -0.5, rtol=1e-4)
+
+
+def test_constant_gradient_is_sgld_with_a_step_of_its_own_for_each_parameter():
+    """With P constant, U = nβ c·w + γ/2 w² is Gaussian: mean −nβc/γ, and 1/γ at every εP with Leimkuhler–Matthews.
+
+    A P left out of the noise or of the tether would scale the variance by 1/P or P, which spans 0.1 to 5 here.
+    """
+    posterior = LocalPosterior(slope_loss, jnp.zeros(3), DATA, nbeta=0.5, gamma=GAMMA)
+    preconditioner = llc.RMSProp(decay=DECAY, eps=EPS)
+    scale = 1 / (EPS + SLOPES)
+    for integrator, variance in {
+        "leimkuhler_matthews": np.full(3, 1 / GAMMA),
+        "euler_maruyama": 1 / (GAMMA * (1 - 0.2 * scale * GAMMA / 4)),
+    }.items():
+        draws = llc.sample(
+            jax.random.key(4),
+            posterior,
+            llc.SGLD(0.2, integrator=integrator, preconditioner=preconditioner),
+            num_warmup=2000,
+            num_draws=20_000,
+            keep_params=True,
+            progress=False,
+        )["posterior"]["params.w"]
+        mean = -0.5 * SLOPES / GAMMA
+        errors = draws - xr.DataArray(mean, dims=draws.dims[-1])
+        for statistic, exact in ((errors, np.zeros(3)), (errors**2, variance)):
+            error = mcse(xr.Dataset({"x": statistic}))["x"].to_numpy()
+            assert (np.abs(statistic.mean(("chain", "draw")).to_numpy() - exact) < 4 * error).all()
+            assert (error < 0.1 * variance).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"decay": 1.0}, "0 <= decay < 1, got 1.0"), ({"decay": -0.1}, "0 <= decay < 1"), ({"eps": 0.0}, "eps > 0")],
+)
+def test_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        llc.RMSProp(**settings)
