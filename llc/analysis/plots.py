@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 import xarray as xr
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llc.analysis.estimators import constant, effective_sample_size, finite_chains, monte_carlo_error
+from llc.analysis.estimators import constant, effective_sample_size, finite_chains, monte_carlo_error, variable
 
 if TYPE_CHECKING:
     from llc.analysis.report import Report
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from llc.geometry.spectrum import Spectrum
 else:  # at run time any object with the same fields serves
     Bounds = Report = Spectrum = Any
+
+_stats: Any = array_stats  # its types know neither chain_axis=None nor several axes
 
 # Okabe & Ito 2008, for colour-blind readers too; black is for pooled values, their yellow is too pale on white.
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -35,19 +37,21 @@ _VERDICTS = {"CONSISTENT": "#00785A", "UNRESOLVED": "#9A6700", "BELOW": "#B34700
 _HAT, _QUAD, _CORR = r"$\hat\lambda$", r"$\lambda_\mathrm{quad}$", r"$\lambda_\mathrm{corr}$"
 _LLC = r"$n\beta\,(L(w)-L(w^*))$"
 
+_PAGE = 19.0, 13.0  # inches, of the dashboard
 _LINE_POINTS = 2000  # points of a drawn line; more than a panel has pixels
 _RUNNING_POINTS = 30  # of the pooled running mean, each with its standard error
 _ESS_POINTS = 20
 _LEAST_ESS = 400  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 _VISIBLE = 10  # the sampler sees an eigenvalue above 10 γ/nβ almost in full
+_HUGE = 1e100  # beyond it a dying chain in float64 overflows the axis
 _LEGEND_WIDTH = 88  # characters of 8 points across a panel
 _BAND_LEVEL = 0.95  # of the rank plot's band, for all chains at once
 
 
 def plot_report(report: Report) -> Figure:
     """Dashboard of a report: verdict, numbers and checks in words, and all panels."""
-    figure = Figure(figsize=(19, 13), layout="constrained")
-    grid = figure.add_gridspec(4, 3, width_ratios=(1, 1, 1))
+    figure = Figure(figsize=_PAGE, layout="constrained")
+    grid = figure.add_gridspec(4, 3)
     _write_summary(report, figure.add_subplot(grid[:, 0]))
     by_draws = {(0, 1): plot_running, (0, 2): plot_trace, (1, 1): plot_rank, (1, 2): plot_distance}
     for place, plot in (by_draws | {(2, 1): plot_ess, (2, 2): plot_autocorrelation}).items():
@@ -60,11 +64,15 @@ def plot_report(report: Report) -> Figure:
 def _write_summary(report: Report, ax: Axes) -> None:
     """The report in words. Lines are placed in points from the top, so that none covers another."""
     ax.set_axis_off()
-    top, height = 0.0, 72 * ax.figure.get_figheight() - 40
+    top, height = 0.0, 72 * _PAGE[1] - 40
 
     def write(text: str, *, left: int = 0, size: int = 10, step: float = 1.5, **style: Any) -> None:
         nonlocal top
-        place = {"xytext": (left, -top - size), "xycoords": "axes fraction", "textcoords": "offset points"}
+        place: dict[str, Any] = {
+            "xytext": (left, -top - size),
+            "xycoords": "axes fraction",
+            "textcoords": "offset points",
+        }
         ax.annotate(text, (0, 1), **place, va="baseline", fontsize=size, **style).set_in_layout(False)
         top += step * size
 
@@ -107,10 +115,8 @@ def _numbers(report: Report) -> list[tuple[str, str, str]]:
     num_data, num_params, nbeta, gamma = (constant(draws, k) for k in ("num_data", "num_params", "nbeta", "gamma"))
     sizes = draws["posterior"].sizes
     rows.append(("draws", f"{sizes['chain']} × {sizes['draw']}", f"chains × draws, {draws.attrs.get('sampler', '')}"))
-    return [
-        *rows,
-        ("posterior", f"γ/nβ = {gamma / nbeta:.3g}", f"n = {num_data:.0f}, d = {num_params:.0f}, γ = {gamma:.3g}"),
-    ]
+    point = f"n = {num_data:.0f}, d = {num_params:.0f}, γ = {gamma:.3g}"
+    return [*rows, ("posterior", f"γ/nβ = {gamma / nbeta:.3g}", point)]
 
 
 def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
@@ -120,12 +126,14 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
     """
     draws, ax = _draws(source), _axes(ax)
     bounds, corrected = getattr(source, "bounds", None), getattr(source, "corrected", None)
-    llc = draws["posterior"]["llc"].values
+    llc = variable(draws, "posterior", "llc")
     num_draws, finite = llc.shape[1], finite_chains(llc)
-    shown, dead = [], []  # what the vertical axis must hold; where chains die
+    shown: list[Any] = []  # what the vertical axis must hold
+    dead = []  # chain, last draw and mean there
     for i, row in enumerate(llc):
         x = np.arange(1, _alive(row) + 1)
-        mean = np.cumsum(row[: len(x)]) / x
+        with np.errstate(over="ignore"):  # of a chain that is about to die
+            mean = np.cumsum(row[: len(x)]) / x
         ax.plot(*_decimate(x, mean), color=_color(i, len(llc)), lw=0.8)
         if finite[i]:
             shown.append(mean[num_draws // 4 :])
@@ -148,11 +156,10 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
         ax.axhline(bounds.quad, color=_PURPLE, ls="--", lw=1.8, label=label)
         shown.append([bounds.quad])
     shown += [[bounds.lower]] if bounds is not None else []
-    shown += [[corrected.value]] if corrected is not None else []
-    low, high = _padded(*shown)
-    ax.set(xlim=(0, num_draws), ylim=(low, high))
+    shown += [corrected.value + corrected.mcse * np.array([-1, 0, 1])] if corrected is not None else []
+    ax.set(xlim=(0, num_draws), ylim=_padded(*shown))
     for i, x, y in dead:
-        ax.plot(x, np.clip(y, low, high), "x", color=_color(i, len(llc)), ms=8, mew=2.5, clip_on=False)
+        ax.plot(x, _inside(ax, y), "x", color=_color(i, len(llc)), ms=8, mew=2.5)
     if dead:
         ax.plot([], [], "x", color=_BLACK, ms=7, mew=2, label="dead chain")
     if bounds is not None:
@@ -166,9 +173,8 @@ def _draw_bounds(ax: Axes, bounds: Bounds, corrected: Any) -> None:
     strip.axhspan(bounds.lower, bounds.upper, color=_GREEN, alpha=0.3, lw=0)
     ax.fill_between([], [], [], color=_GREEN, alpha=0.3, lw=0, label=f"bounds of {_CORR}: {_interval(bounds)}")
     if bounds.upper > ax.get_ylim()[1]:
-        strip.annotate(
-            f"↑ {bounds.upper:.4g}", (0.5, 0.99), xycoords="axes fraction", ha="center", va="top", fontsize=8
-        )
+        corner: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "top"}
+        strip.annotate(f"↑ {bounds.upper:.4g}", (0.96, 0.98), fontsize=8, **corner)
     if corrected is not None and np.isfinite(corrected.value):
         error = corrected.mcse if np.isfinite(corrected.mcse) else 0.0
         strip.errorbar([0.25], [corrected.value], [error], fmt="D", color=_BLUE, capsize=4, ms=5)
@@ -197,11 +203,11 @@ def plot_distance(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Ax
 
 def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include: float) -> None:
     """A line for each chain, warm-up and draws, on an axis that heavy tails can't stretch."""
-    main, warmup = draws[group][name].values, 0
-    values, llc = main, draws["posterior"]["llc"].values
+    main, warmup = variable(draws, group, name), 0
+    values, llc = main, variable(draws, "posterior", "llc")
     if f"warmup_{group}" in draws:
-        values = np.concatenate([draws[f"warmup_{group}"][name].values, values], axis=1)
-        llc = np.concatenate([draws["warmup_posterior"]["llc"].values, llc], axis=1)
+        values = np.concatenate([variable(draws, f"warmup_{group}", name), values], axis=1)
+        llc = np.concatenate([variable(draws, "warmup_posterior", "llc"), llc], axis=1)
         warmup = values.shape[1] - main.shape[1]
         ax.axvspan(-warmup, 0, color=_PALE, lw=0, zorder=0, label="warm-up")
     x = np.arange(values.shape[1]) - warmup
@@ -209,6 +215,7 @@ def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include
     kept = kept if kept.size else values[np.isfinite(values)]
     low = high = include
     if kept.size:
+        kept = np.clip(kept, -_HUGE, _HUGE)
         # No farther from the median than thrice the 1 % and 99 % quantiles: seven sigma of a normal law.
         q01, q50, q99 = np.quantile(kept[..., warmup:] if kept.ndim == 2 else kept, (0.01, 0.5, 0.99))
         low = min(include, max(kept.min(), q50 - 3 * (q50 - q01)))
@@ -217,21 +224,21 @@ def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include
     ax.set(xlim=(-warmup, main.shape[1]), ylim=(low, high))
     dead, beyond = [], 0
     for i, row in enumerate(values):
-        alive, color = _alive(row + llc[i]), _color(i, len(values))
+        alive, color = min(_alive(row), _alive(llc[i])), _color(i, len(values))
         ax.plot(*_decimate(x[:alive], row[:alive]), color=color, lw=0.6, alpha=0.8, label=_chain_label(i, len(values)))
         outside = np.flatnonzero((row[:alive] < low) | (row[:alive] > high))
         if len(outside):
             beyond += len(outside)
             some = outside[:: math.ceil(len(outside) / 100)]
-            ax.plot(x[some], np.clip(row[some], low, high), "d", color=color, ms=4, clip_on=False)
+            ax.plot(x[some], _inside(ax, row[some]), "d", color=color, ms=4)
         if alive < len(row):
             dead.append(f"{i} (draw {x[alive]})")
-            last = np.clip(row[alive - 1], low, high) if alive else low
-            ax.plot(x[max(alive - 1, 0)], last, "x", color=color, ms=8, mew=2.5, clip_on=False)
+            last = row[alive - 1] if alive else low
+            ax.plot(x[max(alive - 1, 0)], _inside(ax, last), "x", color=color, ms=8, mew=2.5)
     if beyond:
         ax.plot([], [], "d", color=_BLACK, ms=4, label=f"{beyond} draws beyond the axis")
     if dead:
-        label = "dead: chain " + ", ".join(dead[:2]) + (f", {len(dead) - 2} more" if len(dead) > 2 else "")
+        label = "dead: chain " + ", ".join(dead[:2]) + (f" and {len(dead) - 2} more" if len(dead) > 2 else "")
         ax.plot([], [], "x", color=_BLACK, ms=7, mew=2, label=label)
 
 
@@ -246,15 +253,14 @@ def plot_rank(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
         Säilynoja, Bürkner & Vehtari, Graphical test for discrete uniformity, Statistics and Computing 32, 2022.
     """
     draws, ax = _draws(source), _axes(ax)
-    llc, title = draws["posterior"]["llc"].values, "Ranks of the chains"
+    llc, title = variable(draws, "posterior", "llc"), "Ranks of the chains"
     finite = finite_chains(llc)
     if finite.sum() < 2 or llc.shape[1] < 4 or np.ptp(llc[finite]) == 0:
         _note(ax, "ranks need two finite chains that move")
     else:
-        factor = int(
-            array_stats.thin_factor(llc[finite], chain_axis=None, draw_axis=1)
-        )  # within chains: they may differ
-        ranks = array_stats.compute_ranks(llc[finite, ::factor], axis=(0, 1), relative=True)
+        # Thinned by the ESS within chains: that of all falls when chains differ, and would hide just that.
+        factor = int(_stats.thin_factor(llc[finite], chain_axis=None, draw_axis=1))
+        ranks = _stats.compute_ranks(llc[finite, ::factor], axis=(0, 1), relative=True)
         num_chains, num_draws = ranks.shape
         grid = np.linspace(0, 1, num_draws + 1)
         quantile = math.sqrt(0.5 * math.log(2 * num_chains / (1 - _BAND_LEVEL)))  # P(K > x) = 2 exp(−2x²) − …
@@ -271,7 +277,7 @@ def plot_rank(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
 def plot_ess(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     """Effective sample size of llc as draws come in, for its mean and its tails; 400 is the least to trust."""
     draws, ax = _draws(source), _axes(ax)
-    llc = draws["posterior"]["llc"].values
+    llc = variable(draws, "posterior", "llc")
     live = llc[finite_chains(llc)]
     counts = np.unique(np.linspace(0, llc.shape[1], _ESS_POINTS + 1).astype(int))
     counts = counts[counts >= 4]
@@ -291,25 +297,24 @@ def _tail_size(values: np.ndarray) -> float:
     """Effective sample size of the 5 % and 95 % quantiles; 0 for chains that do not move, as for the mean."""
     if np.any(np.ptp(values, axis=1) == 0):
         return 0.0
-    return float(array_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95)))
+    return float(_stats.ess(values, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95)))
 
 
 def plot_autocorrelation(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     """Autocorrelation of llc in every chain, up to thrice the lag where it has died out."""
     draws, ax = _draws(source), _axes(ax)
-    llc = draws["posterior"]["llc"].values
+    llc = variable(draws, "posterior", "llc")
     num_draws = llc.shape[1]
     moving = np.flatnonzero(finite_chains(llc) & (llc.max(axis=1) > llc.min(axis=1)))
     if moving.size and num_draws >= 4:
-        values = array_stats.autocorr(llc[moving], axis=-1)
+        values = _stats.autocorr(llc[moving], axis=-1)
         noise = 1.96 / math.sqrt(num_draws)
         faded = np.flatnonzero(np.all(np.abs(values) < max(0.05, noise), axis=0))
         last = min(num_draws - 1, max(20, 3 * int(faded[0]) if faded.size else num_draws // 2))
         ax.axhspan(-noise, noise, color=_PALE, lw=0, zorder=0, label="95 % of white noise")
         for i, row in zip(moving.tolist(), values[:, : last + 1], strict=True):
-            ax.plot(
-                *_decimate(np.arange(last + 1), row), color=_color(i, len(llc)), label=_chain_label(i, len(llc)), lw=1.2
-            )
+            lags, drawn = _decimate(np.arange(last + 1), row)
+            ax.plot(lags, drawn, color=_color(i, len(llc)), lw=1.2, label=_chain_label(i, len(llc)))
         ax.set(xlim=(0, last), ylim=(min(-0.1, 1.1 * values[:, : last + 1].min()), 1.03))
     else:
         _note(ax, "no finite chain moves")
@@ -361,10 +366,10 @@ def plot_curve(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: A
     grid = np.geomspace(min(least, scale or least) / 10, 100 * max(nodes.max(), scale), 400)
     seen = np.array([np.sum(weights * nodes / (nodes + s)) for s in grid])
     ax.plot(grid, seen, color=_BLUE, lw=2)
-    shown = [seen]
+    shown: list[Any] = [seen]
     if floor > 0:
         ax.axvspan(grid[0], floor, color=_PALE, lw=0, zorder=0, label="below τ: round-off")
-    if scale > 0:
+    if bounds is not None and scale > 0:
         label = f"the draws: γ/nβ = {scale:.2g}, 2{_QUAD} = {2 * bounds.quad:.4g}"
         ax.axvline(scale, color=_PURPLE, ls="-.", lw=1.2)
         ax.plot([scale], [2 * bounds.quad], "o", color=_PURPLE, ms=7, label=label)
@@ -401,7 +406,7 @@ def _finish(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
         fits = [k for k in range(1, len(labels) + 1) if sum(map(max, np.array_split(widths, k))) <= _LEGEND_WIDTH]
         columns = max(fits, default=1)
         rows = math.ceil(len(labels) / columns)
-        spacing = {"borderaxespad": 0.2, "handlelength": 1.6, "columnspacing": 1.2}
+        spacing: dict[str, Any] = {"borderpad": 0.1, "borderaxespad": 0.2, "handlelength": 1.6, "columnspacing": 1.2}
         legend = ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=8, frameon=False, **spacing)
         for line in legend.get_lines():
             line.set(linewidth=max(1.5, line.get_linewidth()), alpha=1)
@@ -442,6 +447,12 @@ def _padded(*arrays: Any) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin
+
+
+def _inside(ax: Axes, y: Any) -> Any:
+    """`y` moved to within the axis, a little off its ends."""
+    low, high = ax.get_ylim()
+    return np.clip(y, low + 0.04 * (high - low), high - 0.04 * (high - low))
 
 
 def _color(i: int, num_chains: int) -> Any:

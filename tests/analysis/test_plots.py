@@ -83,6 +83,14 @@ def stick(draws, chain):
     return draws
 
 
+def explode(draws, chain):
+    """`draws` with a chain that grows to the largest floating-point numbers from draw 40 to 60, and dies."""
+    draws = draws.copy(deep=True)
+    for group, name in (("posterior", "loss"), ("posterior", "llc"), ("sample_stats", "distance")):
+        draws[group][name].values[chain, 40:60] *= 10.0 ** np.linspace(0, 307, 20)
+    return kill(draws, chain, 60)
+
+
 HEALTHY = make_draws()
 CAUCHY = np.random.default_rng(1).standard_cauchy(size=(2, 100_000))
 DRAWS = {
@@ -94,6 +102,8 @@ DRAWS = {
     "dead from the start": kill(HEALTHY, 2, -60),
     "dead at draw 0": kill(HEALTHY, 2, 0),
     "one live chain": kill(kill(kill(HEALTHY, 0, 10), 1, 1), 2, -5),
+    "exploding": explode(HEALTHY, 2),
+    "all exploding": explode(HEALTHY, slice(None)),
     "all dead": kill(HEALTHY, slice(None), 40),
     "infinite": kill(HEALTHY, 1, 7).map_over_datasets(lambda data: data.fillna(np.inf)),
     "stuck": make_draws(noise=np.zeros((4, 360))),

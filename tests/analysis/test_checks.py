@@ -1,0 +1,186 @@
+"""Every check has a run that must fail it, by name, and one good run passes them all."""
+
+import dataclasses
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+from tests.geometry.models import deep_linear
+
+
+@functools.cache
+def _posterior():
+    """Deep linear net 4-2-4 at full rank: d = 16, rank 12, λ = 6 known (a full-rank bottleneck)."""
+    return deep_linear([4, 2, 4], [2, 2])
+
+
+@functools.cache
+def _spectrum():
+    return llc.spectrum(_posterior())
+
+
+def _step_size(posterior, share=0.5):
+    return share / (float(posterior.nbeta) * _spectrum().largest + float(posterior.gamma))
+
+
+def _run(sampler, posterior=None, *, num_warmup=1000, num_draws=2000, thinning=5, **settings):
+    posterior = _posterior() if posterior is None else posterior
+    return llc.sample(
+        jax.random.key(0), posterior, sampler, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning, **settings
+    )
+
+
+@functools.cache
+def _good_draws():
+    return _run(llc.SGLD(step_size=_step_size(_posterior())))
+
+
+def _good():
+    return _good_draws().copy(deep=True)
+
+
+def _report(draws, spectrum=None):
+    return llc.report(draws, spectrum=_spectrum() if spectrum is None else spectrum)
+
+
+def _failed(report):
+    return {check.name for check in report.failed}
+
+
+def _euler(share):
+    return llc.SGLD(step_size=_step_size(_posterior(), share), integrator="euler_maruyama")
+
+
+def _shift(draws, amount):
+    """Draws as they are when L(w*) is wrong by `amount` / nβ, from draw to draw if it is an array."""
+    draws["posterior"] = draws["posterior"].dataset.assign(llc=draws["posterior"]["llc"] + amount)
+    return draws
+
+
+def _moved():
+    posterior = _posterior()
+    center = jax.tree.map(lambda w: w + 0.3 * jnp.sin(jnp.arange(w.size)).reshape(w.shape), posterior.center)
+    return eqx.tree_at(lambda p: p.center, posterior, center)
+
+
+def _saddle():
+    """K = x²/2 + (y² − 1)²/4 at y = 0."""
+    return llc.LocalPosterior(
+        lambda w, batch: 0.5 * w[0] ** 2 + 0.25 * (w[1] ** 2 - 1) ** 2 + 0 * jnp.sum(batch),
+        jnp.zeros(2),
+        np.zeros((1000, 1)),
+        gamma=1.0,
+    )
+
+
+def _noisy():
+    """The net with label noise, whose gradients differ from example to example."""
+    posterior = _posterior()
+    inputs, targets = posterior.data
+    noise = np.random.default_rng(0).normal(size=targets.shape)
+    noise -= inputs @ np.linalg.lstsq(inputs, noise, rcond=None)[0]  # keeps w* a minimum: X'noise = 0
+    return llc.LocalPosterior(posterior.loss_fn, posterior.center, (inputs, targets + noise), gamma=1.0)
+
+
+def _dead_chain():
+    draws = _good()
+    llc_values = draws["posterior"]["llc"].copy()
+    llc_values[2, 100:] = np.nan
+    draws["posterior"] = draws["posterior"].dataset.assign(llc=llc_values)
+    return draws
+
+
+def _sabotaged(posterior, **settings):
+    spectrum = llc.spectrum(posterior)
+    stiffness = float(posterior.nbeta) * max(spectrum.largest, 0.1) + float(posterior.gamma)
+    return _report(_run(llc.SGLD(step_size=0.5 / stiffness), posterior, **settings), spectrum)
+
+
+def _huge_gamma():
+    posterior = _posterior().with_scale(gamma=10 * float(_posterior().nbeta) * _spectrum().largest)
+    return _report(_run(llc.SGLD(step_size=0.5 / (1.1 * float(posterior.gamma))), posterior))
+
+
+def _short_lanczos():
+    spectrum = llc.spectrum(_posterior(), method="lanczos", num_matvecs=4)
+    return _report(_good(), dataclasses.replace(spectrum, nodes=spectrum.nodes * [1, 1, 1, 1]))
+
+
+def _two_temperatures():
+    """Chains that hop between two energies: no Gamma law."""
+    draws = _good()
+    values = draws["posterior"]["llc"].copy()
+    values[:] = np.random.default_rng(0).choice([0.5, 11.5], size=values.shape)
+    draws["posterior"] = draws["posterior"].dataset.assign(llc=values)
+    return draws
+
+
+SABOTAGE = {
+    "step too large": ({"step_size_bias", "virial"}, lambda: _report(_run(_euler(2.5)))),
+    "unstable step": ({"finite_chains", "divergences"}, lambda: _report(_run(_euler(6.0)))),
+    "step too small, few draws": (
+        {"rhat", "ess", "virial", "below_bounds"},
+        lambda: _report(_run(_euler(5e-4), num_warmup=0, num_draws=200, thinning=1)),
+    ),
+    "chains still rising": ({"drift"}, lambda: _report(_shift(_good(), np.linspace(-0.5, 0.5, 2000)))),
+    "minibatch heating": ({"virial"}, lambda: _sabotaged(_noisy(), batch_size=2)),
+    "untrained": ({"stationary", "lower_loss", "positive"}, lambda: _sabotaged(_moved())),
+    "saddle": ({"no_negative_curvature", "lower_loss", "positive"}, lambda: _sabotaged(_saddle())),
+    "dead chain": ({"finite_chains"}, lambda: _report(_dead_chain())),
+    "L(w*) too low": ({"above_bounds"}, lambda: _report(_shift(_good(), 10.0))),
+    "L(w*) too high": ({"lower_loss", "below_bounds"}, lambda: _report(_shift(_good(), -2.0))),
+    "gamma too large": ({"localization"}, _huge_gamma),
+    "Lanczos too short": ({"spectrum_resolution"}, _short_lanczos),
+    "energy of another shape": ({"mean_variance"}, lambda: _report(_two_temperatures())),
+}
+VERDICTS = {
+    "step too small, few draws": "BELOW",
+    "L(w*) too low": "ABOVE",
+    "L(w*) too high": "BELOW",
+}
+
+
+def test_a_good_run_passes_every_check():
+    report = _report(_good())
+    assert not report.failed, str(report)
+    assert report.verdict == "CONSISTENT"
+    every = set().union(*(names for names, _ in SABOTAGE.values()))
+    assert {check.name for check in report.checks} >= every - {"spectrum_resolution"}
+    assert report.corrected.value == pytest.approx(6, abs=4 * report.corrected.mcse + 0.02 * 6)
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_sabotage_is_named(name):
+    expected, run = SABOTAGE[name]
+    report = run()
+    assert expected <= _failed(report), str(report)
+    assert report.verdict == VERDICTS.get(name, report.verdict)
+    assert report.verdict != "CONSISTENT"
+    for check in report.failed:
+        assert check.name in str(report)
+        assert len(check.message.split(":", 1)[1]) > 20, "a failed check says what to change"
+
+
+def test_every_check_has_a_sabotage():
+    every = {check.name for check in _report(_good()).checks} | {"spectrum_resolution"}
+    assert every == set().union(*(names for names, _ in SABOTAGE.values()))
+
+
+def test_rmsprop_gets_no_prediction_of_its_bias():
+    sampler = llc.SGLD(step_size=1e-6, preconditioner=llc.RMSProp())
+    report = _report(_run(sampler, num_warmup=0, num_draws=10, thinning=1))
+    assert "step_size_bias" not in {check.name for check in report.checks}
+
+
+def test_without_geometry_nothing_is_resolved():
+    draws = _good()
+    report = llc.report(draws.drop_nodes("curvature") if "curvature" in draws else draws)
+    assert report.verdict == "UNRESOLVED"
+    assert report.bounds is None
+    assert "no bounds" in str(report)
