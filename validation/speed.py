@@ -50,6 +50,7 @@ class Settings:
 
     seed: int = 0
     repeats: int = 3
+    tries: int = 1  # of one measurement, until others leave the machine alone; the quietest counts
     num_chains: int = 4
     num_data: int = 10_000
     batch_size: int = 512
@@ -86,6 +87,7 @@ class Counter:
         self.loss_fn, self.calls = loss_fn, 0
 
     def __call__(self, params, batch):
+        """The loss."""
         self.calls += 1
         return self.loss_fn(params, batch)
 
@@ -104,28 +106,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help=f"default {Settings.repeats}")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write all figures there")
     parser.add_argument("--peer-python", default=os.environ.get("LLC_PEER_PYTHON"), help="default $LLC_PEER_PYTHON")
-    parser.add_argument(
-        "--wait", type=float, default=0, help="wait up to so many seconds for a quiet machine, each time"
-    )
+    parser.add_argument("--tries", type=int, help="of one measurement, until no other process disturbs it; default 1")
     args = parser.parse_args()
     settings = QUICK if args.quick else Settings()
-    if args.repeats is not None:
-        settings = dataclasses.replace(settings, repeats=args.repeats)
+    given = {name: getattr(args, name) for name in ("repeats", "tries") if getattr(args, name) is not None}
+    settings = dataclasses.replace(settings, **given)
     peer = args.peer_python or str(Path(__file__).parent / "peers" / ".venv" / "bin" / "python")
     if not Path(peer).exists():
         print("peer: no environment found (validation/peers/setup.sh makes one); our figures only\n")
         peer = None
-    quiet = functools.partial(wait_for_quiet, args.wait)
 
-    jax.monitoring.register_event_duration_secs_listener(_on_event)
     results = {"settings": dataclasses.asdict(settings), "machine": describe_machine()}
     print(" ".join(f"{k} {v}" for k, v in results["machine"].items()), end="\n\n")
     problems = [deep_linear(settings), mlp(settings, (784, 256, 256, 10), settings.num_data, "MLP")]
-    results["throughput"] = [row for problem in problems for row in throughput(problem, settings, peer, quiet)]
+    results["throughput"] = [row for problem in problems for row in throughput(problem, settings, peer)]
     results["ratios"] = print_throughput(results["throughput"])
-    results["parts"] = [row for problem in problems for row in parts(problem, settings, quiet)]
+    results["parts"] = [row for problem in problems for row in parts(problem, settings)]
     print_parts(results["parts"])
-    results["chain_methods"] = [*sweep_sgld(settings, quiet), *sweep_mcmc(settings, quiet)]
+    results["chain_methods"] = [*sweep_sgld(settings), *sweep_mcmc(settings)]
     print_chain_methods(results["chain_methods"])
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +179,7 @@ PEER_VARIANTS = {
 }
 
 
-def throughput(problem: Problem, settings: Settings, peer: str | None, quiet: Callable) -> list[dict[str, Any]]:
+def throughput(problem: Problem, settings: Settings, peer: str | None) -> list[dict[str, Any]]:
     """Our variants and the peer's, in turns."""
     rows, runs = [], {}
     draws = {
@@ -202,13 +200,10 @@ def throughput(problem: Problem, settings: Settings, peer: str | None, quiet: Ca
     ours, theirs = ([row for row in rows if row["tool"] == tool] for tool in ("llc", "devinterp"))
     turns = [row for pair in itertools.zip_longest(ours, theirs) for row in pair if row]
     for repeat, row in itertools.product(range(settings.repeats), turns):
-        quiet()
-        timing = runs[row["variant"]]()
+        timing = quietest(runs[row["variant"]], settings.tries)
         row["rates"].append(settings.num_chains * settings.num_steps / timing.seconds)
         row["others"].append(timing.others)
-        progress(
-            f"{repeat + 1}/{settings.repeats} {row['model']}, {row['tool']}, {row['variant']}: {row['rates'][-1]:.0f}/s"
-        )
+        progress(f"repeat {repeat + 1}, {row['model']}, {row['tool']}, {row['variant']}: {row['rates'][-1]:.0f}/s")
     return rows
 
 
@@ -230,22 +225,20 @@ def sample(problem: Problem, settings: Settings, *, thinning: int, **kwargs: Any
 
 def first_calls(problem: Problem, run: Callable) -> dict[str, Any]:
     """Compilation and traces of the loss in the first call and in the second."""
-    compiling, traces = [], []
+    events, compiling, traces = [], [], []
+
+    def listen(name, seconds, **_):
+        events.append(seconds if name.startswith("/jax/core/compile/") else 0.0)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     for _ in range(2):
-        _COMPILING[0], problem.count.calls = 0.0, 0
+        events.clear()
+        problem.count.calls = 0
         run()
-        compiling.append(_COMPILING[0])
+        compiling.append(sum(events))
         traces.append(problem.count.calls)
+    jax.monitoring.unregister_event_duration_listener(listen)
     return {"compile_seconds": compiling, "traces": traces}
-
-
-_COMPILING = [0.0]
-
-
-def _on_event(name: str, seconds: float, **_: Any) -> None:
-    """Adds up what JAX spends on tracing, lowering and compiling."""
-    if name.startswith("/jax/core/compile/"):
-        _COMPILING[0] += seconds
 
 
 def measure(run: Callable) -> Timing:
@@ -265,7 +258,9 @@ def measure_peer(
         flags[name.replace("_", "-")] = getattr(settings, name)
     script = Path(__file__).parent / "peers" / "devinterp_speed.py"
     command = [python, str(script), *(f"--{name}={value}" for name, value in flags.items())]
-    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     before, start = busy_seconds(), time.perf_counter()
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     others = share_of_others(before, time.perf_counter() - start)
@@ -276,7 +271,7 @@ def measure_peer(
 # Parts of a step
 
 
-def parts(problem: Problem, settings: Settings, quiet: Callable) -> list[dict[str, Any]]:
+def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     """Microseconds of every part of a step of one chain, alone and with all chains in a vmap.
 
     Every loop carries what the part returns into its next turn, so that none can be left out by the compiler.
@@ -288,7 +283,7 @@ def parts(problem: Problem, settings: Settings, quiet: Callable) -> list[dict[st
     bowl = llc.LocalPosterior(lambda w, _: 0.5 * optax.tree.norm(w, squared=True), position, data, gamma=settings.gamma)
     everything = jax.device_put(make_evaluation(posterior, None))
     subset = jax.device_put(make_evaluation(posterior, np.arange(batch_size)))
-    rows = jnp.arange(batch_size)
+    rows = jax.random.permutation(jax.random.key(settings.seed), settings.num_data)[:batch_size]
 
     def shuffle(key, order):
         return jax.random.permutation(key, order)
@@ -296,7 +291,7 @@ def parts(problem: Problem, settings: Settings, quiet: Callable) -> list[dict[st
     def gather(key, carry):  # noqa: ARG001
         rows, _ = carry
         batch = take(data, rows)
-        return (rows + 1 + 0 * jnp.int32(jnp.sum(batch[0][:, 0]))) % settings.num_data, batch
+        return (rows + 1 + jnp.int32(batch[0][0, 0])) % settings.num_data, batch
 
     def gradient(key, carry):  # noqa: ARG001
         position, batch = carry
@@ -336,7 +331,6 @@ def parts(problem: Problem, settings: Settings, quiet: Callable) -> list[dict[st
     for name, (body, carry, share) in cases.items():
         times = {}
         for label, copies in (("alone", 1), ("vmap", settings.num_chains)):
-            quiet()
             seconds = [t * share / copies for t in time_loop(body, carry, copies, settings)]
             times[label] = [round(1e6 * t, 2) for t in seconds]
         results.append({"model": problem.name, "part": name, "microseconds": times})
@@ -365,34 +359,35 @@ def time_loop(body: Callable, carry: Any, copies: int, settings: Settings) -> li
     run = lambda turns: jax.block_until_ready(loop(keys, carry, np.int32(turns)))  # noqa: E731
     run(1)
     turns = max(1, round(2 * settings.part_seconds / measure(lambda: run(2)).seconds))
-    return [measure(lambda: run(turns)).seconds / turns for _ in range(settings.repeats)]
+    timings = [quietest(lambda: measure(lambda: run(turns)), settings.tries) for _ in range(settings.repeats)]
+    return [timing.seconds / turns for timing in timings]
 
 
 # Sequential against vectorized
 
 
-def sweep_sgld(settings: Settings, quiet: Callable) -> list[dict[str, Any]]:
+def sweep_sgld(settings: Settings) -> list[dict[str, Any]]:
     """SGLD on MLPs of growing width, with two draws only so that the steps are what is timed."""
     results = []
     for width in settings.widths:
         problem = mlp(settings, (width, width, width, 10), settings.num_data, "SGLD")
         kwargs = {"batch_size": settings.batch_size, "eval_size": settings.batch_size, "num_warmup": 0, "num_draws": 2}
         sampler = llc.SGLD(step_size=settings.step_size)
-        results.append(compare_methods(problem, sampler, settings, quiet, thinning=settings.sweep_steps // 2, **kwargs))
+        results.append(compare_methods(problem, sampler, settings, thinning=settings.sweep_steps // 2, **kwargs))
     return results
 
 
-def sweep_mcmc(settings: Settings, quiet: Callable) -> list[dict[str, Any]]:
+def sweep_mcmc(settings: Settings) -> list[dict[str, Any]]:
     """The samplers with an accept step, adapted, on small MLPs."""
     results = []
     for width, sampler in itertools.product(settings.mcmc_widths, (llc.MALA(), llc.HMC(), llc.NUTS(max_tree_depth=6))):
         problem = mlp(settings, (width, width, width, 10), settings.mcmc_data, type(sampler).__name__)
         kwargs = {"num_warmup": settings.mcmc_warmup, "num_draws": settings.mcmc_draws}
-        results.append(compare_methods(problem, sampler, settings, quiet, **kwargs))
+        results.append(compare_methods(problem, sampler, settings, **kwargs))
     return results
 
 
-def compare_methods(problem: Problem, sampler, settings: Settings, quiet: Callable, **kwargs: Any) -> dict[str, Any]:
+def compare_methods(problem: Problem, sampler, settings: Settings, **kwargs: Any) -> dict[str, Any]:
     """Seconds of the same chains, one by one and in a vmap, in turns."""
 
     def run(method):
@@ -404,8 +399,7 @@ def compare_methods(problem: Problem, sampler, settings: Settings, quiet: Callab
     for method in timings:
         run(method)
     for _, method in itertools.product(range(settings.repeats), timings):
-        quiet()
-        timings[method].append(measure(functools.partial(run, method)))
+        timings[method].append(quietest(lambda: measure(lambda: run(method)), settings.tries))  # noqa: B023
     progress(f"{problem.name}, {problem.posterior.num_params} parameters")
     seconds = {method: [t.seconds for t in ts] for method, ts in timings.items()}
     others = [t.others for ts in timings.values() for t in ts]
@@ -438,12 +432,21 @@ def share_of_others(before: tuple[float, float], seconds: float) -> float:
     return max(0.0, machine - own) / (seconds * os.cpu_count())
 
 
-def wait_for_quiet(limit: float) -> None:
-    """Returns when others take less than a tenth of the machine during one second, or after `limit` seconds."""
+def quietest(measurement: Callable[[], Timing], tries: int) -> Timing:
+    """The one that others disturbed least; the first with less than a twentieth of the machine ends the tries."""
+    timings = []
+    while len(timings) < tries and not (timings and timings[-1].others < 0.05):
+        if tries > 1:
+            wait_for_quiet()
+        timings.append(measurement())
+    return min(timings, key=lambda timing: timing.others)
+
+
+def wait_for_quiet(limit: float = 60.0) -> None:
+    """Returns when others take less than a twentieth of the machine during a second, or after `limit` seconds."""
     start = time.perf_counter()
-    while time.perf_counter() - start < limit:
-        if measure(lambda: time.sleep(1)).others < 0.1:
-            return
+    while time.perf_counter() - start < limit and measure(lambda: time.sleep(1)).others >= 0.05:
+        pass
 
 
 def progress(line: str) -> None:
@@ -461,18 +464,17 @@ def print_throughput(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         group = list(group)
         peers = [row["rates"] for row in group if row["tool"] == "devinterp"]
         print(f"{model}, {group[0]['num_params']:,} parameters: total chain-steps a second, median (range)\n")
-        print(f"{'':44}{'rate':>19}{'others':>8}{'compile':>9}{'traces':>8}{'/ usual':>17}{'/ fastest':>17}")
+        print(_HEAD.format("", "rate", "others", "compile", "traces", "/ usual", "/ fastest"))
         for row in group:
-            line = f"{row['tool']:10}{row['variant']:34}{spread(row['rates'], 0):>19}{mean_share(row['others']):>8}"
+            cells = [f"{row['tool']:10}{row['variant']}", spread(row["rates"], 0), mean_share(row["others"])]
             if row["tool"] == "llc":
-                first, second = row["traces"]
-                line += f"{row['compile_seconds'][0]:7.1f} s{f'{first}, {second}':>8}"
-                if peers:
-                    usual = [a / b for a, b in zip(row["rates"], peers[0], strict=True)]
-                    fastest = [a / max(b) for a, b in zip(row["rates"], zip(*peers, strict=True), strict=True)]
-                    ratios.append({"model": model, "variant": row["variant"], "usual": usual, "fastest": fastest})
-                    line += f"{spread(usual, 2):>17}{spread(fastest, 2):>17}"
-            print(line)
+                cells += [f"{row['compile_seconds'][0]:.1f} s", "{}, {}".format(*row["traces"])]
+            if row["tool"] == "llc" and peers:
+                usual = [a / b for a, b in zip(row["rates"], peers[0], strict=True)]
+                fastest = [a / max(b) for a, b in zip(row["rates"], zip(*peers, strict=True), strict=True)]
+                ratios.append({"model": model, "variant": row["variant"], "usual": usual, "fastest": fastest})
+                cells += [spread(usual, 2), spread(fastest, 2)]
+            print(_HEAD.format(*cells, *[""] * (7 - len(cells))).rstrip())
         print()
     print("compile: tracing, lowering and compiling in the first call; traces: of loss_fn in the first and second call")
     print(
@@ -481,26 +483,29 @@ def print_throughput(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return ratios
 
 
+_HEAD = "{:46}{:>20}{:>8}{:>9}{:>8}{:>22}{:>20}"
+
+
 def print_parts(rows: list[dict[str, Any]]) -> None:
     """Prints the parts of a step."""
     for model, group in itertools.groupby(rows, key=lambda row: row["model"]):
-        print(f"{f'{model}: microseconds a chain-step, median (range)':44}{'one chain':>24}{'chains in a vmap':>24}")
+        print(f"{f'{model}: microseconds a chain-step, median (range)':48}{'one chain':>30}{'chains in a vmap':>30}")
         for row in group:
             alone, vmap = (spread(row["microseconds"][label], 1) for label in ("alone", "vmap"))
-            print(f"  {row['part']:42}{alone:>24}{vmap:>24}")
+            print(f"  {row['part']:46}{alone:>30}{vmap:>30}")
         print()
 
 
 def print_chain_methods(rows: list[dict[str, Any]]) -> None:
     """Prints sequential against vectorized."""
-    print(
-        f"{'sampler':10}{'parameters':>12}{'vectorized':>13}{'sequential':>13}{'sequential is faster by':>26}{'others':>9}"
-    )
+    cells = "{:10}{:>12}{:>14}{:>14}{:>28}{:>10}"
+    print(cells.format("sampler", "parameters", "vectorized", "sequential", "sequential is faster by", "others"))
     for row in rows:
-        vectorized, sequential = row["seconds"].values()
-        factors = [a / b for a, b in zip(vectorized, sequential, strict=True)]
-        line = f"{row['sampler']:10}{row['num_params']:12,}{statistics.median(vectorized):11.3f} s"
-        print(f"{line}{statistics.median(sequential):11.3f} s{spread(factors, 2):>26}{mean_share(row['others']):>9}")
+        times = row["seconds"].values()
+        factors = [vectorized / sequential for vectorized, sequential in zip(*times, strict=True)]
+        medians = [f"{statistics.median(t):.3f} s" for t in times]
+        size, share = f"{row['num_params']:,}", mean_share(row["others"])
+        print(cells.format(row["sampler"], size, *medians, spread(factors, 2), share))
 
 
 def spread(values: list[float], digits: int) -> str:

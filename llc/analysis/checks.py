@@ -182,7 +182,10 @@ def _mean_variance(draws: xr.DataTree, mean: Estimate, variance: Estimate, spect
         scale = constant(draws, "gamma") / constant(draws, "nbeta")
         expected = spectrum.quad(scale) - spectrum.sum(lambda h: 0.5 * _share(h, scale) ** 2)
     gap = mean.value - variance.value - expected
-    threshold = 3 * np.hypot(mean.mcse, variance.mcse) + _SHAPE_GAP * abs(mean.value)
+    # Errors as they would be under a Gamma law of shape λ: those of the draws grow with the outliers to be caught.
+    shape = max(mean.value, 0.0)
+    error = np.hypot(mean.mcse, np.sqrt((2 * shape**2 + 6 * shape) / max(variance.ess, 1.0)))
+    threshold = 3 * error + _SHAPE_GAP * abs(mean.value)
     if spectrum is None:
         threshold += mean.value  # without a spectrum, the tether may take all of the variance
     seen = f"mean {mean.value:.3g} against variance {variance.value:.3g}, {expected:.2g} of it expected from γ"

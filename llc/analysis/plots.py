@@ -414,6 +414,8 @@ def _finish(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     ax.set_xlabel(xlabel, fontsize=9)
     ax.set_ylabel(ylabel, fontsize=9)
     ax.tick_params(labelsize=8)
+    if ax.get_yscale() == "linear":
+        ax.yaxis.set_major_formatter("{x:.10g}")  # no common factor above the axis, where the legend stands
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

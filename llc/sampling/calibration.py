@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llc.posterior import LocalPosterior
 
-_COURANT = 0.5  # c; stable below 4, THEORY §7 measured rmse 0.5–1.9 % with it
+COURANT = 0.5  # c; stable below 4, THEORY §7 measured rmse 0.5–1.9 % with it
 _RELAXATIONS = 40  # γ such that the slowest direction decorrelates T εγ / 2 = 20 times
 
 
@@ -44,5 +44,5 @@ def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps
         )
     stiffness = nbeta * max(largest, 0.0)
     if gamma is None:
-        gamma = _RELAXATIONS * stiffness / (_COURANT * num_steps)
-    return Settings(_COURANT / (stiffness + gamma), gamma, largest)
+        gamma = _RELAXATIONS * stiffness / (COURANT * num_steps)
+    return Settings(COURANT / (stiffness + gamma), gamma, largest)

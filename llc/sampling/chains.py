@@ -21,7 +21,7 @@ import optax
 import xarray as xr
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.posterior import LocalPosterior
@@ -86,8 +86,7 @@ def sample(
         rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
     init_loss = posterior.init_loss(rows)
     evaluation = make_evaluation(posterior, rows)
-    posterior = jax.device_put(posterior)
-    evaluation = jax.device_put(evaluation)
+    posterior, evaluation = _on_device((posterior, evaluation))
 
     warmup = math.ceil(num_warmup / thinning)
     size = max(1, math.ceil((warmup + num_draws) / _NUM_SEGMENTS))
@@ -291,6 +290,12 @@ def _choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int
         return "parallel"
     small = posterior.num_params <= _SEQUENTIAL_PARAMS
     return "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
+
+
+def _on_device(tree: PyTree) -> PyTree:
+    """`tree` with its arrays on the device, once instead of in every segment."""
+    arrays, rest = eqx.partition(tree, eqx.is_array)
+    return eqx.combine(jax.device_put(arrays), rest)
 
 
 def _spread(keys: PRNGKeyArray, num_chains: int) -> PRNGKeyArray:

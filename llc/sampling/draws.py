@@ -1,6 +1,7 @@
 """What the sampling loop records, and its form on the host: a DataTree in ArviZ's schema."""
 
 import dataclasses
+import warnings
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -58,8 +59,7 @@ class Recorder:
         delta = draws.delta.astype(np.float64)
         values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
         for path, leaf in jax.tree_util.tree_leaves_with_path(draws.params):
-            name = jax.tree_util.keystr(path, simple=True, separator=".") or "w"
-            values[f"params.{name}"] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
+            values[_name(path)] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
         stats = {name: value for name, value in draws.info._asdict().items()}
         stats["distance"] = draws.distance
         if np.isnan(stats["acceptance_rate"]).all():
@@ -71,7 +71,10 @@ class Recorder:
             for name, group in groups.items():
                 split[f"warmup_{name}"] = {k: v[:, : self.warmup] for k, v in group.items()}
         split["constant_data"] = constants
-        tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
+        with warnings.catch_warnings():
+            # A short run of many chains is no mistake in the order of the axes.
+            warnings.filterwarnings("ignore", message="Found chain dimension to be longer than draw dimension")
+            tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
         tree.attrs.update(attributes)
         blocks = [(total[0], count) for total, count in zip(self.moments, self.counts, strict=True) if total]
         if blocks:
@@ -83,6 +86,18 @@ class Recorder:
             means["num_draws"] = (("block",), np.array([count for _, count in blocks]))
             tree["pointwise"] = xr.DataTree(xr.Dataset(means))
         return tree
+
+
+def last_positions(draws: xr.DataTree, posterior: LocalPosterior) -> list[PyTree]:
+    """Where each chain of a run with `keep_params` ended, as positions of `posterior`."""
+    variables = draws["posterior"].dataset
+    paths, structure = jax.tree_util.tree_flatten_with_path(posterior.position)
+    ends = [variables[_name(path)].to_numpy()[:, -1].astype(leaf.dtype) for path, leaf in paths]
+    return [jax.tree.unflatten(structure, [end[chain] for end in ends]) for chain in range(variables.sizes["chain"])]
+
+
+def _name(path: tuple) -> str:
+    return f"params.{jax.tree_util.keystr(path, simple=True, separator='.') or 'w'}"
 
 
 def describe(module: Any) -> Any:

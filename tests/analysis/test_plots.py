@@ -235,6 +235,16 @@ def test_trace_shows_losses_and_the_loss_of_the_center():
     assert "5 steps" in ax.get_xlabel()
 
 
+@pytest.mark.parametrize("scale", [1e-7, 1e-3, 1e6])
+def test_no_factor_stands_where_the_legend_is(scale):
+    draws = HEALTHY.copy(deep=True)
+    for group in ("posterior", "warmup_posterior"):
+        draws[group]["loss"].values[:] *= scale
+    ax = plots.plot_trace(draws)
+    render(ax.figure)
+    assert ax.yaxis.get_offset_text().get_text() == ""
+
+
 def test_distance_shows_distances():
     chain = line(plots.plot_distance(make_draws(num_warmup=0)), "chain 1")
     np.testing.assert_array_equal(chain.get_ydata(), make_draws(num_warmup=0)["sample_stats"]["distance"].values[1])

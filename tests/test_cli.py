@@ -1,0 +1,107 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import llc
+from llc import cli
+
+MODEL = """
+import jax.numpy as jnp
+import numpy as np
+import llc
+
+def regression():
+    inputs = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    return llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(3), inputs, gamma=1.0)
+
+posterior = regression()
+number = 3
+saddle = llc.LocalPosterior(
+    lambda w, x: 0.5 * w[0] ** 2 + 0.25 * (w[1] ** 2 - 1) ** 2 + 0 * jnp.sum(x), jnp.zeros(2), np.zeros((500, 1)), gamma=1.0
+)
+"""
+QUICK = ("--num-warmup", "500", "--num-draws", "1000")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "model.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_bounds_sample_report(folder, capsys):
+    assert cli.main(["bounds", "model.py:regression", "--out", "run.nc"]) == 0
+    assert "[1.5, 1.5]" in capsys.readouterr().out
+    assert cli.main(["sample", "model.py:posterior", "--sampler", "nuts", "--out", "run.nc", *QUICK]) == 0
+    capsys.readouterr()
+    assert cli.main(["report", "run.nc", "--json", "--figures", "figures", "--html", "report.html"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["verdict"] == "CONSISTENT"
+    assert abs(fields["corrected"]["value"] - 1.5) < 4 * fields["corrected"]["mcse"]
+    assert (folder / "report.html").stat().st_size > 10_000
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"report.png", "trace.png", "running.png", "spectrum.png"} <= pictures
+
+
+def test_sgld_takes_its_step_from_the_curvature(folder, capsys):
+    assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", *QUICK]) == 0
+    settings = json.loads(llc.load("run.nc").attrs["settings"])
+    posterior_nbeta = float(llc.load("run.nc")["constant_data"]["nbeta"])
+    assert settings["sampler"]["name"] == "SGLD"
+    assert 0.1 / posterior_nbeta < settings["sampler"]["step_size"] < 0.5 / posterior_nbeta
+
+
+def test_exit_status(folder, capsys):
+    assert cli.main(["sample", "model.py:posterior", "--sampler", "nuts", "--out", "run.nc", *QUICK]) == 0
+    assert cli.main(["report", "run.nc"]) == 1, "no bounds in the file: unresolved"
+    assert "no bounds to compare with" in capsys.readouterr().out
+    cli.main(["bounds", "model.py:posterior", "--out", "run.nc"])
+    draws = llc.load("run.nc")
+    draws["posterior"] = draws["posterior"].dataset.assign(llc=draws["posterior"]["llc"] + 5)
+    llc.save(draws, "run.nc")
+    assert cli.main(["report", "run.nc"]) == 2
+    assert cli.main(["bounds", "model.py:saddle"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bounds", "model.py"], "needs the form FILE.py:NAME"),
+        (["bounds", "other.py:posterior"], "which does not exist"),
+        (["bounds", "model.py:nothing"], "needs a posterior called 'nothing'"),
+        (["bounds", "model.py:number"], "needs to be (or return) a LocalPosterior, got int"),
+        (["report", "none.nc"], "no file none.nc"),
+        (["sample", "model.py:posterior", "--out", "x.nc", "--num-draws", "0"], "num_draws needs an integer >= 1"),
+        (["sample", "model.py:posterior", "--out", "x.nc", "--step-size=-1.0"], "step_size > 0"),
+        (["sample", "model.py:posterior", "--out", "x.nc", "--gamma=-1.0"], "gamma needs a finite number >= 0"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(folder, capsys, arguments, message):
+    assert cli.main(arguments) == 3
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_help_needs_no_jax():
+    """`llc --help` answers without importing JAX, so that it is instant."""
+    code = "import sys; from llc import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("demo", "sample", "bounds", "report"):
+        assert command in result.stdout
+
+
+def test_a_closed_pipe_is_no_error(folder):
+    code = "import sys; from llc import cli; sys.exit(cli.main(['bounds', 'model.py:posterior']))"
+    command = f'{sys.executable} -c "{code}" | true; exit ${{PIPESTATUS[0]}}'
+    result = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, cwd=pathlib.Path.cwd()
+    )
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr

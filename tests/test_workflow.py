@@ -1,0 +1,78 @@
+"""The one call, against known values; and the finite-n value of a singular model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+from tests.geometry.models import deep_linear
+
+KNOWN = {  # full-rank bottlenecks: λ(w*) = r (d_0 + d_L − r) / 2 (Aoyagi 2024)
+    "4-2-4": (lambda: deep_linear([4, 2, 4], [2, 2]), 6.0),
+    "5-3-4-5": (lambda: deep_linear([5, 3, 4, 5], [3, 3, 3]), 10.5),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_estimate_of_a_known_model(name):
+    make, known = KNOWN[name]
+    given = make()
+    posterior = llc.LocalPosterior(given.loss_fn, given.center, given.data)
+    report = llc.estimate(jax.random.key(0), posterior)
+    assert report.verdict == "CONSISTENT", str(report)
+    assert report.bounds.lower == known
+    # λ_corr is γ-corrected to 2 % (THEORY.md §4: −1.3 … +0.9 % at trained deep linear nets).
+    assert abs(report.corrected.value - known) < 4 * report.corrected.mcse + 0.02 * known
+    assert abs(1.2 * report.corrected.value - known) > 4 * report.corrected.mcse + 0.02 * known
+    assert report.corrected.mcse < 0.02 * known
+
+
+def test_gamma_is_chosen_and_reported():
+    posterior = llc.LocalPosterior(
+        lambda w, batch: 0.5 * jnp.sum(jnp.arange(1.0, 5.0) * w**2), jnp.zeros(4), np.zeros((1000, 1))
+    )
+    report = llc.estimate(jax.random.key(0), posterior, num_warmup=500, num_draws=1000, thinning=2)
+    nbeta = 1000 / np.log(1000)
+    gamma = float(report.draws["constant_data"]["gamma"])
+    assert gamma == pytest.approx(40 * nbeta * 4 / (0.5 * 2500))  # the quadratic is local at once
+    step_size = report.settings["sampler"]["step_size"]
+    assert step_size == pytest.approx(0.5 / (4 * nbeta + gamma))
+    # On a quadratic, Leimkuhler–Matthews is exact: λ̂ is λ_quad, and λ_corr is d/2.
+    assert abs(report.singular) < 4 * report.llc.mcse
+    assert abs(report.corrected.value - 2.0) < 4 * report.corrected.mcse
+    assert report.verdict == "CONSISTENT", str(report)
+    assert report.settings["batch_size"] == 1000
+
+
+def test_a_weak_tether_shrinks_the_step():
+    """At γ = 1 this net's posterior reaches points 68 times as stiff as w*, where SGLD with the step of w* gave 12.6."""
+    posterior = deep_linear([5, 3, 4, 5], [3, 3, 3])
+    report = llc.estimate(jax.random.key(0), posterior, num_draws=2000, thinning=20)
+    stiffness = float(posterior.nbeta) * report.spectrum.largest + 1
+    assert report.settings["sampler"]["step_size"] < 0.2 / stiffness
+    assert float(report.draws["constant_data"]["gamma"]) == 1.0, "what the user set is not overridden"
+    exact, error = 9.434, 0.075  # NUTS, 4 × 1000 draws, ESS above 1000
+    assert abs(report.llc.value - exact) < 4 * np.hypot(report.llc.mcse, error)
+
+
+def test_large_data_are_sampled_in_minibatches():
+    posterior = llc.LocalPosterior(lambda w, batch: 0.5 * jnp.sum(w**2), jnp.zeros(2), np.zeros((5000, 1)), gamma=1.0)
+    report = llc.estimate(jax.random.key(0), posterior, num_warmup=10, num_draws=20, thinning=1)
+    assert report.settings["batch_size"] == 512
+
+
+def test_no_curvature_and_no_gamma_is_an_error():
+    posterior = llc.LocalPosterior(lambda w, batch: jnp.sum(w**4), jnp.zeros(2), np.zeros((100, 1)))
+    with pytest.raises(ValueError, match="needs a positive eigenvalue to set γ from"):
+        llc.estimate(jax.random.key(0), posterior)
+
+
+def test_restricted_learning_coefficient():
+    """Only the decoder moves: linear regression on the code, λ = 2 · 4 / 2."""
+    posterior = deep_linear([4, 2, 4], [2, 2])
+    restricted = llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data, mask="1")
+    report = llc.estimate(jax.random.key(0), restricted)
+    assert (report.bounds.lower, report.bounds.upper) == (4, 4)
+    assert abs(report.corrected.value - 4) < 4 * report.corrected.mcse
+    assert report.verdict == "CONSISTENT", str(report)
