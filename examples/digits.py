@@ -27,7 +27,7 @@ class Settings:
     hidden: int = 12  # units of the hidden layer; 64 × 12 + 12 + 12 × 10 + 10 = 910 parameters
     smoothing: float = 0.1  # of the labels, so that cross-entropy has a minimum at finite parameters
     train_steps: int = 3000  # of L-BFGS on all images
-    num_draws: int = 2000
+    num_draws: int = 2000  # a chain, ten SGLD steps apart
     seed: int = 0
     out: Path = Path("digits.png")
 

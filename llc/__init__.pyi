@@ -1,5 +1,7 @@
 from . import demo as demo
 from .analysis.checks import Check as Check
+from .analysis.dashboard import plot_report as plot_report
+from .analysis.dashboard import save_figures as save_figures
 from .analysis.estimators import Estimate as Estimate
 from .analysis.estimators import energy_variance as energy_variance
 from .analysis.estimators import mean_energy as mean_energy
@@ -8,7 +10,15 @@ from .analysis.estimators import waic as waic
 from .analysis.estimators import wbic as wbic
 from .analysis.files import load as load
 from .analysis.files import save as save
+from .analysis.plots import plot_autocorrelation as plot_autocorrelation
+from .analysis.plots import plot_distance as plot_distance
+from .analysis.plots import plot_ess as plot_ess
+from .analysis.plots import plot_rank as plot_rank
+from .analysis.plots import plot_running as plot_running
+from .analysis.plots import plot_trace as plot_trace
 from .analysis.report import Report as Report
+from .analysis.spectrum_plots import plot_curve as plot_curve
+from .analysis.spectrum_plots import plot_spectrum as plot_spectrum
 from .geometry.bounds import Bounds as Bounds
 from .geometry.bounds import rank_bounds as rank_bounds
 from .geometry.spectrum import Spectrum as Spectrum

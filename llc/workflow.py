@@ -29,7 +29,7 @@ def estimate(
     num_chains: int = 4,
     num_warmup: int = 2000,
     num_draws: int = 2000,
-    thinning: int = 5,
+    thinning: int = 10,
     batch_size: int | None = None,
     eval_size: int | None = None,
     progress: bool | None = None,

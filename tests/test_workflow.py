@@ -35,7 +35,7 @@ def test_gamma_is_chosen_and_reported():
     report = llc.estimate(jax.random.key(0), posterior, num_warmup=500, num_draws=1000, thinning=2)
     nbeta = 1000 / np.log(1000)
     gamma = float(report.draws["constant_data"]["gamma"])
-    assert gamma == pytest.approx(40 * nbeta * 4 / (0.5 * 2500))  # the quadratic is local at once
+    assert gamma == pytest.approx(80 * nbeta * 4 / (0.5 * 2500))  # the quadratic is local at once
     step_size = report.settings["sampler"]["step_size"]
     assert step_size == pytest.approx(0.5 / (4 * nbeta + gamma))
     # On a quadratic, Leimkuhler–Matthews is exact: λ̂ is λ_quad, and λ_corr is d/2.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llc.geometry.spectrum import Spectrum
 
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
-_MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
+MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 _MAX_Z = 4.0
 _MAX_VIRIAL = 0.05  # THEORY §7: every unmixed run had .37–.9, every trusted one is within .05
 _MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
@@ -119,7 +119,7 @@ def _rhat(mean: Estimate) -> Check:
 def _ess(mean: Estimate) -> Check:
     cure = "take more draws or a larger thinning, or a larger step_size if step_size_bias allows"
     seen = f"{mean.ess:.0f} effective draws"
-    return _check("ess", mean.ess, _MIN_ESS, seen, cure, passed=mean.ess >= _MIN_ESS)
+    return _check("ess", mean.ess, MIN_ESS, seen, cure, passed=mean.ess >= MIN_ESS)
 
 
 def _drift(draws: xr.DataTree) -> Check:

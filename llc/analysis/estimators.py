@@ -102,6 +102,23 @@ def finite_chains(values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
     return np.isfinite(values).all(axis=1)
 
 
+def plus_minus(value: float | None, error: float) -> str:
+    """Value ± error as text, with two digits of the error.
+
+    Args:
+        value: None or a value that is not finite gives "nan".
+        error: standard error; 0 gives the value alone, in four digits, and one that is not finite "± ∞".
+    """
+    if value is None or not math.isfinite(value):
+        return "nan"
+    if error == 0:
+        return f"{value:.4g}"
+    if not math.isfinite(error):
+        return f"{value:.4g} ± ∞"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
 def subset_stderr(draws: xr.DataTree) -> float:
     """Standard error of E[L(w)] − L(w*) from evaluating on a subset of the data; 0 on all the data."""
     share = constant(draws, "eval_size") / constant(draws, "num_data")

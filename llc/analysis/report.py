@@ -6,6 +6,7 @@ direction has its full ½, is compared with the bounds of the asymptotic λ:
     λ_corr = λ̂ + ½ Σ_counted (γ/nβ) / (h + γ/nβ).
 """
 
+import base64
 import html
 import json
 import math
@@ -18,11 +19,13 @@ import xarray as xr
 
 from llc.analysis import files
 from llc.analysis.checks import Check, run_checks
+from llc.analysis.dashboard import plot_report, to_png
 from llc.analysis.estimators import (
     Estimate,
     constant,
     energy_variance,
     mean_energy,
+    plus_minus,
     singular_fluctuation,
     waic,
     wbic,
@@ -100,9 +103,9 @@ class Report:
         return json.dumps(_without_nan(fields), indent=2, allow_nan=False, ensure_ascii=False)
 
     def to_html(self, path: str | Path) -> None:
-        """Writes a self-contained page: the text, the dashboard, and the figures."""
+        """Writes a self-contained page: the text, the dashboard, and the JSON."""
         text = html.escape(str(self))
-        figure = ""
+        figure = base64.b64encode(to_png(plot_report(self))).decode()
         page = (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f"<title>llc report: {self.verdict}</title>\n"
@@ -194,16 +197,17 @@ def _number_lines(report: Report) -> list[str]:
     lines = [
         _row(
             "λ̂",
-            _pm(llc.value, llc.mcse),
+            plus_minus(llc.value, llc.mcse),
             f"mean energy at nβ = {nbeta:.4g}, γ = {gamma:.4g}; ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}",
         ),
     ]
     if bounds is not None and bounds.noise_scale:
-        lines.append(_row("λ_quad", _pm(bounds.quad, bounds.quad_stderr), "Gaussian part of λ̂ at the same nβ and γ"))
+        value = plus_minus(bounds.quad, bounds.quad_stderr)
+        lines.append(_row("λ_quad", value, "Gaussian part of λ̂ at the same nβ and γ"))
         error = math.hypot(llc.mcse, bounds.quad_stderr)
-        lines.append(_row("λ̂ − λ_quad", _pm(report.singular, error), "singular contribution"))
+        lines.append(_row("λ̂ − λ_quad", plus_minus(report.singular, error), "singular contribution"))
     if report.corrected is not None:
-        value = _pm(report.corrected.value, report.corrected.mcse)
+        value = plus_minus(report.corrected.value, report.corrected.mcse)
         lines.append(_row("λ_corr", value, "γ-corrected, to be compared with the bounds"))
     if bounds is not None:
         lines.append(_row("bounds", f"[{bounds.lower:.4g}, {bounds.upper:.4g}]", bounds.source))
@@ -212,24 +216,12 @@ def _number_lines(report: Report) -> list[str]:
         rank = f"{low:.0f}" if low == high else f"{low:.0f} … {high:.0f}"
         lines.append(_row("rank", f"{rank} of {bounds.dim}", f"at τ = {bounds.threshold:.2g}, {gap}"))
     for estimate in report.estimates[1:]:
-        lines.append(_row(estimate.method, _pm(estimate.value, estimate.mcse), ""))
+        lines.append(_row(estimate.method, plus_minus(estimate.value, estimate.mcse), ""))
     return lines
 
 
 def _row(name: str, value: str, note: str) -> str:
     return f"  {name:<21} {value:<20} {note}".rstrip()
-
-
-def _pm(value: float | None, error: float) -> str:
-    """Value ± error, with two digits of the error."""
-    if value is None or not math.isfinite(value):
-        return "nan"
-    if error == 0:
-        return f"{value:.4g}"
-    if not math.isfinite(error):
-        return f"{value:.4g} ± ∞"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def _check_lines(report: Report) -> list[str]:

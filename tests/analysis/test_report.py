@@ -7,7 +7,7 @@ import pytest
 
 import llc
 from llc.analysis import files
-from llc.analysis.report import _pm
+from llc.analysis.estimators import plus_minus
 from tests.analysis.test_checks import _good, _report, _shift
 from tests.analysis.test_estimators import make_draws
 
@@ -125,4 +125,4 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     ],
 )
 def test_numbers_show_two_digits_of_their_error(value, error, text):
-    assert _pm(value, error) == text
+    assert plus_minus(value, error) == text
