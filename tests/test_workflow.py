@@ -46,7 +46,7 @@ def test_gamma_is_chosen_and_reported():
 
 
 def test_a_weak_tether_shrinks_the_step():
-    """At γ = 1 this net's posterior reaches points 68 times as stiff as w*, where SGLD with the step of w* gave 12.6."""
+    """At γ = 1 this posterior reaches points 68 times as stiff as w*; SGLD with the step of w* gave 12.6 there."""
     posterior = deep_linear([5, 3, 4, 5], [3, 3, 3])
     report = llc.estimate(jax.random.key(0), posterior, num_draws=2000, thinning=20)
     stiffness = float(posterior.nbeta) * report.spectrum.largest + 1

@@ -76,7 +76,8 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
         ax.axhline(bounds.quad, color=canvas.PURPLE, ls="--", lw=1.8, label=label)
         shown.append([bounds.quad])
     shown += [[bounds.lower]] if bounds is not None else []
-    shown += [corrected.value + corrected.mcse * np.array([-1, 0, 1])] if corrected is not None else []
+    if corrected is not None:
+        shown.append([corrected.value, corrected.value - corrected.mcse, corrected.value + corrected.mcse])
     ax.set(xlim=(0, num_draws), ylim=canvas.padded(*shown))
     for i, x, y in dead:
         ax.plot(x, canvas.inside(ax, y), "x", color=canvas.chain_color(i, len(llc)), ms=8, mew=2.5)

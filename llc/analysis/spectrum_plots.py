@@ -39,11 +39,11 @@ def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax
     if floor > 0:
         ax.axhline(floor, color=canvas.BLACK, ls="--", lw=1.2, label=f"τ = {floor:.2g}, round-off")
     if scale > 0:
-        label = f"{_VISIBLE} γ/nβ = {scale:.2g}, seen by sampler"
-        ax.axhline(scale, color=canvas.PURPLE, ls="-.", lw=1.2, label=label)
+        visible = f"{_VISIBLE} γ/nβ = {scale:.2g}, seen by sampler"
+        ax.axhline(scale, color=canvas.PURPLE, ls="-.", lw=1.2, label=visible)
     if bounds is not None:
-        label = f"rank {canvas.rank_text(bounds)}"
-        ax.axvspan(*bounds.rank_interval, color=canvas.ORANGE, alpha=0.3, lw=2, zorder=0, label=label)
+        rank = f"rank {canvas.rank_text(bounds)}"
+        ax.axvspan(*bounds.rank_interval, color=canvas.ORANGE, alpha=0.3, lw=2, zorder=0, label=rank)
     ax.set_yscale("log")
     ax.set(xlim=(0, 1.02 * spectrum.dim), ylim=(bottom / 2, None))
     probes = "" if spectrum.method == "dense" else f" ({spectrum.method}, {len(spectrum.nodes)} probes)"

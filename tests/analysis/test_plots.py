@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import matplotlib.image
 import matplotlib.pyplot
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ import xarray as xr
 from arviz_base import from_dict
 from arviz_stats.base import array_stats
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 from scipy.signal import lfilter
 
 import llc
-from llc.analysis import plots
+from llc.analysis import dashboard, plots, spectrum_plots
 from llc.analysis.checks import Check
 from llc.analysis.estimators import energy_variance, mean_energy
 from llc.analysis.report import Report, assemble
@@ -178,8 +180,9 @@ def no_figure_stays_open():
 
 
 def render(figure):
-    """Draws the figure as a file would."""
-    figure.savefig(io.BytesIO(), format="png", dpi=50)
+    """Draws the figure once, as a file would, but without the layout, which is slow and tested with whole reports."""
+    figure.set_layout_engine("none")
+    FigureCanvasAgg(figure).draw()
 
 
 def line(ax, label):
@@ -218,7 +221,7 @@ def test_panel_draws_on_the_given_axes(panel, report):
 
 
 def test_spectrum_panels_draw_on_the_given_axes(spectrum, bounds):
-    for panel in (plots.plot_spectrum, plots.plot_curve):
+    for panel in (spectrum_plots.plot_spectrum, spectrum_plots.plot_curve):
         ax = Figure().add_subplot()
         assert panel(spectrum, bounds, ax=ax) is ax
 
@@ -334,20 +337,26 @@ def test_invalid_bounds_are_not_drawn(report, bounds):
     assert "do not hold" in ax.get_legend().get_texts()[-1].get_text()
 
 
-def outside_band(draws):
-    """Which chains leave the band of the rank plot."""
-    ax = plots.plot_rank(draws)
+def outside_band(draws, ax):
+    """Which chains leave the band of the rank plot; `ax` is emptied again, for the next run."""
+    plots.plot_rank(draws, ax=ax)
     half = patch(ax, "95% band").get_height() / 2
-    return [bool(np.any(np.abs(x.get_ydata()) > half)) for x in ax.lines]
+    outside = [bool(np.any(np.abs(x.get_ydata()) > half)) for x in ax.lines]
+    for artist in (*ax.lines, *ax.patches):
+        artist.remove()
+    return outside
 
 
 def test_rank_band_covers_equal_chains_and_not_a_shifted_one():
-    runs = 200
-    alarms = sum(any(outside_band(make_draws(num_draws=80, num_warmup=0, phi=0, seed=i))) for i in range(runs))
+    runs, alarms = 200, 0
+    draws, ax = make_draws(num_draws=80, num_warmup=0), Figure().add_subplot()
+    for i in range(runs):
+        draws["posterior"]["llc"].values[:] = np.random.default_rng(i).normal(size=(4, 80))
+        alarms += any(outside_band(draws, ax))
     assert alarms <= runs * 0.05 + 4 * np.sqrt(runs * 0.05 * 0.95)
     shifted = HEALTHY.copy(deep=True)
     shifted["posterior"]["llc"].values[1] += 2
-    assert outside_band(shifted)[1]
+    assert outside_band(shifted, ax)[1]
 
 
 def test_rank_deviation_is_zero_at_both_ends_and_sums_to_zero():
@@ -399,7 +408,7 @@ def test_autocorrelation_leaves_stuck_chains_out():
 
 
 def test_spectrum_shows_signs_floor_and_scale(spectrum, bounds):
-    ax = plots.plot_spectrum(spectrum, bounds)
+    ax = spectrum_plots.plot_spectrum(spectrum, bounds)
     render(ax.figure)
     # τ = 3 |h_min| = 1.2e-8; what is a decade below it is clipped.
     assert bounds.threshold == pytest.approx(1.2e-8)
@@ -421,7 +430,7 @@ def test_spectrum_counts_weights_of_lanczos(spectrum):
     nodes = np.array([[3.0, 0.1, -0.2], [2.5, 0.3, 0.0]])
     weights = np.array([[2.5, 9.5, 0.0], [4.0, 6.0, 2.0]])
     lanczos = dataclasses.replace(spectrum, nodes=nodes, weights=weights, method="lanczos")
-    ax = plots.plot_spectrum(lanczos)
+    ax = spectrum_plots.plot_spectrum(lanczos)
     render(ax.figure)
     np.testing.assert_allclose(line(ax, "positive").get_xdata(), [1.25, 3.25, 6.25, 11])
     np.testing.assert_array_equal(line(ax, "positive").get_ydata(), [3.0, 2.5, 0.3, 0.1])
@@ -429,14 +438,14 @@ def test_spectrum_counts_weights_of_lanczos(spectrum):
     assert "2 probes" in ax.get_title(loc="left")
 
 
-@pytest.mark.parametrize("panel", [plots.plot_spectrum, plots.plot_curve])
+@pytest.mark.parametrize("panel", [spectrum_plots.plot_spectrum, spectrum_plots.plot_curve])
 def test_missing_spectrum_is_said(panel):
     ax = panel(None)
     render(ax.figure)
     assert "no spectrum" in texts(ax)
 
 
-@pytest.mark.parametrize("panel", [plots.plot_spectrum, plots.plot_curve])
+@pytest.mark.parametrize("panel", [spectrum_plots.plot_spectrum, spectrum_plots.plot_curve])
 @pytest.mark.parametrize("nodes", [[0.0, 0.0], [-1.0, -2.0], [1.0, 1.0]], ids=["zero", "negative", "equal"])
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_degenerate_spectra_draw(panel, nodes, scale, spectrum):
@@ -447,7 +456,7 @@ def test_degenerate_spectra_draw(panel, nodes, scale, spectrum):
 
 
 def test_curve_is_twice_lambda_quad(spectrum, bounds):
-    ax = plots.plot_curve(spectrum, bounds)
+    ax = spectrum_plots.plot_curve(spectrum, bounds)
     render(ax.figure)
     scales, seen = ax.lines[0].get_data()
     expected = [2 * spectrum.quad(scale) for scale in scales]
@@ -463,7 +472,7 @@ def test_curve_is_twice_lambda_quad(spectrum, bounds):
 
 def test_curve_leaves_out_a_trivial_rank(spectrum, bounds):
     wide = dataclasses.replace(bounds, rank_interval=(5.0, 1e6))
-    ax = plots.plot_curve(spectrum, wide)
+    ax = spectrum_plots.plot_curve(spectrum, wide)
     assert line(ax, "rank 5")
     assert not [x for x in ax.lines if str(x.get_label()).startswith("rank 1")]
     assert ax.get_ylim()[1] < 24
@@ -489,17 +498,16 @@ def bad_report(report, num_checks):
     return dataclasses.replace(report, checks=checks, verdict="ABOVE", draws=DRAWS["a dead chain"])
 
 
-@pytest.mark.parametrize("case", ["consistent", "3 failed", "60 failed", "without bounds", "one chain"])
+@pytest.mark.parametrize("case", ["consistent", "3 failed", "60 failed", "one chain, no bounds"])
 def test_report_has_no_overlaps(case, report):
     report = {
         "consistent": lambda: dataclasses.replace(report, verdict="CONSISTENT"),
         "3 failed": lambda: bad_report(report, 3),
         "60 failed": lambda: bad_report(report, 60),
-        "without bounds": lambda: make_report(HEALTHY),
-        "one chain": lambda: make_report(DRAWS["one chain"]),
+        "one chain, no bounds": lambda: make_report(DRAWS["one chain"]),
     }[case]()
-    figure = plots.plot_report(report)
-    matplotlib.backends.backend_agg.FigureCanvasAgg(figure).draw()
+    figure = dashboard.plot_report(report)
+    FigureCanvasAgg(figure).draw()
     summary, *panels = figure.axes
     page = figure.bbox
     words = boxes(summary.texts, figure)
@@ -524,11 +532,11 @@ def test_report_has_no_overlaps(case, report):
 
 def test_report_says_verdict_numbers_and_failed_checks(report):
     bad = bad_report(report, 2)
-    summary = plots.plot_report(bad).axes[0]
+    summary = dashboard.plot_report(bad).axes[0]
     assert summary.texts[0].get_text() == "ABOVE"
     assert not same_color(
         summary.texts[0].get_color(),
-        plots.plot_report(dataclasses.replace(bad, verdict="CONSISTENT")).axes[0].texts[0].get_color(),
+        dashboard.plot_report(dataclasses.replace(bad, verdict="CONSISTENT")).axes[0].texts[0].get_color(),
     )
     words = texts(summary)
     value, error = report.llc.value, report.llc.mcse
@@ -544,32 +552,54 @@ def test_report_says_verdict_numbers_and_failed_checks(report):
         assert text in words
     assert f"[{report.bounds.lower:.4g}, {report.bounds.upper:.4g}]" in words
     assert "58 more" not in words
-    assert "failed: print(report)" in texts(plots.plot_report(bad_report(report, 60)).axes[0])
+    assert "failed: print(report)" in texts(dashboard.plot_report(bad_report(report, 60)).axes[0])
 
 
-def test_report_of_a_real_run(sampled, tmp_path):
-    draws, posterior = sampled
+def test_figures_of_a_real_run_from_a_file(sampled, tmp_path, monkeypatch):
+    monkeypatch.setattr(dashboard, "_DPI", 40)
+    sampled_draws, posterior = sampled
+    llc.save(sampled_draws, tmp_path / "draws.nc")
+    draws = llc.load(tmp_path / "draws.nc")
+    assert isinstance(draws, xr.DataTree)
     spectrum = llc.spectrum(posterior)
     bounds = llc.rank_bounds(spectrum, nbeta=float(posterior.nbeta), gamma=float(posterior.gamma))
-    figure = plots.plot_report(assemble(draws, bounds=bounds, spectrum=spectrum))
-    figure.savefig(tmp_path / "report.png", dpi=50)
-    assert (tmp_path / "report.png").stat().st_size > 0
-    running = figure.axes[1]
+    report = assemble(draws, bounds=bounds, spectrum=spectrum)
+    folder = tmp_path / "runs" / "figures"
+    paths = llc.save_figures(report, folder)
+    assert sorted(paths) == sorted(folder / f"{name}.png" for name in ("report", *PANELS, "spectrum", "curve"))
+    assert sorted(folder.iterdir()) == sorted(paths)
+    for path in paths:
+        assert matplotlib.image.imread(path).shape[:2] == ((520, 760) if path.stem == "report" else (160, 280))
+    running, trace = plots.plot_running(report), plots.plot_trace(report)
     assert np.all(np.asarray(line(running, r"$\lambda_\mathrm{quad}$").get_ydata()) == bounds.quad)
-    trace = plots.plot_trace(draws)
     assert np.all(np.asarray(line(trace, "$L(w^*)$").get_ydata()) == 0)
     assert line(trace, "chain 0").get_xdata()[0] == -50
-    path = tmp_path / "draws.nc"
-    llc.save(draws, path)
-    loaded = llc.load(path)
-    assert isinstance(loaded, xr.DataTree)
-    for panel in PANELS.values():
-        render(panel(loaded).figure)
+
+
+def test_figures_of_dead_chains_without_a_spectrum(bounds, tmp_path):
+    paths = llc.save_figures(assemble(DRAWS["all dead"], bounds=bounds), tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(paths) == sorted(tmp_path / f"{n}.png" for n in ("report", *PANELS))
+
+
+def test_a_figure_that_fails_leaves_the_old_file(report, tmp_path, monkeypatch):
+    def fail(figure):
+        raise RuntimeError("no ink")
+
+    (tmp_path / "report.png").write_text("before")
+    monkeypatch.setattr(dashboard, "to_png", fail)
+    with pytest.raises(RuntimeError, match="no ink"):
+        dashboard.save_figures(report, str(tmp_path))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.png", "before")]
+
+
+def test_png_has_150_dots_per_inch():
+    picture = dashboard.to_png(Figure(figsize=(2, 1)))
+    assert matplotlib.image.imread(io.BytesIO(picture)).shape[:2] == (150, 300)
 
 
 def test_import_needs_neither_pyplot_nor_the_samplers():
     code = (
-        "import sys, llc.analysis.plots;"
+        "import sys, llc.analysis.dashboard;"
         "print([m for m in ('matplotlib.pyplot', 'llc.sampling', 'llc.geometry') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -107,7 +107,7 @@ def sampled():
                 posterior,
                 llc.SGLD(STEP_SIZE, integrator=integrator),
                 num_warmup=640,
-                num_draws=32_000,
+                num_draws=16_000,
                 batch_size=batch_size,
                 keep_params=True,
                 progress=False,
