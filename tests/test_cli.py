@@ -39,7 +39,7 @@ def folder(tmp_path, monkeypatch):
 def test_bounds_sample_report(folder, capsys):
     assert cli.main(["bounds", "model.py:regression", "--out", "run.nc"]) == 0
     assert "[1.5, 1.5]" in capsys.readouterr().out
-    assert cli.main(["sample", "model.py:posterior", "--sampler", "nuts", "--out", "run.nc", *QUICK]) == 0
+    assert cli.main(["sample", "model.py:posterior", "--sampler", "hmc", "--out", "run.nc", *QUICK]) == 0
     capsys.readouterr()
     assert cli.main(["report", "run.nc", "--json", "--figures", "figures"]) == 0
     fields = json.loads(capsys.readouterr().out)
@@ -58,7 +58,7 @@ def test_sgld_takes_its_step_from_the_curvature(folder, capsys):
 
 
 def test_exit_status(folder, capsys):
-    assert cli.main(["sample", "model.py:posterior", "--sampler", "nuts", "--out", "run.nc", *QUICK]) == 0
+    assert cli.main(["sample", "model.py:posterior", "--sampler", "hmc", "--out", "run.nc", *QUICK]) == 0
     assert cli.main(["report", "run.nc"]) == 1, "no bounds in the file: unresolved"
     assert "no bounds to compare with" in capsys.readouterr().out
     cli.main(["bounds", "model.py:posterior", "--out", "run.nc"])

@@ -185,6 +185,11 @@ def test_nbeta_is_n_over_log_n():
     assert posterior.gamma is None
 
 
+def test_scales_may_be_integers():
+    posterior = LocalPosterior(regression, center(), DATA, nbeta=5, gamma=1)
+    assert (float(posterior.nbeta), float(posterior.gamma)) == (5.0, 1.0)
+
+
 def test_with_scale_changes_only_what_it_is_given():
     posterior = LocalPosterior(regression, center(), DATA)
     scaled = posterior.with_scale(gamma=3.0)

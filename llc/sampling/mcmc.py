@@ -101,32 +101,43 @@ class MALA(_Hamiltonian):
 
 
 class HMC(_Hamiltonian):
-    """Hamiltonian Monte Carlo with a trajectory of `num_steps` leapfrog steps.
+    """Hamiltonian Monte Carlo with trajectories of fixed length.
 
     Args:
         step_size: leapfrog step; None adapts it in the warm-up.
-        num_steps: leapfrog steps (gradients) a transition.
+        trajectory_length: π/2 by default, a quarter of the period of a standard normal: position and momentum swap, so
+            the energy of the next draw is independent. Half a period would give back the same energy.
+        num_steps: leapfrog steps (gradients) a transition; None takes trajectory_length / step_size.
         target_accept: 0.8, Stan's and NumPyro's default.
         adapt_mass: whether the mass matrix adapts in the warm-up.
         dense_mass: whether the mass matrix is dense (d² memory) or diagonal.
 
     Raises:
-        ValueError: if step_size or num_steps is not positive or target_accept not within (0, 1).
+        ValueError: if step_size, trajectory_length or num_steps is not positive or target_accept not within (0, 1).
     """
 
     step_size: float | None = None
-    num_steps: int = 16
+    trajectory_length: float = math.pi / 2
+    num_steps: int | None = None
     target_accept: float = 0.8
     adapt_mass: bool = True
     dense_mass: bool = False
 
     def __check_init__(self):
-        if self.num_steps < 1:
-            raise ValueError(f"HMC needs num_steps >= 1 leapfrog steps, got {self.num_steps}.")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"HMC needs num_steps >= 1 leapfrog steps (or None), got {self.num_steps}.")
+        if not self.trajectory_length > 0:
+            raise ValueError(f"HMC needs trajectory_length > 0, got {self.trajectory_length}; π/2 suits a normal law.")
 
     def _settings(self) -> "_Settings":
         return _Settings(
-            "HMC", self.step_size, self.target_accept, self.adapt_mass, self.dense_mass, num_steps=self.num_steps
+            "HMC",
+            self.step_size,
+            self.target_accept,
+            self.adapt_mass,
+            self.dense_mass,
+            num_steps=self.num_steps,
+            trajectory_length=self.trajectory_length if self.num_steps is None else None,
         )
 
 
@@ -174,6 +185,7 @@ class _Settings(NamedTuple):
     adapt_mass: bool
     dense_mass: bool = False
     num_steps: int | None = None
+    trajectory_length: float | None = None
     max_tree_depth: int = 10
 
     def init_arguments(self) -> dict[str, Any]:
@@ -185,7 +197,7 @@ class _Settings(NamedTuple):
             "dense_mass": self.dense_mass,
             "target_accept_prob": self.target_accept,
             "num_steps": self.num_steps,
-            "trajectory_length": None,
+            "trajectory_length": self.trajectory_length,
             "max_tree_depth": self.max_tree_depth,
         }
 

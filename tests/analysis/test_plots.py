@@ -337,6 +337,13 @@ def test_invalid_bounds_are_not_drawn(report, bounds):
     assert "do not hold" in ax.get_legend().get_texts()[-1].get_text()
 
 
+def test_corrected_value_without_an_error_is_drawn(report):
+    corrected = dataclasses.replace(report.corrected, value=20.0, mcse=np.inf)
+    ax = plots.plot_running(dataclasses.replace(report, corrected=corrected))
+    assert ax.get_ylim()[0] < 20 < ax.get_ylim()[1]
+    assert line(ax, r"$\lambda_\mathrm{corr}$ = 20 ± ∞")
+
+
 def outside_band(draws, ax):
     """Which chains leave the band of the rank plot; `ax` is emptied again, for the next run."""
     plots.plot_rank(draws, ax=ax)

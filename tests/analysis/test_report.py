@@ -122,6 +122,8 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
         (6.0, 0.0, "6"),
         (6.0, math.inf, "6 ± ∞"),
         (math.nan, 1.0, "nan"),
+        (math.inf, 1.0, "nan"),
+        (None, 1.0, "nan"),
     ],
 )
 def test_numbers_show_two_digits_of_their_error(value, error, text):

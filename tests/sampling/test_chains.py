@@ -404,7 +404,7 @@ REFUSED = {
     "NUTS": ({"sampler": llc.NUTS(), "batch_size": 5}, "NUTS needs the full data, got batch_size = 5"),
     "gamma": ({"posterior": make_posterior(gamma=None)}, "sampling needs gamma, got None"),
     "half precision": (
-        {"posterior": LocalPosterior(mean_loss, jax.tree.map(lambda x: x.astype(jnp.bfloat16), CENTER), DATA, gamma=1)},
+        {"posterior": LocalPosterior(mean_loss, jax.tree.map(lambda x: x.astype(jnp.bfloat16), CENTER), DATA)},
         r"params in float32 or float64, got \['bfloat16'\]",
     ),
     "chain_method": ({"chain_method": "threads"}, "chain_method needs one of .*'sequential'.*, got 'threads'"),
