@@ -39,7 +39,14 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     part = Path(name)
     try:
         write(part)
+        part.chmod(path.stat().st_mode if path.exists() else 0o666 & ~_umask())  # mkstemp's files are private
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

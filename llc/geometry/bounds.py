@@ -121,7 +121,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         quad=spectrum.quad(noise_scale) if noise_scale else rank / 2,
         quad_stderr=spectrum.quad_stderr(noise_scale) if noise_scale else 0.0,
         dim=spectrum.dim,
-        threshold=threshold,
+        threshold=float(threshold),
         gap=gap,
         noise_scale=noise_scale,
         source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
@@ -163,7 +163,7 @@ def _estimated_rank(spectrum, threshold, noise_scale):
         return np.nan, (0.0, float(spectrum.dim)), np.nan
     count = spectrum.count(scale)
     error = 2 * spectrum.stderr(lambda h: (h > scale).astype(float))
-    return count, (max(0.0, np.floor(count - error)), float(spectrum.dim)), np.nan
+    return count, (max(0.0, float(np.floor(count - error))), float(spectrum.dim)), np.nan
 
 
 def _assumptions(spectrum, nbeta, noise_scale):

@@ -255,7 +255,8 @@ def _tridiagonalize(operator: CurvatureOperator, start, num_matvecs: int):
     tridiagonalize = decomp.tridiag_sym(num_matvecs, materialize=False, reortho="full", custom_vjp=False)
     result = tridiagonalize(operator.product, start)
     diagonal, off_diagonal = result.J_small
-    return diagonal, off_diagonal, result.Q_tall @ result.Q_tall.T
+    basis = jnp.asarray(result.Q_tall)
+    return diagonal, off_diagonal, basis @ basis.T
 
 
 def _require_finite(values: np.ndarray) -> None:

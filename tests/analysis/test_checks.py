@@ -1,6 +1,5 @@
 """Every check has a run that must fail it, by name, and one good run passes them all."""
 
-import dataclasses
 import functools
 
 import equinox as eqx
@@ -15,8 +14,11 @@ from tests.geometry.models import deep_linear
 
 @functools.cache
 def _posterior():
-    """Deep linear net 4-2-4 at full rank: d = 16, rank 12, λ = 6 known (a full-rank bottleneck)."""
-    return deep_linear([4, 2, 4], [2, 2])
+    """Deep linear net 4-2-4 at full rank: d = 16, rank 12, λ = 6 known (a full-rank bottleneck).
+
+    At γ = 1 and n = 500 it reaches points too stiff for the step size of w* (see test_workflow); γ = 10 is local.
+    """
+    return deep_linear([4, 2, 4], [2, 2]).with_scale(gamma=10.0)
 
 
 @functools.cache
@@ -84,7 +86,7 @@ def _noisy():
     inputs, targets = posterior.data
     noise = np.random.default_rng(0).normal(size=targets.shape)
     noise -= inputs @ np.linalg.lstsq(inputs, noise, rcond=None)[0]  # keeps w* a minimum: X'noise = 0
-    return llc.LocalPosterior(posterior.loss_fn, posterior.center, (inputs, targets + noise), gamma=1.0)
+    return llc.LocalPosterior(posterior.loss_fn, posterior.center, (inputs, targets + noise), gamma=10.0)
 
 
 def _dead_chain():
@@ -107,8 +109,7 @@ def _huge_gamma():
 
 
 def _short_lanczos():
-    spectrum = llc.spectrum(_posterior(), method="lanczos", num_matvecs=4)
-    return _report(_good(), dataclasses.replace(spectrum, nodes=spectrum.nodes * [1, 1, 1, 1]))
+    return _report(_good(), llc.spectrum(_posterior(), method="lanczos", num_matvecs=2))
 
 
 def _two_temperatures():

@@ -14,7 +14,7 @@ from tests.analysis.test_estimators import make_draws
 
 def test_numbers_of_a_report():
     report = _report(_good())
-    scale = 1 / float(report.draws["constant_data"]["nbeta"])
+    scale = 10 / float(report.draws["constant_data"]["nbeta"])
     eigenvalues = report.spectrum.nodes[0]
     curved = eigenvalues[eigenvalues > 1e-6]
     assert len(curved) == 12
@@ -109,6 +109,10 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
         files.write_whole(path, fail)
     assert path.read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.nc"]
+    path.chmod(0o640)
+    files.write_whole(path, lambda part: part.write_text("after"))
+    assert path.read_text() == "after"
+    assert path.stat().st_mode & 0o777 == 0o640
     with pytest.raises(FileNotFoundError, match="no file"):
         llc.load(tmp_path / "other.nc")
 

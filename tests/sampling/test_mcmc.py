@@ -136,12 +136,12 @@ CASES = [
 
 
 def draw(sampler, name, num_draws, seed=20):
-    """`llc` and `virial` of each draw, in float32 as users sample."""
+    """`llc` and the statistics of each draw, in float32 as users sample."""
     loss, dim, *_ = LOSSES[name]
     data = np.zeros((2, 1), np.float32)  # K does not depend on it
     posterior = llc.LocalPosterior(lambda w, batch: loss(w) + 0 * batch[0, 0], jnp.zeros(dim), data, NBETA, gamma=1.0)
     draws = llc.sample(jax.random.key(seed), posterior, sampler, num_warmup=1000, num_draws=num_draws, progress=False)
-    return xr.Dataset({"llc": draws["posterior"]["llc"], "virial": draws["sample_stats"]["virial"]})
+    return draws["sample_stats"].to_dataset().assign(llc=draws["posterior"]["llc"])
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,12 @@ def test_exact_values(sampled, sampler, name):
 def test_virial_is_one(sampled, sampler, name):
     """E[x·∇U] / d = 1 for the exact target, whatever K is."""
     assert agrees(estimate(sampled(sampler, name)["virial"]), 1.0)
+
+
+@pytest.mark.parametrize(("sampler", "name"), CASES)
+def test_warmup_adapts_the_acceptance(sampled, sampler, name):
+    acceptance = sampled(sampler, name)["acceptance_rate"].mean("draw").to_numpy()
+    print("ACC", sampler, name, acceptance)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
