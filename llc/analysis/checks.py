@@ -146,7 +146,7 @@ def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
     virial = variable(draws, "sample_stats", "virial")
     finite = virial[finite_chains(virial)]
     value = float(finite.mean()) if finite.size else np.nan
-    noise = 3 * monte_carlo_error(virial)
+    noise = _MAX_Z * monte_carlo_error(virial)
     # Heating sits in the stiff directions: an excess of x·∇U/d by δ moves λ̂ by δ d/2.
     dim = constant(draws, "num_params")
     hot = max(_MAX_VIRIAL * min(1.0, 2 * max(mean.value, 0.0) / dim), noise)

@@ -189,10 +189,11 @@ def test_virial_is_one(sampled, sampler, name):
     assert agrees(estimate(sampled(sampler, name)["virial"]), 1.0)
 
 
-@pytest.mark.parametrize(("sampler", "name"), CASES)
-def test_warmup_adapts_the_acceptance(sampled, sampler, name):
-    acceptance = sampled(sampler, name)["acceptance_rate"].mean("draw").to_numpy()
-    print("ACC", sampler, name, acceptance)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_acceptance_is_recorded(sampled, sampler):
+    acceptance = sampled(sampler, "w^4/2")["acceptance_rate"]
+    assert acceptance.dtype == np.float64
+    assert 0 <= acceptance.min() < acceptance.max() <= 1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
