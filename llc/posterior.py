@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import dtypes
 from jax.core import Tracer
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 _PIECE = 8192  # rows of data in one evaluation of L(w*); bounds the memory, not the result
 _SUM_PROBE = 64  # examples with which a summed loss is told from a mean loss
@@ -67,14 +68,14 @@ class LocalPosterior(eqx.Module):
         loss_fn: Callable[[PyTree, PyTree], Array],
         center: PyTree,
         data: PyTree,
-        nbeta: float | None = None,
-        gamma: float | None = None,
+        nbeta: Real[ArrayLike, ""] | None = None,
+        gamma: Real[ArrayLike, ""] | None = None,
         mask: PyTree = None,
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
     ):
         num_data = _leading_axis(data)
         self.loss_fn = loss_fn
-        self.center = jax.tree.map(lambda x: jnp.asarray(x) if eqx.is_array(x) else x, center)
+        self.center = jax.tree.map(_firm, center)
         _check_center(self.center)
         self.data = jax.tree.map(_as_array, data)
         self.nbeta = _nonnegative("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
@@ -98,7 +99,9 @@ class LocalPosterior(eqx.Module):
         """w* as the samplers see it: the parameters that move, and nothing else (see `params_at`)."""
         return self._select(self.center)
 
-    def with_scale(self, *, nbeta: float | None = None, gamma: float | None = None) -> "LocalPosterior":
+    def with_scale(
+        self, *, nbeta: Real[ArrayLike, ""] | None = None, gamma: Real[ArrayLike, ""] | None = None
+    ) -> "LocalPosterior":
         """The same loss, data and w* at another nβ or γ; what is None stays.
 
         Raises:
@@ -172,6 +175,11 @@ def _leading_axis(data: PyTree) -> int:
     return length
 
 
+def _firm(leaf: Any) -> Any:
+    """Arrays as JAX arrays of a firm dtype (a weak one would be another program after the first step)."""
+    return jnp.asarray(leaf, dtypes.canonicalize_dtype(leaf.dtype)) if eqx.is_array(leaf) else leaf
+
+
 def _as_array(leaf: Any) -> Any:
     return leaf if eqx.is_array(leaf) else np.asarray(leaf)
 
@@ -180,7 +188,7 @@ def _nonnegative(name: str, value: Any) -> Any:
     if isinstance(value, Tracer):
         return value
     value = np.asarray(value, dtype=np.float64)
-    if not (np.all(np.isfinite(value)) and np.all(value >= 0)):
+    if value.shape != () or not (np.isfinite(value) and value >= 0):
         raise ValueError(f"{name} needs a finite number >= 0, got {value}.")
     return value
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.posterior import LocalPosterior
-from llc.sampling.draws import Draw, Moments, Recorder, describe
+from llc.sampling.draws import Draw, Moments, Recorder, describe, parameter_name
 from llc.sampling.evaluation import make_evaluation
 from llc.sampling.kernel import Info, Sampler
 
@@ -76,7 +76,7 @@ def sample(
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
     """
-    _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size)
+    _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params)
     method = _choose_method(chain_method, posterior, num_chains)
     step_key, subset_key, init_key = jax.random.split(key, 3)
 
@@ -255,13 +255,15 @@ def _segments(warmup: int, num_draws: int, size: int) -> Iterator[tuple[int, int
             yield start, min(size, end - start)
 
 
-def _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size) -> None:
+def _check_settings(
+    posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
+) -> None:
     least = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0), "num_draws": (num_draws, 1)}
     for name, (value, bound) in (least | {"thinning": (thinning, 1)}).items():
-        if not isinstance(value, int) or value < bound:
+        if not isinstance(value, (int, np.integer)) or value < bound:
             raise ValueError(f"{name} needs an integer >= {bound}, got {value!r}.")
     for name, value in (("batch_size", batch_size), ("eval_size", eval_size)):
-        if value is not None and not (isinstance(value, int) and 1 <= value <= posterior.num_data):
+        if value is not None and not (isinstance(value, (int, np.integer)) and 1 <= value <= posterior.num_data):
             raise ValueError(
                 f"{name} needs an integer from 1 to n = {posterior.num_data}, got {value!r}; None takes all the data."
             )
@@ -270,6 +272,21 @@ def _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinn
             f"{type(sampler).__name__} needs the full data, got batch_size = {batch_size}: its accept step is wrong on "
             "minibatches. Leave batch_size out, or take SGLD."
         )
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(posterior.position)})
+    if not set(dtypes) <= {"float32", "float64"}:
+        raise ValueError(
+            f"sampling needs params in float32 or float64, got {dtypes}: a step is smaller than the rounding of less. "
+            "Cast the params, and back inside of loss_fn if the model wants it."
+        )
+    default = str(jnp.result_type(float))
+    if sampler.full_batch and dtypes != [default]:
+        raise ValueError(
+            f"{type(sampler).__name__} needs params in JAX's default dtype {default}, got {dtypes}; "
+            "cast them, or take SGLD."
+        )
+    names = [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(posterior.position)]
+    if keep_params and len(set(names)) < len(names):
+        raise ValueError(f"keep_params needs params with different paths, got {sorted(names)}; rename some of them.")
     if posterior.gamma is None:
         raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
 

@@ -59,7 +59,7 @@ class Recorder:
         delta = draws.delta.astype(np.float64)
         values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
         for path, leaf in jax.tree_util.tree_leaves_with_path(draws.params):
-            values[_name(path)] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
+            values[parameter_name(path)] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
         stats = {name: value for name, value in draws.info._asdict().items()}
         stats["distance"] = draws.distance
         if np.isnan(stats["acceptance_rate"]).all():
@@ -92,12 +92,14 @@ def last_positions(draws: xr.DataTree, posterior: LocalPosterior) -> list[PyTree
     """Where each chain of a run with `keep_params` ended, as positions of `posterior`."""
     variables = draws["posterior"].dataset
     paths, structure = jax.tree_util.tree_flatten_with_path(posterior.position)
-    ends = [variables[_name(path)].to_numpy()[:, -1].astype(leaf.dtype) for path, leaf in paths]
+    ends = [variables[parameter_name(path)].to_numpy()[:, -1].astype(leaf.dtype) for path, leaf in paths]
     return [jax.tree.unflatten(structure, [end[chain] for end in ends]) for chain in range(variables.sizes["chain"])]
 
 
-def _name(path: tuple) -> str:
-    return f"params.{jax.tree_util.keystr(path, simple=True, separator='.') or 'w'}"
+def parameter_name(path: tuple) -> str:
+    """Name of a parameter's variable."""
+    # xarray takes a slash, as in haiku's names, for a path of groups.
+    return f"params.{jax.tree_util.keystr(path, simple=True, separator='.').replace('/', '.') or 'w'}"
 
 
 def describe(module: Any) -> Any:

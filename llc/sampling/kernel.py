@@ -65,7 +65,8 @@ def potential_gradient(posterior: LocalPosterior, position: PyTree, batch: PyTre
     """U, ∇L and ∇U = nβ ∇L + γ (w − w*) on `batch`."""
     loss, loss_grad = jax.value_and_grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
     offset = optax.tree.sub(position, posterior.position)
-    nbeta, gamma = (jnp.asarray(x, loss.dtype) for x in (posterior.nbeta, posterior.gamma))
+    dtype = jnp.result_type(*jax.tree.leaves(position))  # not the loss's: data may be of another one
+    loss, nbeta, gamma = (jnp.asarray(x, dtype) for x in (loss, posterior.nbeta, posterior.gamma))
     grad = jax.tree.map(lambda g, x: (nbeta * g + gamma * x).astype(x.dtype), loss_grad, offset)
     potential = nbeta * loss + 0.5 * gamma * optax.tree.norm(offset, squared=True)
     return Gradient(potential, loss_grad, grad, offset)

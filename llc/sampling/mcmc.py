@@ -84,7 +84,8 @@ class MALA(_Hamiltonian):
 
     Args:
         step_size: ε as in SGLD (the proposal is an SGLD step); None adapts it in the warm-up.
-        target_accept: 0.574, optimal as d → ∞ (Roberts & Rosenthal 1998).
+        target_accept: 0.9. The 0.574 that is optimal as d → ∞ (Roberts & Rosenthal 1998) fits the step to the wide
+            part of a singular posterior and is refused in its narrow arms: .2255 ± .0027 for .2403 on w⁴/2.
         adapt_mass: whether the diagonal mass matrix adapts in the warm-up.
 
     Raises:
@@ -92,7 +93,7 @@ class MALA(_Hamiltonian):
     """
 
     step_size: float | None = None
-    target_accept: float = 0.574
+    target_accept: float = 0.9
     adapt_mass: bool = True
 
     def _settings(self) -> "_Settings":
@@ -108,7 +109,8 @@ class HMC(_Hamiltonian):
         trajectory_length: π/2 by default, a quarter of the period of a standard normal: position and momentum swap, so
             the energy of the next draw is independent. Half a period would give back the same energy.
         num_steps: leapfrog steps (gradients) a transition; None takes trajectory_length / step_size.
-        target_accept: 0.8, Stan's and NumPyro's default.
+        target_accept: 0.95. With the usual 0.8 singular posteriors are sampled badly: a relative standard error of .12
+            for (w₁w₂)²/2 from 40,000 draws, .003 with 0.95.
         adapt_mass: whether the mass matrix adapts in the warm-up.
         dense_mass: whether the mass matrix is dense (d² memory) or diagonal.
 
@@ -119,7 +121,7 @@ class HMC(_Hamiltonian):
     step_size: float | None = None
     trajectory_length: float = math.pi / 2
     num_steps: int | None = None
-    target_accept: float = 0.8
+    target_accept: float = 0.95
     adapt_mass: bool = True
     dense_mass: bool = False
 
@@ -146,7 +148,8 @@ class NUTS(_Hamiltonian):
 
     Args:
         step_size: leapfrog step; None adapts it in the warm-up.
-        target_accept: 0.8, Hoffman & Gelman 2014, §4.
+        target_accept: 0.95. With the usual 0.8 (Hoffman & Gelman 2014, §4) the narrow arms of singular posteriors are
+            missed: .1889 ± .0022 for .2021 on (w₁w₂²)²/2.
         max_tree_depth: at most 2^max_tree_depth leapfrog steps a transition.
         adapt_mass: whether the mass matrix adapts in the warm-up.
         dense_mass: whether the mass matrix is dense (d² memory) or diagonal.
@@ -156,7 +159,7 @@ class NUTS(_Hamiltonian):
     """
 
     step_size: float | None = None
-    target_accept: float = 0.8
+    target_accept: float = 0.95
     max_tree_depth: int = 10
     adapt_mass: bool = True
     dense_mass: bool = False

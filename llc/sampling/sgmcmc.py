@@ -42,7 +42,8 @@ class SGLD(Sampler):
 
     On a quadratic with curvature a = nβh + γ and minibatch noise of variance s² in ∇U the stationary variance is
     (1 + εs²/4) / (a (1 − εa/4)) for Euler–Maruyama, stable for εa < 4; Leimkuhler–Matthews has 1/a plus the same
-    heating (εs²/4) / (a (1 − εa/4)).
+    heating (εs²/4) / (a (1 − εa/4)). Minibatches without replacement within an epoch heat less where an epoch is
+    shorter than the memory 1 / (εa): .37 of that for 4 minibatches an epoch at εa = .5, .91 for 64.
 
     Args:
         step_size: ε, in units of 1/U's curvature: stable below 4 / (nβ·h_max + γ).
@@ -98,7 +99,7 @@ class SGLD(Sampler):
             virial=virial(posterior, gradient.offset, gradient.grad),
             grad_norm=grad_norm,
             acceptance_rate=jnp.full((), jnp.nan, gradient.potential.dtype),
-            diverging=~jnp.isfinite(grad_norm),
+            diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
         )
         return SGLDState(position, scaling, None if state.noise is None else fresh), info
 

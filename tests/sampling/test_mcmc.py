@@ -221,7 +221,8 @@ REFUSED = {
     "MALA acceptance": (llc.MALA, {"target_accept": 1.0}, "MALA needs 0 < target_accept < 1, got 1.0"),
     "HMC acceptance": (llc.HMC, {"target_accept": 0.0}, "HMC needs 0 < target_accept < 1, got 0.0"),
     "NUTS acceptance": (llc.NUTS, {"target_accept": -0.1}, "NUTS needs 0 < target_accept < 1"),
-    "HMC steps": (llc.HMC, {"num_steps": 0}, "HMC needs num_steps >= 1 leapfrog steps, got 0"),
+    "HMC steps": (llc.HMC, {"num_steps": 0}, r"HMC needs num_steps >= 1 leapfrog steps \(or None\), got 0"),
+    "HMC trajectory": (llc.HMC, {"trajectory_length": 0.0}, "HMC needs trajectory_length > 0, got 0.0"),
     "NUTS depth": (llc.NUTS, {"max_tree_depth": 0}, "NUTS needs max_tree_depth >= 1, got 0"),
 }
 
