@@ -87,6 +87,7 @@ def sample(
     init_loss = posterior.init_loss(rows)
     evaluation = make_evaluation(posterior, rows)
     posterior, evaluation = _on_device((posterior, evaluation))
+    baseline = _losses_at_center(posterior, evaluation)  # in the precision of the draws, which are compared with it
 
     warmup = math.ceil(num_warmup / thinning)
     size = max(1, math.ceil((warmup + num_draws) / _NUM_SEGMENTS))
@@ -115,7 +116,7 @@ def sample(
             for i, (group_keys, _) in enumerate(groups):
                 span = np.int32(start), np.int32(count)  # arrays: Python integers would retrace
                 carries[i], segment = _advance(
-                    group_keys, posterior, sampler, evaluation, carries[i], span, settings, vectorize
+                    group_keys, posterior, sampler, evaluation, baseline, carries[i], span, settings, vectorize
                 )
                 part = jax.device_get(segment)
                 parts.append(part if vectorize else jax.tree.map(lambda x: x[None], part))
@@ -176,10 +177,9 @@ def _start(keys, posterior, sampler, settings, num_warmup, vectorize):
 
 
 @eqx.filter_jit
-def _advance(keys, posterior, sampler, evaluation, carry, span, settings, vectorize):
+def _advance(keys, posterior, sampler, evaluation, baseline, carry, span, settings, vectorize):
     """`count` <= settings.size draws from draw number `start` on, with `span` = (start, count)."""
     start, count = span
-    baseline = evaluation.losses(posterior, posterior.position)
 
     def chain(key, carry):
         def take(i, loop):
@@ -229,7 +229,7 @@ def _steps(key, posterior, sampler, carry, draw, settings):
             per_epoch = posterior.num_data // settings.batch_size
             order = jax.lax.cond(
                 step % per_epoch == 0,
-                lambda order: jax.random.permutation(jax.random.fold_in(step_key, 1), order),
+                lambda order: _shuffled(jax.random.fold_in(step_key, 1), order),
                 lambda order: order,
                 carry.order,
             )
@@ -242,6 +242,16 @@ def _steps(key, posterior, sampler, carry, draw, settings):
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
     carry, info = jax.lax.fori_loop(0, settings.thinning, one, (carry, _info(zero)))
     return carry, info
+
+
+def _shuffled(key: PRNGKeyArray, order: Array) -> Array:
+    """Random order; one sort of random bits, at half the cost of `jax.random.permutation` (ties are 1 in 2³² pairs)."""
+    return jnp.argsort(jax.random.bits(key, order.shape)).astype(order.dtype)
+
+
+@eqx.filter_jit
+def _losses_at_center(posterior, evaluation):
+    return evaluation.losses(posterior, posterior.position)
 
 
 def _info(value: Array) -> Info:
