@@ -41,6 +41,7 @@ import numpy as np
 import optax
 
 import llc
+from llc.sampling.chains import shuffled
 from llc.sampling.evaluation import make_evaluation
 
 
@@ -285,9 +286,6 @@ def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     subset = jax.device_put(make_evaluation(posterior, np.arange(batch_size)))
     rows = jax.random.permutation(jax.random.key(settings.seed), settings.num_data)[:batch_size]
 
-    def shuffle(key, order):
-        return jax.random.permutation(key, order)
-
     def gather(key, carry):  # noqa: ARG001
         rows, _ = carry
         batch = take(data, rows)
@@ -318,7 +316,7 @@ def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     batch = take(data, rows)
     info = jax.tree.map(jnp.zeros_like, sampler.step(jax.random.key(0), posterior, state, batch)[1])
     cases = {
-        "shuffle, its share of a step": (shuffle, jnp.arange(settings.num_data), 1 / per_epoch),
+        "shuffle, its share of a step": (shuffled, jnp.arange(settings.num_data), 1 / per_epoch),
         "gather of the minibatch": (gather, (rows, batch), 1),
         "gradient": (gradient, (position, batch), 1),
         "noise": (noise, position, 1),

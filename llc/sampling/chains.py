@@ -229,7 +229,7 @@ def _steps(key, posterior, sampler, carry, draw, settings):
             per_epoch = posterior.num_data // settings.batch_size
             order = jax.lax.cond(
                 step % per_epoch == 0,
-                lambda order: _shuffled(jax.random.fold_in(step_key, 1), order),
+                lambda order: shuffled(jax.random.fold_in(step_key, 1), order),
                 lambda order: order,
                 carry.order,
             )
@@ -244,7 +244,7 @@ def _steps(key, posterior, sampler, carry, draw, settings):
     return carry, info
 
 
-def _shuffled(key: PRNGKeyArray, order: Array) -> Array:
+def shuffled(key: PRNGKeyArray, order: Array) -> Array:
     """Random order; one sort of random bits, at half the cost of `jax.random.permutation` (ties are 1 in 2³² pairs)."""
     return jnp.argsort(jax.random.bits(key, order.shape)).astype(order.dtype)
 

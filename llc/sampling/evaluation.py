@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from llc.posterior import LocalPosterior
 
-_EVAL_ROWS = 4096  # rows of one evaluation pass; bounds the memory, not the result
+_EVAL_ROWS = 2048  # rows of one evaluation pass; bounds the memory, not the result
 _SUBSET_UNITS = 32  # pieces of a subset when the loss is a scalar, for the error of the subset
 
 
