@@ -41,8 +41,8 @@ import numpy as np
 import optax
 
 import llc
-from llc.sampling.chains import shuffled
 from llc.sampling.evaluation import make_evaluation
+from llc.sampling.minibatch import minibatch, permuted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,11 +285,13 @@ def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     posterior = jax.device_put(problem.posterior)
     position, data, batch_size = posterior.position, posterior.data, settings.batch_size
     sampler = llc.SGLD(step_size=settings.step_size)
-    per_epoch = settings.num_data // batch_size
     bowl = llc.LocalPosterior(lambda w, _: 0.5 * optax.tree.norm(w, squared=True), position, data, gamma=settings.gamma)
     everything = jax.device_put(make_evaluation(posterior, None))
     subset = jax.device_put(make_evaluation(posterior, np.arange(batch_size)))
     rows = jax.random.permutation(jax.random.key(settings.seed), settings.num_data)[:batch_size]
+
+    def choose(key, rows):
+        return permuted(key, rows, settings.num_data)
 
     def gather(key, carry):  # noqa: ARG001
         rows, _ = carry
@@ -309,9 +311,10 @@ def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
         return state, batch, jax.tree.map(jnp.add, total, info)
 
     def step(key, carry):
-        state, rows, total = carry
-        state, info = sampler.step(key, posterior, state, take(data, rows))
-        return state, (rows + 1) % settings.num_data, jax.tree.map(jnp.add, total, info)
+        state, index, total = carry
+        batch = minibatch(jax.random.key(settings.seed), index, data, settings.num_data, batch_size)
+        state, info = sampler.step(key, posterior, state, batch)
+        return state, index + 1, jax.tree.map(jnp.add, total, info)
 
     def evaluate(evaluation, key, position):  # noqa: ARG001
         shift = 1e-12 * jnp.sum(evaluation.losses(posterior, position))
@@ -321,20 +324,20 @@ def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     batch = take(data, rows)
     info = jax.tree.map(jnp.zeros_like, sampler.step(jax.random.key(0), posterior, state, batch)[1])
     cases = {
-        "shuffle, its share of a step": (shuffled, jnp.arange(settings.num_data), 1 / per_epoch),
-        "gather of the minibatch": (gather, (rows, batch), 1),
-        "gradient": (gradient, (position, batch), 1),
-        "noise": (noise, position, 1),
-        "noise, update and records": (bowl_step, (state, batch, info), 1),
-        "whole step without shuffle": (step, (state, rows, info), 1),
-        f"loss, all {settings.num_data} rows (a draw)": (functools.partial(evaluate, everything), position, 1),
-        f"loss, {batch_size} rows (a draw)": (functools.partial(evaluate, subset), position, 1),
+        "choice of the minibatch's rows": (choose, rows),
+        "gather of the minibatch": (gather, (rows, batch)),
+        "gradient": (gradient, (position, batch)),
+        "noise": (noise, position),
+        "noise, update and records": (bowl_step, (state, batch, info)),
+        "whole step": (step, (state, jnp.int32(0), info)),
+        f"loss, all {settings.num_data} rows (a draw)": (functools.partial(evaluate, everything), position),
+        f"loss, {batch_size} rows (a draw)": (functools.partial(evaluate, subset), position),
     }
     results = []
-    for name, (body, carry, share) in cases.items():
+    for name, (body, carry) in cases.items():
         times = {}
         for label, copies in (("alone", 1), ("vmap", settings.num_chains)):
-            seconds = [t * share / copies for t in time_loop(body, carry, copies, settings)]
+            seconds = [t / copies for t in time_loop(body, carry, copies, settings)]
             times[label] = [round(1e6 * t, 2) for t in seconds]
         results.append({"model": problem.name, "part": name, "microseconds": times})
         progress(f"{problem.name}, {name}")

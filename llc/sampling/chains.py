@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,6 +28,7 @@ from llc.posterior import LocalPosterior
 from llc.sampling.draws import Draw, Moments, Recorder, describe, parameter_name
 from llc.sampling.evaluation import make_evaluation
 from llc.sampling.kernel import Info, Sampler
+from llc.sampling.minibatch import minibatch
 
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 
@@ -102,7 +103,7 @@ def sample(
             keys, init_keys = _spread(keys, num_chains), _spread(init_keys, num_chains)
         groups = [(keys, init_keys)]
     vectorize = method != "sequential"
-    carries = [_start(k, posterior, sampler, settings, warmup * thinning, vectorize) for _, k in groups]
+    states = [_start(k, posterior, sampler, warmup * thinning, vectorize) for _, k in groups]
 
     recorder = Recorder(warmup, num_draws)
     with tqdm(
@@ -115,8 +116,8 @@ def sample(
             parts = []
             for i, (group_keys, _) in enumerate(groups):
                 span = np.int32(start), np.int32(count)  # arrays: Python integers would retrace
-                carries[i], segment = _advance(
-                    group_keys, posterior, sampler, evaluation, baseline, carries[i], span, settings, vectorize
+                states[i], segment = _advance(
+                    group_keys, posterior, sampler, evaluation, baseline, states[i], span, settings, vectorize
                 )
                 part = jax.device_get(segment)
                 parts.append(part if vectorize else jax.tree.map(lambda x: x[None], part))
@@ -160,32 +161,26 @@ class _Settings(NamedTuple):
     keep_params: bool
 
 
-class _Carry(NamedTuple):
-    """What a chain takes from one segment into the next: sampler state and the epoch's order of the data."""
-
-    state: Any
-    order: Array | None
-
-
 @eqx.filter_jit
-def _start(keys, posterior, sampler, settings, num_warmup, vectorize):
+def _start(keys, posterior, sampler, num_warmup, vectorize):
     def start(key):
-        order = None if settings.batch_size is None else jnp.arange(posterior.num_data)
-        return _Carry(sampler.init(key, posterior, num_warmup=num_warmup), order)
+        return sampler.init(key, posterior, num_warmup=num_warmup)
 
     return jax.vmap(start)(keys) if vectorize else start(keys)
 
 
 @eqx.filter_jit
-def _advance(keys, posterior, sampler, evaluation, baseline, carry, span, settings, vectorize):
+def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settings, vectorize):
     """`count` <= settings.size draws from draw number `start` on, with `span` = (start, count)."""
     start, count = span
 
-    def chain(key, carry):
+    def chain(key, state):
+        step_key, batch_key = jax.random.split(key)
+
         def take(i, loop):
-            carry, draws, moments = loop
-            carry, info = _steps(key, posterior, sampler, carry, start + i, settings)
-            position = carry.state.position
+            state, draws, moments = loop
+            state, info = _steps(step_key, batch_key, posterior, sampler, state, start + i, settings)
+            position = state.position
             difference = evaluation.losses(posterior, position) - baseline
             draw = Draw(
                 delta=jnp.sum(jnp.asarray(evaluation.weights, difference.dtype) * difference),
@@ -197,56 +192,41 @@ def _advance(keys, posterior, sampler, evaluation, baseline, carry, span, settin
             if moments is not None:
                 update = Moments(difference, difference**2, jnp.exp(-difference))
                 moments = jax.tree.map(jnp.add, moments, update)
-            return carry, draws, moments
+            return state, draws, moments
 
         shapes = eqx.filter_eval_shape(
             lambda c: Draw(
                 jnp.sum(baseline),
                 jnp.sum(baseline),
                 _info(jnp.sum(baseline)),
-                c.state.position if settings.keep_params else None,
+                c.position if settings.keep_params else None,
             ),
-            carry,
+            state,
         )
         buffers = jax.tree.map(lambda s: jnp.zeros((settings.size, *s.shape), s.dtype), shapes)
         moments = Moments(*[jnp.zeros_like(baseline)] * 3) if evaluation.pointwise else None
-        carry, draws, moments = jax.lax.fori_loop(0, count, take, (carry, buffers, moments))
-        return carry, (draws, moments)
+        state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
+        return state, (draws, moments)
 
-    return jax.vmap(chain)(keys, carry) if vectorize else chain(keys, carry)
+    return jax.vmap(chain)(keys, state) if vectorize else chain(keys, state)
 
 
-def _steps(key, posterior, sampler, carry, draw, settings):
-    """The `thinning` steps up to a draw: the new carry, and the steps' Info (its rates averaged over them)."""
+def _steps(step_key, batch_key, posterior, sampler, state, draw, settings):
+    """The `thinning` steps up to a draw: the new state, and the steps' Info (its rates averaged over them)."""
 
     def one(j, loop):
-        carry, total = loop
+        state, total = loop
         step = draw * settings.thinning + j
-        step_key = jax.random.fold_in(key, step)
-        if settings.batch_size is None:
-            order, batch = None, posterior.data
-        else:
-            per_epoch = posterior.num_data // settings.batch_size
-            order = jax.lax.cond(
-                step % per_epoch == 0,
-                lambda order: shuffled(jax.random.fold_in(step_key, 1), order),
-                lambda order: order,
-                carry.order,
-            )
-            rows = jax.lax.dynamic_slice_in_dim(order, (step % per_epoch) * settings.batch_size, settings.batch_size)
-            batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), posterior.data)
-        state, info = sampler.step(step_key, posterior, carry.state, batch)
+        batch = posterior.data
+        if settings.batch_size is not None:
+            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, settings.batch_size)
+        state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
         mean = jax.tree.map(lambda t, x: t + x / settings.thinning, total[:4], info[:4])
-        return _Carry(state, order), Info(*mean, diverging=total.diverging | info.diverging)
+        return state, Info(*mean, diverging=total.diverging | info.diverging)
 
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
-    carry, info = jax.lax.fori_loop(0, settings.thinning, one, (carry, _info(zero)))
-    return carry, info
-
-
-def shuffled(key: PRNGKeyArray, order: Array) -> Array:
-    """Random order; one sort of random bits, at half the cost of `jax.random.permutation` (ties are 1 in 2³² pairs)."""
-    return jnp.argsort(jax.random.bits(key, order.shape)).astype(order.dtype)
+    state, info = jax.lax.fori_loop(0, settings.thinning, one, (state, _info(zero)))
+    return state, info
 
 
 @eqx.filter_jit
