@@ -1,5 +1,7 @@
 """The whole way from a loss and a minimum to a checked estimate: curvature, settings, pilots, draws, bounds, report."""
 
+import math
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -12,24 +14,31 @@ from llc.geometry.bounds import Bounds, rank_bounds
 from llc.geometry.spectrum import Spectrum, top_eigenvalue
 from llc.geometry.spectrum import spectrum as hessian_spectrum
 from llc.posterior import LocalPosterior
-from llc.sampling.calibration import COURANT, settings_from_curvature
+from llc.sampling.calibration import COURANT, RELAXATIONS, settings_from_curvature
 from llc.sampling.chains import sample
 from llc.sampling.draws import last_positions
+from llc.sampling.kernel import Sampler
 from llc.sampling.sgmcmc import SGLD
 
 _FULL_BATCH, _MINIBATCH = 4096, 512
+_WARMUP, _THINNING = 2000, 10
 _PILOTS, _PILOT_STEPS, _PILOT_MATVECS = 8, 1000, 12
-_LOCAL = 4.0  # stiffness where the chains go, in units of that at w*: up to ε (nβ h + γ) = 2, half of the stable range
+_PILOT_RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
+_LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
+_FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
+_CHEAP = 1e6  # parameters × rows of a step below which it costs little more than its overhead
+_LONGER = 100  # times that a run may be longer where a step is cheap
 
 
 def estimate(
     key: PRNGKeyArray,
     posterior: LocalPosterior,
     *,
+    sampler: Sampler | None = None,
     num_chains: int = 4,
-    num_warmup: int = 2000,
+    num_warmup: int | None = None,
     num_draws: int = 2000,
-    thinning: int = 10,
+    thinning: int | None = None,
     batch_size: int | None = None,
     eval_size: int | None = None,
     progress: bool | None = None,
@@ -42,12 +51,16 @@ def estimate(
     Args:
         key: `jax.random.key(seed)`.
         posterior: loss, data and w*, trained to a minimum.
+        sampler: None takes SGLD with the step size above; another one runs as it is given (`llc.NUTS()` on a model of
+            up to a few thousand parameters is the reference).
         num_chains: independent chains.
-        num_warmup: steps discarded.
+        num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain.
-        thinning: steps between draws; a draw evaluates the loss on `eval_size` rows.
-        batch_size: rows of a minibatch. None takes all the data up to 4,096 rows and 512 beyond; minibatches heat the
-            chains, which the `virial` check sees.
+        thinning: steps between draws; a draw evaluates the loss on `eval_size` rows. None takes 10 steps, more
+            (up to 1,000) where a given γ is so weak that the chains relax slowly and the model is small, and 1 of a
+            sampler with an accept step, which takes many gradients.
+        batch_size: rows of a minibatch. None takes all the data up to 4,096 rows and 512 beyond (all of it for a
+            sampler with an accept step); minibatches heat the chains, which the `virial` check sees.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
         progress: whether to show a progress bar; None shows it on a terminal.
 
@@ -57,12 +70,25 @@ def estimate(
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
     """
-    if batch_size is None and posterior.num_data > _FULL_BATCH:
+    accepts = sampler is not None and sampler.full_batch
+    if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
         batch_size = _MINIBATCH
     spectrum = hessian_spectrum(posterior)
     pilot_key, key = jax.random.split(key)
-    num_steps = num_warmup + num_draws * thinning
-    posterior, sampler = _settle(pilot_key, posterior, spectrum.largest, num_steps, num_chains, batch_size)
+    num_steps = (num_warmup or _WARMUP) + num_draws * (thinning or _THINNING)  # of gradients, about
+    longest = _LONGER if posterior.num_params * (batch_size or posterior.num_data) < _CHEAP else 1
+    if sampler is None:
+        pilot = num_steps, longest, num_chains, batch_size
+        posterior, sampler = _settle(pilot_key, posterior, spectrum.largest, *pilot)
+        if thinning is None:
+            rate = float(sampler.step_size) * float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
+            relaxed = math.ceil(RELAXATIONS / (rate * num_draws))
+            thinning = min(max(_THINNING, relaxed), longest * _THINNING)
+    else:
+        posterior = posterior.with_scale(gamma=settings_from_curvature(posterior, spectrum.largest, num_steps).gamma)
+    thinning = thinning or (1 if accepts else _THINNING)
+    if num_warmup is None:
+        num_warmup = max(_WARMUP, num_draws * thinning // 10)
     draws = sample(
         key,
         posterior,
@@ -78,18 +104,19 @@ def estimate(
     return report(draws, spectrum=spectrum)
 
 
-def _settle(key, posterior, largest, num_steps, num_chains, batch_size):
+def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size):
     """γ and a step size that hold where the chains go, not only at w*.
 
     Far from w* the curvature may be many times that of w* (up to 68 times in a three-layer linear net at n = 500 and
-    γ = 1, where SGLD was 34 % too hot). A pilot run shows it: where its ends are more than four times as stiff as w*,
+    γ = 1, where SGLD was 34 % too hot). A pilot run shows it: where its ends are more than twice as stiff as w*,
     the tether is too weak to be local, so γ grows if it is ours to choose, and the step shrinks if not.
     """
-    free = posterior.gamma is None
+    free, limit = posterior.gamma is None, _LOCAL
     settings = settings_from_curvature(posterior, largest, num_steps)
     for pilot_key in jax.random.split(key, _PILOTS):
         posterior = posterior.with_scale(gamma=settings.gamma)
         sampler = SGLD(step_size=settings.step_size)
+        relaxed = math.ceil(_PILOT_RELAXATIONS / (settings.step_size * settings.gamma))
         draws = sample(
             pilot_key,
             posterior,
@@ -97,20 +124,21 @@ def _settle(key, posterior, largest, num_steps, num_chains, batch_size):
             num_chains=num_chains,
             num_warmup=0,
             num_draws=1,
-            thinning=_PILOT_STEPS,
+            thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS),
             batch_size=batch_size,
             keep_params=True,
             progress=False,
         )
         ratio = _stiffness_at_ends(draws, posterior, settings)
-        if ratio <= _LOCAL:
+        if ratio <= limit:
             break
         if free:
             settings = settings._replace(gamma=2 * settings.gamma)
             posterior = posterior.with_scale(gamma=settings.gamma)
             settings = settings_from_curvature(posterior, largest, num_steps)
         else:
-            settings = settings._replace(step_size=settings.step_size / min(ratio, 16.0))
+            limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
+            settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))
     return posterior, SGLD(step_size=settings.step_size)
 
 

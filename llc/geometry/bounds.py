@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llc.geometry.smoothness import Smoothness
 from llc.geometry.spectrum import Spectrum
 
 _GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
@@ -69,8 +70,9 @@ class Bounds:
         gap = f"gap of {self.gap:.1f} decades" if self.clean else "no gap in the spectrum"
         scale = f" at γ/nβ = {self.noise_scale:.3g}" if self.noise_scale else " (no γ given: r/2)"
         error = f" ± {self.quad_stderr:.2g}" if self.quad_stderr else ""
+        interval = f"[{self.lower:.4g}, {self.upper:.4g}]" if self.valid else "do not hold here:"
         lines = [
-            f"bounds  [{self.lower:.4g}, {self.upper:.4g}]  {self.source}",
+            f"bounds  {interval}  {self.source}",
             f"rank    {rank} of {self.dim}  at τ = {self.threshold:.2g}, {gap}",
             f"λ_quad  {self.quad:.4g}{error}{scale}",
         ]
@@ -185,4 +187,28 @@ def _assumptions(spectrum, nbeta, noise_scale):
     tilt = 2 * (nbeta or 0.0) * spectrum.decrement(noise_scale)
     message = f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if noise_scale else "not judged without nβ and γ"
     stationary = Assumption("stationary", bool(not noise_scale or tilt <= _TILT * unit), message)
-    return minimum, stationary
+    return minimum, stationary, _smooth(spectrum.smoothness)
+
+
+def _smooth(smoothness: Smoothness | None) -> Assumption:
+    if smoothness is None or smoothness.state == "coarse":
+        reason = "the spectrum's file is older" if smoothness is None else "the loss computes in less than float64"
+        return Assumption("smooth", True, f"not judged, {reason}")  # noqa: FBT003
+    if smoothness.state == "boundary":
+        message = (
+            "the loss is not finite beside w*, which lies on the boundary of its domain: move w* inside, or "
+            "parametrize without a boundary (exp or softplus)"
+        )
+        return Assumption("smooth", False, message)  # noqa: FBT003
+    even, odd = (
+        f"an {part} part ~ t^{power:.1f} (t^{smooth} if smooth)" if power < np.inf else f"no {part} part"
+        for part, power, smooth in (("even", smoothness.even, 2), ("odd", smoothness.odd, 3))
+    )
+    seen = f"as t → 0 from w*, the gradient has {even} and {odd} beyond the Hessian"
+    if smoothness.state == "smooth":
+        return Assumption("smooth", True, seen)  # noqa: FBT003
+    message = (
+        f"w* lies on a kink (a ReLU that is exactly 0 there?): {seen}; move w* off the kink, or replace the activation "
+        "by a smooth one"
+    )
+    return Assumption("smooth", False, message)  # noqa: FBT003

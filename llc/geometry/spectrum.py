@@ -23,6 +23,7 @@ from jaxtyping import Float
 from matfree import decomp
 
 from llc.geometry.operators import CurvatureOperator, curvature_operator
+from llc.geometry.smoothness import Smoothness, directions, probe_smoothness
 from llc.posterior import LocalPosterior, float64
 
 _METHODS = ("auto", "dense", "lanczos")
@@ -47,6 +48,7 @@ class Spectrum:
         gradient_nodes: nodes of the measure of the gradient g of the mean loss.
         gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
         noise: round-off of the matrix as measured by its asymmetry, in the unit of the nodes; 0 where unmeasured.
+        smoothness: of the loss at w*; None in files of before it was probed.
     """
 
     nodes: Float[np.ndarray, "probe node"]
@@ -57,6 +59,7 @@ class Spectrum:
     gradient_nodes: Float[np.ndarray, "gradient_node"]
     gradient_weights: Float[np.ndarray, "gradient_node"]
     noise: float = 0.0
+    smoothness: Smoothness | None = None
 
     @property
     def largest(self) -> float:
@@ -117,6 +120,8 @@ class Spectrum:
             "gradient_weights": (("gradient_node",), self.gradient_weights),
         }
         attributes = {"dim": self.dim, "matrix": self.matrix, "method": self.method, "noise": self.noise}
+        if self.smoothness is not None:
+            attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
         return xr.Dataset(variables, attrs=attributes)
 
     @classmethod
@@ -125,12 +130,17 @@ class Spectrum:
         names = ("nodes", "weights", "gradient_nodes", "gradient_weights")
         arrays = {name: np.asarray(dataset[name].values) for name in names}
         attributes = dataset.attrs
+        smoothness = None
+        if "smoothness_state" in attributes:
+            even, odd = (float(attributes[f"smoothness_{part}"]) for part in ("even", "odd"))
+            smoothness = Smoothness(str(attributes["smoothness_state"]), even, odd)  # pyright: ignore[reportArgumentType]
         return cls(
             **arrays,
             dim=int(attributes["dim"]),
             matrix=str(attributes["matrix"]),
             method=str(attributes["method"]),
             noise=float(attributes["noise"]),
+            smoothness=smoothness,
         )
 
 
@@ -202,26 +212,28 @@ def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: in
 def _dense(operator: CurvatureOperator) -> Spectrum:
     hessian, gradient = (np.array(x) for x in jax.device_get(_materialize(operator)))
     _require_finite(hessian)
+    smoothness = probe_smoothness(operator, gradient, directions(operator.dim) @ hessian)
     asymmetry = 0.5 * (hessian - hessian.T)
     # Spectral norm of a matrix of independent round-off: twice its Frobenius norm over √d (semicircle edge).
     noise = 2 * np.linalg.norm(asymmetry) / np.sqrt(operator.dim)
     nodes, vectors = scipy.linalg.eigh(hessian - asymmetry, overwrite_a=True, driver="evd")
     weights = (vectors.T @ gradient) ** 2
-    return Spectrum(
-        nodes[None], np.ones((1, operator.dim)), operator.dim, "hessian", "dense", nodes, weights, float(noise)
-    )
+    ones = np.ones((1, operator.dim))
+    return Spectrum(nodes[None], ones, operator.dim, "hessian", "dense", nodes, weights, float(noise), smoothness)
 
 
 def _lanczos(operator: CurvatureOperator, num_matvecs: int, num_probes: int, seed: int) -> Spectrum:
     keys = jax.random.split(jax.random.key(seed), num_probes)
     probes = [jax.random.rademacher(k, (operator.dim,), jnp.float64) for k in keys]
     rows = [_quadrature(operator, probe, num_matvecs) for probe in probes]
-    gradient = _gradient(operator)
+    gradient, products = map(np.asarray, _first_order(operator, jnp.asarray(directions(operator.dim))))
+    smoothness = probe_smoothness(operator, gradient, products)
     gradient_nodes, gradient_weights = np.zeros(1), np.zeros(1)
     if np.any(gradient):
         gradient_nodes, gradient_weights = _quadrature(operator, gradient, num_matvecs)
     nodes, weights = (np.stack(x) for x in zip(*rows, strict=True))
-    return Spectrum(nodes, weights, operator.dim, "hessian", "lanczos", gradient_nodes, gradient_weights)
+    measure = gradient_nodes, gradient_weights
+    return Spectrum(nodes, weights, operator.dim, "hessian", "lanczos", *measure, smoothness=smoothness)
 
 
 def _quadrature(operator: CurvatureOperator, start: Any, num_matvecs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -246,8 +258,8 @@ def _materialize(operator: CurvatureOperator):
 
 
 @eqx.filter_jit
-def _gradient(operator: CurvatureOperator):
-    return operator.gradient()
+def _first_order(operator: CurvatureOperator, vectors):
+    return operator.gradient(), jax.lax.map(operator.product, vectors)
 
 
 @eqx.filter_jit

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llc.posterior import LocalPosterior
 
 COURANT = 0.5  # c; stable below 4, THEORY §7 measured rmse 0.5–1.9 % with it
-_RELAXATIONS = 80  # T εγ; with 40 the energy of a 460-parameter network had 350–460 effective draws, too near the 400
+RELAXATIONS = 80  # T εγ; with 40 the energy of a 460-parameter network had 350–460 effective draws, too near the 400
 
 
 class Settings(NamedTuple):
@@ -44,5 +44,5 @@ def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps
         )
     stiffness = nbeta * max(largest, 0.0)
     if gamma is None:
-        gamma = _RELAXATIONS * stiffness / (COURANT * num_steps)
+        gamma = RELAXATIONS * stiffness / (COURANT * num_steps)
     return Settings(COURANT / (stiffness + gamma), gamma, largest)

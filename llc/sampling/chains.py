@@ -70,9 +70,9 @@ def sample(
 
     Returns:
         DataTree with `posterior` (`loss`, `llc`), `sample_stats` (`potential`, `virial`, `grad_norm`, `distance`,
-        `diverging`, and `acceptance_rate` where there is one), the same for the warm-up, `constant_data`, and
-        `pointwise` (moments of the loss differences, per example or piece) where the loss comes per example or from
-        a subset. All losses in nats per example.
+        `num_gradients` since the last draw, `diverging`, and `acceptance_rate` where there is one), the same for the
+        warm-up, `constant_data`, and `pointwise` (moments of the loss differences, per example or piece) where the
+        loss comes per example or from a subset. All losses in nats per example.
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
@@ -212,7 +212,7 @@ def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settin
 
 
 def _steps(step_key, batch_key, posterior, sampler, state, draw, settings):
-    """The `thinning` steps up to a draw: the new state, and the steps' Info (its rates averaged over them)."""
+    """The `thinning` steps up to a draw: the new state, and the steps' Info: means over them, gradients counted."""
 
     def one(j, loop):
         state, total = loop
@@ -221,8 +221,9 @@ def _steps(step_key, batch_key, posterior, sampler, state, draw, settings):
         if settings.batch_size is not None:
             batch = minibatch(batch_key, step, posterior.data, posterior.num_data, settings.batch_size)
         state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
-        mean = jax.tree.map(lambda t, x: t + x / settings.thinning, total[:4], info[:4])
-        return state, Info(*mean, diverging=total.diverging | info.diverging)
+        mean = jax.tree.map(lambda t, x: t + x / settings.thinning, total, info)
+        num_gradients = total.num_gradients + info.num_gradients
+        return state, mean._replace(num_gradients=num_gradients, diverging=total.diverging | info.diverging)
 
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
     state, info = jax.lax.fori_loop(0, settings.thinning, one, (state, _info(zero)))
@@ -235,7 +236,7 @@ def _losses_at_center(posterior, evaluation):
 
 
 def _info(value: Array) -> Info:
-    return Info(value, value, value, value, diverging=jnp.zeros((), bool))
+    return Info(value, value, value, value, value, diverging=jnp.zeros((), bool))
 
 
 def _segments(warmup: int, num_draws: int, size: int) -> Iterator[tuple[int, int]]:

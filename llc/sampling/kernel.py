@@ -24,6 +24,7 @@ class Info(NamedTuple):
         virial: x·∇U / d with x = w − w*; its mean is 1 under the exact target (THEORY: equipartition).
         grad_norm: ‖∇U‖.
         acceptance_rate: Metropolis acceptance probability; nan for a sampler without an accept step.
+        num_gradients: gradient evaluations that the step took.
         diverging: the step was numerically unstable.
     """
 
@@ -31,6 +32,7 @@ class Info(NamedTuple):
     virial: Float[Array, ""]
     grad_norm: Float[Array, ""]
     acceptance_rate: Float[Array, ""]
+    num_gradients: Float[Array, ""]
     diverging: Bool[Array, ""]
 
 

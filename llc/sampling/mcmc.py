@@ -74,6 +74,7 @@ class _Hamiltonian(Sampler):
             virial=virial(posterior, offset, moved.z_grad),
             grad_norm=optax.tree.norm(moved.z_grad),
             acceptance_rate=moved.accept_prob,
+            num_gradients=jnp.asarray(moved.num_steps, moved.potential_energy.dtype),
             diverging=moved.diverging,
         )
         return AdaptiveState(moved, state.num_warmup), info

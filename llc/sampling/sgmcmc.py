@@ -99,6 +99,7 @@ class SGLD(Sampler):
             virial=virial(posterior, gradient.offset, gradient.grad),
             grad_norm=grad_norm,
             acceptance_rate=jnp.full((), jnp.nan, gradient.potential.dtype),
+            num_gradients=jnp.ones((), gradient.potential.dtype),
             diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
         )
         return SGLDState(position, scaling, None if state.noise is None else fresh), info

@@ -1,10 +1,12 @@
 import dataclasses
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import llc
+from llc.geometry.smoothness import Smoothness
 from llc.geometry.spectrum import Spectrum
 from tests.geometry.models import MODELS
 
@@ -82,6 +84,26 @@ def test_assumptions(eigenvalues, gradient, failing):
 def test_saddle_without_a_scale():
     assert not llc.rank_bounds(_spectrum([1.0, -0.1])).valid
     assert llc.rank_bounds(_spectrum([1.0, -1e-4])).valid
+
+
+@pytest.mark.parametrize(
+    ("smoothness", "holds", "words"),
+    [
+        (None, True, "not judged"),
+        (Smoothness("coarse", 1.0, 1.0), True, "not judged"),
+        (Smoothness("smooth", np.inf, 3.0), True, "no even part and an odd part ~ t^3.0"),
+        (Smoothness("kink", 1.0, np.inf), False, "move w\\* off the kink"),
+        (Smoothness("boundary", np.nan, np.nan), False, "boundary of its domain"),
+    ],
+    ids=lambda x: getattr(x, "state", None),
+)
+def test_smooth(smoothness, holds, words):
+    spectrum = dataclasses.replace(_spectrum([1.0, 1.0]), smoothness=smoothness)
+    bounds = llc.rank_bounds(spectrum, nbeta=1e3, gamma=1.0)
+    (assumption,) = (a for a in bounds.assumptions if a.name == "smooth")
+    assert assumption.holds == holds == bounds.valid
+    assert re.search(words, assumption.message)
+    assert ("do not hold" in str(bounds)) == (not holds)
 
 
 def test_quad_is_the_gaussian_part():
