@@ -1,11 +1,11 @@
 """Speed: chain-steps a second of `llc.sample` beside the PyTorch peer devinterp, and where the time of a step goes.
 
-Four tables from one run.
+Four tables, the fourth from a run of its own (--sweep).
 
 1. Throughput: total chain-steps a second of SGLD, ours and the peer's in turns (A B A B …) because machines are noisy.
    Ours is the second and later calls; the first call's compilation stands apart. A draw of ours costs an evaluation of
    the loss on all the data, a draw of the peer nothing (it records the minibatch loss of the step), so ours is shown
-   with a draw at every step, at every tenth, and at every step on a fixed subset of as many rows as a minibatch.
+   with a draw at every step and at every tenth, each on all the data and on a fixed subset as large as a minibatch.
 2. Ratios ours / peer, pairwise within a repeat, against its usual loader and against the fastest of all its variants.
 3. Parts of a step, each a jitted loop of its own.
 4. Sequential against vectorized chains by number of parameters: what `_SEQUENTIAL_PARAMS` in llc/sampling/chains.py
@@ -16,6 +16,7 @@ and the peer's default of one thread a core suffers most from it (its threads wa
 
     validation/peers/setup.sh FOLDER
     LLC_PEER_PYTHON=FOLDER/bin/python python validation/speed.py --json validation/results/speed.json
+    python validation/speed.py --sweep --json validation/results/chain_methods.json
 """
 
 import argparse
@@ -55,7 +56,7 @@ class Settings:
     num_chains: int = 4
     num_data: int = 10_000
     batch_size: int = 512
-    num_steps: int = 500  # of a chain, in every variant of the deep linear net
+    num_steps: int = 1000  # of a chain, in every variant of the deep linear net
     mlp_steps: int = 100  # of the MLP, whose step takes 50 times as long
     thinning: int = 10  # of the variant that does not draw at every step
     step_size: float = 1e-7  # small enough that no chain leaves
@@ -63,7 +64,7 @@ class Settings:
     part_seconds: float = 0.3  # length of one timed loop of the table of parts
     widths: tuple[int, ...] = (20, 47, 97, 138, 197, 280, 364)  # MLPs with 1k, 5k, 20k, 40k, 80k, 160k, 270k parameters
     sweep_steps: int = 200
-    mcmc_widths: tuple[int, ...] = (1, 8, 20, 47)  # 24, 234, 1,050 and 4,992 parameters
+    mcmc_widths: tuple[int, ...] = (1, 8, 20)  # 24, 234 and 1,050 parameters
     mcmc_data: int = 500
     mcmc_warmup: int = 100
     mcmc_draws: int = 100
@@ -105,7 +106,7 @@ def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a check of the script, not of the speed")
-    parser.add_argument("--sweep", action="store_true", help="also table 4, which takes some ten minutes more")
+    parser.add_argument("--sweep", action="store_true", help="table 4 instead of the others")
     parser.add_argument("--repeats", type=int, help=f"default {Settings.repeats}")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write all figures there")
     parser.add_argument("--peer-python", default=os.environ.get("LLC_PEER_PYTHON"), help="default $LLC_PEER_PYTHON")
@@ -121,6 +122,11 @@ def main() -> None:
 
     results = {"settings": dataclasses.asdict(settings), "machine": describe_machine()}
     print(" ".join(f"{k} {v}" for k, v in results["machine"].items()), end="\n\n")
+    if args.sweep:
+        results["chain_methods"] = [*sweep_sgld(settings), *sweep_mcmc(settings)]
+        print_chain_methods(results["chain_methods"])
+        write(results, args.json)
+        return
     problems = [deep_linear(settings), mlp(settings, (784, 256, 256, 10), settings.num_data, "MLP")]
     lengths = settings, dataclasses.replace(settings, num_steps=min(settings.num_steps, settings.mlp_steps))
     pairs = zip(problems, lengths, strict=True)
@@ -128,12 +134,14 @@ def main() -> None:
     results["ratios"] = print_throughput(results["throughput"])
     results["parts"] = [row for problem in problems for row in parts(problem, settings)]
     print_parts(results["parts"])
-    if args.sweep:
-        results["chain_methods"] = [*sweep_sgld(settings), *sweep_mcmc(settings)]
-        print_chain_methods(results["chain_methods"])
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    write(results, args.json)
+
+
+def write(results: dict[str, Any], path: Path | None) -> None:
+    """All figures as JSON, if a path is given."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 # Models
@@ -192,6 +200,10 @@ def throughput(problem: Problem, settings: Settings, peer: str | None) -> list[d
         "draw a step": {"thinning": 1},
         f"draw every {settings.thinning}": {"thinning": settings.thinning},
         f"draw a step, {settings.batch_size} rows": {"thinning": 1, "eval_size": settings.batch_size},
+        f"draw every {settings.thinning}, {settings.batch_size} rows": {
+            "thinning": settings.thinning,
+            "eval_size": settings.batch_size,
+        },
     }
     for (label, draw), method in itertools.product(draws.items(), ("vectorized", "sequential")):
         row = {"model": problem.name, "tool": "llc", "variant": f"{label}, {method}"}
@@ -406,8 +418,8 @@ def compare_methods(problem: Problem, sampler, settings: Settings, **kwargs: Any
         run(method)
     for _, method in itertools.product(range(settings.repeats), timings):
         timings[method].append(quietest(lambda: measure(lambda: run(method)), settings.tries))  # noqa: B023
-    progress(f"{problem.name}, {problem.posterior.num_params} parameters")
     seconds = {method: [t.seconds for t in ts] for method, ts in timings.items()}
+    progress(f"{problem.name}, {problem.posterior.num_params} parameters: {seconds}")
     others = [t.others for ts in timings.values() for t in ts]
     return {"sampler": problem.name, "num_params": problem.posterior.num_params, "seconds": seconds, "others": others}
 

@@ -1,0 +1,74 @@
+"""The study of the bounds: what counts as a violation, and that its quick size finds none."""
+
+import dataclasses
+import json
+import sys
+
+import bounds
+import pytest
+
+
+def _row(lower, known, upper, **fields):
+    zoo = {
+        "family": "regular",
+        "rank": [2, 2],
+        "known_rank": 2,
+        "verdict": "CONSISTENT",
+        "broken": [],
+        "expected": None,
+    }
+    return zoo | {"lower": lower, "learning_coefficient": known, "upper": upper} | fields
+
+
+@pytest.mark.parametrize(
+    ("row", "violated"),
+    [
+        (_row(1.0, 1.0, 1.0), False),
+        (_row(1.0, 1.2, 1.5), False),
+        (_row(1.0, 0.9, 1.5), True),
+        (_row(0.0, 1 / 3, 0.25), True),
+        (_row(0.0, None, 0.25), True),
+        (_row(None, 1 / 3, None), False),
+    ],
+    ids=["regular", "within", "below", "kink that is not seen", "saddle that is not seen", "no interval"],
+)
+def test_violations(row, violated):
+    assert bounds.violated(row) == violated
+
+
+def test_summary_counts_what_is_wrong():
+    kink = {"family": bounds.FAILS, "expected": "smooth"}
+    rows = [
+        _row(1.0, 1.0, 1.0),
+        _row(1.5, 1.0, 1.5, rank=[3, 3], verdict="BELOW"),
+        _row(None, 1 / 3, None, broken=["smooth"], **kink),
+        _row(None, 1 / 3, None, broken=["stationary"], **kink),
+        _row(0.0, 1 / 3, 0.25, **kink),
+        {"case": "broken", "error": "ValueError: no"},
+    ]
+    summary = bounds.summarize(rows)
+    assert summary["known λ outside of its interval"] == 2
+    assert summary["rank differs from the known one"] == 1
+    assert summary["verdicts"] == {"CONSISTENT": 1, "BELOW": 1}
+    assert summary["points where an assumption fails"] == 3
+    assert summary["of them with no interval and the assumption named"] == 1
+    assert summary["errors"] == 1
+
+
+def test_names_are_unique():
+    assert len(bounds.POINTS) == len(bounds.CASES) + len(bounds.FAILING)
+
+
+def test_quick_size(tmp_path, monkeypatch, capsys):
+    cases = ("regular, 5 directions", "|b|^3 beside a regular direction", "saddle")
+    monkeypatch.setattr(bounds, "QUICK", dataclasses.replace(bounds.QUICK, cases=cases))
+    monkeypatch.setattr(sys, "argv", ["bounds.py", "--quick", "--out", str(tmp_path)])
+    bounds.main()
+    record = json.loads((tmp_path / "bounds.json").read_text())
+    summary = record["summary"]
+    assert summary["known λ outside of its interval"] == summary["errors"] == 0
+    assert summary["rank differs from the known one"] == 0
+    assert summary["points where an assumption fails"] == 2
+    assert summary["of them with no interval and the assumption named"] == 2
+    assert (tmp_path / "bounds.png").stat().st_size > 10_000
+    assert (tmp_path / "bounds.txt").read_text().strip() in capsys.readouterr().out

@@ -1,0 +1,61 @@
+"""Every study runs in its quick size, writes what it promises, and goes on where it was killed."""
+
+import json
+import sys
+
+import accuracy
+import coverage
+import pytest
+import temperature
+from study import Study, table
+
+QUICK = {"accuracy": accuracy, "coverage": coverage, "temperature": temperature}
+
+
+def _run(module, folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", "--quick", "--out", str(folder)])
+    module.main()
+    return json.loads((folder / f"{module.__name__}.json").read_text())
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_size(name, tmp_path, monkeypatch, capsys):
+    record = _run(QUICK[name], tmp_path, monkeypatch)
+    assert record["quick"]
+    assert {"settings", "versions", "summary", "rows"} <= set(record)
+    assert "seed" in record["settings"]
+    assert not [row["error"] for row in record["rows"] if "error" in row]
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert (tmp_path / f"{name}.txt").read_text().strip() in capsys.readouterr().out
+    assert not (tmp_path / f"{name}.jsonl").exists()
+
+
+class _Journal(Study):
+    """A study without a command line."""
+
+    def __init__(self, folder, settings):
+        self.name, self.out, self.settings, self.quick, self.processes = "journal", folder, settings, True, 1
+
+
+def _square(case, settings):
+    if case == settings["fails"]:
+        raise ArithmeticError(f"no square of {case}")
+    return {"square": int(case) ** 2}
+
+
+def test_a_killed_study_goes_on(tmp_path, capsys):
+    first = _Journal(tmp_path, {"fails": "3"}).rows(_square, ["1", "2", "3"])
+    assert [row.get("square") for row in first] == [1, 4, None]
+    assert "ArithmeticError: no square of 3" in table(first, accuracy.COLUMNS[:1])
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"case": "9", "squ')  # killed while it wrote
+
+    def run(case, settings):
+        assert case not in ("1", "2"), "done before"
+        return {"square": 0}
+
+    again = _Journal(tmp_path, {"fails": "3"}).rows(run, ["1", "2", "3", "9"])
+    assert [row["square"] for row in again] == [1, 4, 0, 0]
+    other = _Journal(tmp_path, {"fails": "1"}).rows(_square, ["2"])
+    assert other == [{"square": 4, "case": "2"}]
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2

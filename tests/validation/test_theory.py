@@ -1,0 +1,230 @@
+"""Formulas against each other, against linear algebra and against exact integrals."""
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import scipy.optimize
+import theory
+import zoo
+from theory import Coefficient
+
+SIZES = list(itertools.product(range(1, 7), repeat=3))
+
+
+def _points(m, h, n):
+    return [s[3:] for s in zoo.strata(max(m, h, n)) if s[:3] == (m, h, n)]
+
+
+STRATA = {size: _points(*size) for size in itertools.product(range(1, 5), repeat=3)}
+
+
+# Linear networks
+
+
+def test_one_hidden_layer_is_reduced_rank_regression():
+    for m, h, n in SIZES:
+        for rank in range(min(m, h, n) + 1):
+            expected = theory.reduced_rank(m, h, n, rank)
+            assert theory.deep_linear([m, h, n], rank) == expected, (m, h, n, rank)
+            assert theory.reduced_rank(n, h, m, rank) == expected, (m, h, n, rank)
+
+
+def test_published_values():
+    """Cases of each regime, of which Aoyagi & Watanabe 2005 and THEORY.md give the figures."""
+    assert theory.reduced_rank(2, 2, 2) == (Fraction(3, 2), 1)
+    assert theory.reduced_rank(3, 2, 3) == (Fraction(5, 2), 1)
+    assert theory.reduced_rank(2, 3, 2) == (Fraction(2), 2)
+    assert theory.reduced_rank(1, 1, 1) == theory.monomial([1, 1])
+    assert theory.deep_linear([1, 1, 1, 1], 0) == theory.monomial([1, 1, 1])
+    assert [theory.tanh_units(h) for h in (1, 2, 3, 4)] == [
+        (Fraction(1, 2), 2),
+        (Fraction(2, 3), 1),
+        (Fraction(5, 6), 1),
+        (Fraction(1), 2),
+    ]
+    nets = {(2, 1): (3, 4), (2, 2): (1, 4), (2, 3): (3, 28), (2, 4): (1, 20), (3, 2): (3, 16), (3, 3): (3, 52)}
+    for (power, layers), value in nets.items():
+        assert theory.polynomial_net(layers, power) == (Fraction(*value), 1)
+    assert [theory.superposition(c).value for c in (5, 6)] == [7, Fraction(17, 2)]
+
+
+def test_scalar_layers_are_monomials():
+    for depth in range(2, 7):
+        assert theory.deep_linear([1] * (depth + 1), 0) == theory.monomial([1] * depth)
+        assert theory.deep_linear([1] * (depth + 1), 1) == theory.manifold(1)
+
+
+@pytest.mark.parametrize("widths", [(3, 2, 4), (4, 3, 4, 5), (6, 4, 4, 4, 6), (3, 5, 2, 5, 2, 4)])
+def test_a_full_rank_bottleneck_is_regular(widths):
+    rank = min(widths)
+    assert theory.deep_linear(widths, rank) == theory.manifold(rank * (widths[0] + widths[-1] - rank))
+
+
+def test_the_width_order_of_hidden_layers_does_not_matter():
+    for widths in ([2, 3, 4, 3], [1, 3, 2, 5, 2], [3, 2, 3, 4, 4]):
+        reference = theory.deep_linear(widths, 1)
+        for hidden in itertools.permutations(widths[1:-1]):
+            assert theory.deep_linear([widths[0], *hidden, widths[-1]], 1) == reference
+
+
+def test_a_rank_above_the_bottleneck_is_refused():
+    with pytest.raises(ValueError, match="smallest width 2"):
+        theory.deep_linear([3, 2, 3], 3)
+
+
+def test_the_published_value_is_the_least_of_the_local_ones():
+    for (m, h, n), points in STRATA.items():
+        for rank in range(min(m, h, n) + 1):
+            local = [theory.two_layer(m, h, n, *p) for p in points if p[2] == rank]
+            least = min(c.value for c in local)
+            multiplicity = max(c.multiplicity for c in local if c.value == least)
+            assert theory.reduced_rank(m, h, n, rank) == Coefficient(least, multiplicity), (m, h, n, rank)
+
+
+def test_local_values_are_half_the_least_codimension_nearby():
+    """λ(w*) = ½ min of the ranks of the manifold parts of the fibre that reach w* (THEORY.md § 4, B5).
+
+    Strata that come arbitrarily near have the same rk BA and at least the ranks of A and B; where the Hessian's rank is
+    the same on all of them, the fibre is a manifold of that codimension.
+    """
+    for (m, h, n), points in STRATA.items():
+        near = {p: [q for q in points if q[2] == p[2] and q[0] >= p[0] and q[1] >= p[1]] for p in points}
+        ranks = {p: theory.two_layer_rank(m, n, *p[:2]) for p in points}
+        manifolds = {p for p in points if {ranks[q] for q in near[p]} == {ranks[p]}}
+        for p in points:
+            local = theory.two_layer(m, h, n, *p)
+            assert local.value == Fraction(min(ranks[q] for q in near[p] if q in manifolds), 2), (m, h, n, p)
+            if p in manifolds:
+                assert local == theory.manifold(ranks[p])
+
+
+def test_the_global_formula_fails_where_the_local_one_holds():
+    """Negative control: at full ranks the Hessian's r/2 alone exceeds the published minimum on many strata."""
+    wrong = [
+        (size, p)
+        for size, points in STRATA.items()
+        for p in points
+        if Fraction(theory.two_layer_rank(size[0], size[2], *p[:2]), 2) > theory.reduced_rank(*size, p[2]).value
+    ]
+    assert len(wrong) > 100
+    assert ((2, 2, 2), (2, 0, 0)) in wrong
+
+
+def _jacobian(weights):
+    """Derivative of W_L ⋯ W₁ in all entries, column by column."""
+    columns = []
+    for i, weight in enumerate(weights):
+        for row, column in np.ndindex(weight.shape):
+            unit = np.zeros(weight.shape)
+            unit[row, column] = 1.0
+            factors = [*weights[:i], unit, *weights[i + 1 :]]
+            columns.append(zoo.product(factors).ravel())
+    return np.stack(columns, axis=1)
+
+
+def test_hessian_ranks_of_two_layers():
+    for size in itertools.product(range(1, 4), repeat=3):
+        for a, b, r in STRATA[size]:
+            weights = zoo.stratum_weights(*size, a, b, r)
+            ranks = [np.linalg.matrix_rank(x) for x in (*weights, weights[1] @ weights[0])]
+            assert ranks == [a, b, r]
+            expected = theory.two_layer_rank(size[0], size[2], a, b)
+            assert np.linalg.matrix_rank(_jacobian(weights)) == expected
+            assert theory.deep_linear_rank(weights) == expected
+
+
+def test_hessian_ranks_of_deep_nets():
+    rng = np.random.default_rng(0)
+    for widths in [(3, 2, 3, 2), (2, 4, 3, 3, 2), (3, 3, 3, 3, 3)]:
+        for _ in range(20):
+            weights = []
+            for columns, rows in itertools.pairwise(widths):
+                rank = int(rng.integers(min(rows, columns) + 1))
+                chosen = rng.permutation(np.arange(min(rows, columns)) < rank)
+                permuted = np.zeros((rows, columns))
+                permuted[rng.permutation(rows)[: len(chosen)], rng.permutation(columns)[: len(chosen)]] = chosen
+                weights.append(permuted)
+            assert theory.deep_linear_rank(weights) == np.linalg.matrix_rank(_jacobian(weights))
+
+
+# Newton polyhedra
+
+
+def _primal(exponents):
+    """1/min{t : t(1, …, 1) ∈ conv(S) + R₊^d}, the definition."""
+    points = np.asarray(exponents, float)
+    num_points, dim = points.shape
+    result = scipy.optimize.linprog(
+        [0.0] * num_points + [1.0],
+        A_ub=np.column_stack([points.T, -np.ones(dim)]),
+        b_ub=np.zeros(dim),
+        A_eq=[[1.0] * num_points + [0.0]],
+        b_eq=[1.0],
+    )
+    return 1 / result.fun
+
+
+def test_newton_polyhedra_agree_with_their_definition():
+    rng = np.random.default_rng(1)
+    for dim in (1, 2, 3, 4):
+        for _ in range(8):
+            exponents = 2 * rng.integers(0, 5, size=(rng.integers(1, 6), dim))
+            exponents = exponents[exponents.any(axis=1)]
+            if len(exponents):
+                assert float(theory.newton_polyhedron(exponents).value) == pytest.approx(_primal(exponents), rel=1e-9)
+
+
+@pytest.mark.parametrize("powers", [(1,), (3,), (1, 1), (1, 2), (2, 2, 1), (1, 1, 1), (3, 1, 3, 3)])
+def test_newton_polyhedra_of_monomials(powers):
+    assert theory.newton_polyhedron([[2 * k for k in powers]]) == theory.monomial(powers)
+
+
+@pytest.mark.parametrize(("dim", "power"), [(1, 1), (2, 1), (3, 2), (4, 3)])
+def test_newton_polyhedra_of_powers_of_norms(dim, power):
+    exponents = 2 * power * np.eye(dim, dtype=int)
+    assert theory.newton_polyhedron(exponents) == theory.power_of_norm(dim, power)
+
+
+def test_newton_polyhedra_of_disjoint_sums_and_products():
+    rng = np.random.default_rng(2)
+    for _ in range(8):
+        parts = [2 * rng.integers(0, 4, size=(2, 2)) + 2 * np.eye(2, dtype=int) for _ in range(2)]
+        coefficients = [theory.newton_polyhedron(part) for part in parts]
+        zero = np.zeros((2, 2), int)
+        sums = np.block([[parts[0], zero], [zero, parts[1]]])
+        products = [[*s, *t] for s in parts[0] for t in parts[1]]
+        assert theory.newton_polyhedron(sums) == theory.disjoint_sum(*coefficients)
+        assert theory.newton_polyhedron(products) == theory.disjoint_product(*coefficients)
+
+
+def test_newton_polyhedra_of_squared_factors():
+    """All exponents of K = Σᵢⱼ(Σ_h uᵢₕ² vₕⱼ²)² that are not a mean of others."""
+    for m, h, n in itertools.product(range(1, 4), (1, 2), range(1, 4)):
+        exponents = []
+        for i, j, k in itertools.product(range(n), range(m), range(h)):
+            u, v = np.zeros((n, h), int), np.zeros((h, m), int)
+            u[i, k] = v[k, j] = 4
+            exponents.append([*u.ravel(), *v.ravel()])
+        assert theory.newton_polyhedron(exponents) == theory.factorization_of_squares(m, h, n)
+
+
+def test_naive_bayes():
+    assert [theory.naive_bayes(n) for n in (2, 3, 4)] == [(Fraction(3, 2), 2), (Fraction(9, 4), 1), (Fraction(3), 1)]
+
+
+def test_a_constant_term_has_no_coefficient():
+    with pytest.raises(ValueError, match=r"K\(0\) = 0"):
+        theory.newton_polyhedron([(0, 0), (2, 0)])
+
+
+def test_newton_polyhedra_bound_the_cusp_and_the_polynomial_nets_from_above():
+    """Real K with degenerate faces: λ is at most the polyhedron's value, less where the face matters."""
+    assert theory.newton_polyhedron([(4, 0), (2, 3), (0, 6)]).value == theory.plane_branch(2, 3).value
+    assert theory.newton_polyhedron([(2, 0), (1, 1), (0, 2)]).value == 1 > theory.polynomial_net(1, 2).value
+    for layers, power in [(1, 2), (2, 2), (3, 2), (4, 2), (2, 3), (3, 3)]:
+        first = 2 * sum(power**i for i in range(layers))  # K = (a + b)^first + …
+        assert theory.polynomial_net(layers, power).value < Fraction(2, first)
+        adapted = theory.newton_polyhedron([(first, 0), (0, 2 * first)])  # in a + b and a
+        assert adapted == theory.polynomial_net(layers, power)

@@ -1,0 +1,166 @@
+"""Accuracy: every sampler on every zoo case with an exact finite-n value, at n = 10³, 10⁴ and 10⁵.
+
+Each cell is one call of `llc.estimate` with its defaults (SGLD) or with the named sampler at its defaults. Nothing is
+set by hand but the number of chains and draws, the same for all cases, so that Monte Carlo error does not hide a bias:
+
+    z = (λ̂ − E[nβK]) / mcse,    error = λ̂ / E[nβK] − 1,    efficiency = ESS / gradient evaluations.
+
+The exact E[nβK] is that of the same posterior, tether included (validation/exact.py). Targets: |z| < 4 in every cell,
+median error <= 1 %, worst <= 5 %.
+"""
+
+import collections
+import dataclasses
+import statistics
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from study import Column, Row, Study, table
+from zoo import CASES
+
+import llc
+
+SAMPLERS = {"SGLD": None, "MALA": llc.MALA(), "HMC": llc.HMC(), "NUTS": llc.NUTS()}
+COLORS = dict(zip(SAMPLERS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that is set by hand."""
+
+    seed: int = 0
+    sizes: tuple[int, ...] = (1_000, 10_000, 100_000)
+    samplers: tuple[str, ...] = tuple(SAMPLERS)
+    num_chains: int = 16
+    num_draws: tuple[int, ...] = (8000, 4000, 4000, 4000)  # by sampler; for a relative mcse of about 1 %
+    cases: tuple[str, ...] | None = None  # None takes all
+
+
+QUICK = Settings(
+    sizes=(1_000,), samplers=("SGLD", "NUTS"), num_chains=8, num_draws=(1000, 500), cases=("w^2/2", "(w1 w2)^2/2")
+)
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    study = Study("accuracy", __doc__, Settings(), QUICK)
+    names = [c.name for c in CASES if c.moments and c.name in (study.settings.cases or [x.name for x in CASES])]
+    rows = study.rows(run, [f"{sampler} | {name}" for sampler in study.settings.samplers for name in names])
+    cells = [cell | {"sampler": row["sampler"], "name": row["name"]} for row in rows for cell in row.get("cells", [])]
+    summary = {sampler: summarize(group) for sampler, group in grouped(cells, "sampler").items()}
+    text = "\n\n".join([table(cells, COLUMNS), table([{"sampler": k, **v} for k, v in summary.items()], SUMMARY)])
+    print(text)
+    study.save(rows, summary=summary, text=text, figure=figure(cells))
+
+
+def run(case: str, settings: Settings) -> Row:
+    """One sampler on one case, at every n; n enters through nβ only, so that one compilation serves all."""
+    sampler, name = case.split(" | ")
+    model = next(c for c in CASES if c.name == name)
+    posterior = model.build(jax.random.key(settings.seed), settings.sizes[0])
+    cells = []
+    for i, size in enumerate(settings.sizes):
+        scaled = posterior.with_scale(nbeta=size / np.log(size))
+        exact = model.moments(float(scaled.nbeta), float(scaled.gamma))
+        report = llc.estimate(
+            jax.random.key(settings.seed + i),
+            scaled,
+            sampler=SAMPLERS[sampler],
+            num_chains=settings.num_chains,
+            num_draws=dict(zip(settings.samplers, settings.num_draws, strict=True))[sampler],
+            progress=False,
+        )
+        gradients = sum(
+            float(report.draws[group]["num_gradients"].sum())
+            for group in ("sample_stats", "warmup_sample_stats")
+            if group in report.draws
+        )
+        estimate = report.llc
+        cells.append(
+            {
+                "n": size,
+                "exact": exact.mean,
+                "value": estimate.value,
+                "mcse": estimate.mcse,
+                "z": (estimate.value - exact.mean) / estimate.mcse,
+                "relative": estimate.value / exact.mean - 1,
+                "ess": estimate.ess,
+                "efficiency": estimate.ess / gradients,
+                "verdict": report.verdict,
+                "failed": ", ".join(check.name for check in report.checks if not check.passed),
+            }
+        )
+    return {"sampler": sampler, "name": name, "cells": cells}
+
+
+def summarize(cells: list[Row]) -> Row:
+    """Targets against what was reached."""
+    errors = [abs(cell["relative"]) for cell in cells]
+    return {
+        "cells": len(cells),
+        "median error": statistics.median(errors),
+        "worst error": max(errors),
+        "worst z": max((cell["z"] for cell in cells), key=abs),
+        "beyond 4": sum(abs(cell["z"]) >= 4 for cell in cells),
+        "unnoticed": sum(abs(cell["z"]) >= 4 and not cell["failed"] for cell in cells),
+        "efficiency": statistics.median(cell["efficiency"] for cell in cells),
+    }
+
+
+def grouped(cells: list[Row], key: str) -> dict[str, list[Row]]:
+    """Cells by the value of `key`, in the order of their first appearance."""
+    groups = collections.defaultdict(list)
+    for cell in cells:
+        groups[cell[key]].append(cell)
+    return groups
+
+
+COLUMNS = [
+    Column("case", "name"),
+    Column("n", "n", "{:,}"),
+    Column("sampler", "sampler"),
+    Column("exact", "exact", "{:.4f}"),
+    Column("estimate", "value", "{:.4f}"),
+    Column("mcse", "mcse", "{:.4f}"),
+    Column("z", "z", "{:+.1f}"),
+    Column("error", "relative", "{:+.1%}"),
+    Column("ESS", "ess", "{:.0f}"),
+    Column("ESS/grad", "efficiency", "{:.1e}"),
+    Column("verdict", "verdict"),
+    Column("failed checks", "failed"),
+]
+
+SUMMARY = [
+    Column("sampler", "sampler"),
+    Column("cells", "cells"),
+    Column("median |error|", "median error", "{:.2%}"),
+    Column("worst |error|", "worst error", "{:.1%}"),
+    Column("worst z", "worst z", "{:+.1f}"),
+    Column("|z| >= 4", "beyond 4"),
+    Column("of them with no failed check", "unnoticed"),
+    Column("median ESS/grad", "efficiency", "{:.1e}"),
+]
+
+
+def figure(cells: list[Row]) -> Figure:
+    """Relative error with its standard error, a panel an n."""
+    sizes = sorted({cell["n"] for cell in cells})
+    names = list(grouped(cells, "name"))
+    fig = Figure(figsize=(3 + 3.2 * len(sizes), 1.5 + 0.28 * len(names)), layout="constrained")
+    for ax, size in zip(np.atleast_1d(fig.subplots(1, len(sizes), sharey=True)), sizes, strict=True):
+        ax.axvspan(-1, 1, color="#E4E4E4", lw=0, zorder=0)
+        ax.axvline(0, color="black", lw=0.8)
+        for i, (sampler, group) in enumerate(grouped([c for c in cells if c["n"] == size], "sampler").items()):
+            y = [names.index(c["name"]) + 0.18 * (i - 1.5) for c in group]
+            error, bar = [100 * c["relative"] for c in group], [100 * c["mcse"] / c["exact"] for c in group]
+            ax.errorbar(error, y, xerr=bar, fmt="o", ms=3, lw=1, color=COLORS[sampler], label=sampler)
+        ax.set(title=f"n = {size:,}", xlabel="error of λ̂ in %, ± mcse", yticks=range(len(names)), yticklabels=names)
+        ax.set_xscale("symlog", linthresh=2)
+    ax.invert_yaxis()
+    ax.legend(loc="lower right", fontsize=8)
+    return fig
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""Bounds: every case of the zoo on one picture, with λ, the estimate, and the interval of the geometry.
+
+The rank r of the Hessian gives r/2 ≤ λ ≤ r/2 + (d − r)/4 (Bushnaq et al. 2024) at an interior minimum where the loss is
+smooth. Target: no known λ outside of its interval, every rank equal to the one by proof. The last group holds points
+that break an assumption, in most of them with a λ outside of the interval that the rank alone would give: there the
+target is that no interval is printed, and that the report names the assumption.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from study import Column, Row, Study, table
+from zoo import CASES
+
+import llc
+
+FAILS = "an assumption fails"
+COLORS = {"CONSISTENT": "#009E73", "UNRESOLVED": "#E69F00", "BELOW": "#0072B2", "ABOVE": "#D55E00"}
+INPUTS = np.random.default_rng(0).normal(size=(64, 2)).tolist()  # of the ReLU unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All that is set by hand."""
+
+    seed: int = 4
+    num_data: int = 10_000
+    num_draws: int = 2000
+    cases: tuple[str, ...] | None = None  # None takes all
+
+
+QUICK = Settings(
+    num_draws=300,
+    cases=(
+        "regular, 5 directions",
+        "(w1 w2)^2/2",
+        "(a b - 1)^2",
+        "reduced rank 2-2-2 zero",
+        "|b|^3 beside a regular direction",
+        "saddle",
+    ),
+)
+
+
+class Failing(NamedTuple):
+    """A point where the bounds do not hold.
+
+    Attributes:
+        name: unique.
+        build: as in the zoo.
+        assumption: that fails.
+        learning_coefficient: λ, where the point has one.
+        dim: d.
+    """
+
+    name: str
+    build: Callable[[PRNGKeyArray, int], llc.LocalPosterior]
+    assumption: str
+    learning_coefficient: float | None
+    dim: int
+    family: str = FAILS
+
+
+def _at(loss, center):
+    def build(_key, n):
+        return llc.LocalPosterior(lambda w, _batch: loss(*w), np.asarray(center, float), np.zeros((n, 0)), gamma=1.0)
+
+    return build
+
+
+def _relu_unit(u, v):
+    return 0.5 * jnp.mean(jax.nn.relu(jnp.asarray(INPUTS) @ jnp.stack([u, v])) ** 2)
+
+
+def _cube(a, b):
+    return 0.5 * a**2 + jnp.abs(b) ** 3 / 6
+
+
+def _half_plane(a, b):
+    return jnp.where(b < 0, jnp.inf, 0.5 * a**2 + jnp.abs(b) * b**2)
+
+
+def _saddle(a, b):
+    return 0.5 * a**2 - 0.5 * b**2 + b**4
+
+
+FAILING = (
+    Failing("|b|^3 beside a regular direction", _at(_cube, (0, 0)), "smooth", 5 / 6, 2),
+    Failing("|a b|", _at(lambda a, b: jnp.abs(a * b), (0, 0)), "smooth", 1.0, 2),
+    Failing("ReLU unit of zero weights", _at(_relu_unit, (0, 0)), "smooth", 1.0, 2),
+    Failing("boundary, b^3 for b >= 0", _at(_half_plane, (0, 0)), "smooth", 5 / 6, 2),
+    Failing("saddle", _at(_saddle, (0, 0)), "no negative curvature", None, 2),
+    Failing("0.3 off a regular minimum", _at(lambda a, b: 0.5 * (a**2 + b**2), (0.3, 0.3)), "stationary", None, 2),
+)
+POINTS = {point.name: point for point in (*CASES, *FAILING)}
+
+
+def main() -> None:
+    """Runs, prints, writes."""
+    study = Study("bounds", __doc__, Settings(), QUICK)
+    names = list(study.settings.cases or POINTS)
+    families = list(dict.fromkeys(POINTS[name].family for name in POINTS))
+    names.sort(key=lambda name: families.index(POINTS[name].family))
+    rows = study.rows(run, names)
+    summary = summarize(rows)
+    text = table(rows, COLUMNS) + "\n\n" + "\n".join(f"{name}: {value}" for name, value in summary.items())
+    print(text)
+    study.save(rows, summary=summary, text=text, figure=figure([row for row in rows if "error" not in row]))
+
+
+def run(case: str, settings: Settings) -> Row:
+    """One point: spectrum, bounds and the estimate with its defaults."""
+    point = POINTS[case]
+    posterior = point.build(jax.random.key(settings.seed), settings.num_data)
+    report = llc.estimate(jax.random.key(settings.seed), posterior, num_draws=settings.num_draws, progress=False)
+    bounds = report.bounds
+    return {
+        "family": point.family,
+        "dim": point.dim,
+        "rank": list(bounds.rank_interval),
+        "known_rank": getattr(point, "rank", None),
+        "lower": bounds.lower if bounds.valid else None,
+        "upper": bounds.upper if bounds.valid else None,
+        "learning_coefficient": point.learning_coefficient,
+        "value": _finite(report.llc.value),
+        "mcse": _finite(report.llc.mcse),
+        "corrected": _finite(report.corrected.value),
+        "corrected_mcse": _finite(report.corrected.mcse),
+        "verdict": report.verdict,
+        "broken": [assumption.name for assumption in bounds.assumptions if not assumption.holds],
+        "expected": getattr(point, "assumption", None),
+        "failed": ", ".join(check.name for check in report.failed),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def violated(row: Row) -> bool:
+    """Whether a known λ lies outside of an interval that was printed, or λ has none at all but an interval is."""
+    if row["lower"] is None:
+        return False
+    known = row["learning_coefficient"]
+    return known is None or not row["lower"] - 1e-9 <= known <= row["upper"] + 1e-9  # halves and quarters as floats
+
+
+def summarize(rows: list[Row]) -> Row:
+    """Targets against what was reached."""
+    good = [row for row in rows if "error" not in row]
+    zoo = [row for row in good if row["family"] != FAILS]
+    failing = [row for row in good if row["family"] == FAILS]
+    return {
+        "cases of the zoo": len(zoo),
+        "known λ outside of its interval": sum(violated(row) for row in good),
+        "rank differs from the known one": sum(row["rank"] != [row["known_rank"]] * 2 for row in zoo),
+        "cases of the zoo without an interval": sum(row["lower"] is None for row in zoo),
+        "verdicts": dict(collections.Counter(row["verdict"] for row in zoo)),
+        "points where an assumption fails": len(failing),
+        "of them with no interval and the assumption named": sum(
+            row["lower"] is None and row["expected"] in row["broken"] for row in failing
+        ),
+        "errors": len(rows) - len(good),
+    }
+
+
+def _rank(row: Row) -> str:
+    low, high = row["rank"]
+    return f"{low:.0f}" if low == high else f"{low:.0f}…{high:.0f}"
+
+
+def _estimate(row: Row) -> str:
+    return "none" if row["value"] is None else f"{row['value']:.4f} ± {row['mcse']:.4f}"
+
+
+COLUMNS = [
+    Column("case", "case"),
+    Column("d", "dim"),
+    Column("rank", _rank),
+    Column("lower", "lower", "{:.4g}"),
+    Column("λ", "learning_coefficient", "{:.4f}"),
+    Column("upper", "upper", "{:.4g}"),
+    Column("λ̂ ± mcse", _estimate),
+    Column("λ_corr", "corrected", "{:.4f}"),
+    Column("verdict", "verdict"),
+    Column("failed checks", "failed"),
+]
+
+
+def figure(rows: list[Row]) -> Figure:
+    """A line a case: interval as a bar, λ as a tick, λ_corr as a dot in the colour of its verdict."""
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    places = [i + 0.9 * families.index(row["family"]) for i, row in enumerate(rows)]
+    fig = Figure(figsize=(13, 2.2 + 0.235 * (places[-1] + 1)), layout="constrained")
+    ax = fig.subplots()
+    most = max(x for row in rows for x in (row["upper"], row["corrected"], row["learning_coefficient"]) if x)
+    for place, row in zip(places, rows, strict=True):
+        ax.axhline(place, color="#EEEEEE", lw=0.6, zorder=0)
+        if row["lower"] is None:
+            note = f"no interval; fails: {', '.join(row['broken'])}"
+            ax.text(0.985, place, note, transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=8)
+        else:
+            style = {"color": "#B8CDE6", "zorder": 1}
+            ax.barh(place, row["upper"] - row["lower"], 0.62, row["lower"], **style)
+            ax.plot([row["lower"], row["upper"]], [place, place], "|", ms=9, mew=1.2, color="#7F9FC4", zorder=1)
+        if row["learning_coefficient"] is not None:
+            ax.plot(row["learning_coefficient"], place, "|", ms=15, mew=2, color="black", zorder=2)
+        if row["corrected"] is not None:
+            marker = {"fmt": "o" if row["corrected"] > 0 else "<", "color": COLORS[row["verdict"]]}
+            value = max(row["corrected"], 0)
+            ax.errorbar(value, place, xerr=row["corrected_mcse"], ms=4.5, lw=1.2, zorder=3, clip_on=False, **marker)
+    for family in families:
+        first = next(place for place, row in zip(places, rows, strict=True) if row["family"] == family)
+        ax.text(0.004, first - 0.85, family, transform=ax.get_yaxis_transform(), va="center", fontsize=9, weight="bold")
+    ticks = [x for x in (0, 0.1, 0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 10, 12, 16, 20) if x <= 1.05 * most]
+    ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    ax.set(xlim=(0, 1.05 * most), xticks=ticks, xticklabels=[f"{x:g}" for x in ticks], xlabel="λ (square-root scale)")
+    ax.set(ylim=(places[-1] + 0.8, -1.6), yticks=places)
+    ax.set_yticklabels([f"{row['case']}   d = {row['dim']}" for row in rows], fontsize=8)
+    ax.tick_params("y", length=0)
+    ax.tick_params("x", top=True, labeltop=True)
+    ax.grid(axis="x", color="#E4E4E4", lw=0.6)
+    ax.set_axisbelow(True)
+    seen = [verdict for verdict in COLORS if any(row["verdict"] == verdict for row in rows)]
+    handles = [
+        Patch(color="#B8CDE6", label="r/2 … r/2 + (d − r)/4"),
+        Line2D([], [], marker="|", ls="", ms=13, mew=2, color="black", label="λ, by proof"),
+        *(Line2D([], [], marker="o", ls="", ms=5, color=COLORS[v], label=f"λ_corr ± mcse, {v}") for v in seen),
+    ]
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9)
+    return fig
+
+
+if __name__ == "__main__":
+    main()
