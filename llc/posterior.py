@@ -31,7 +31,8 @@ class LocalPosterior(eqx.Module):
     Args:
         loss_fn: `loss_fn(params, batch)`, the mean loss of a batch (a scalar) or one loss per example (shape
             `(batch,)`; enables WAIC, the singular fluctuation and per-example weighting). The loss is in nats per
-            example, a negative log likelihood up to a constant.
+            example, a negative log likelihood up to a constant. Arrays that it uses belong in `data`: JAX 0.12 keeps
+            the values of a float64 array it closes over rounded to float32, also where curvature needs float64.
         center: w*, any pytree with floating-point array leaves: a dict, an equinox or flax model, an `nnx.State`.
             Leaves that are no arrays (activation functions, Python numbers) stay as they are.
         data: any pytree of arrays with the same leading axis, the n examples.
@@ -249,7 +250,7 @@ def float64() -> Iterator[None]:
         if "requires arguments to have the same dtypes" in str(error) or "RuntimeProgramInputMismatch" in str(error):
             raise ValueError(
                 "loss_fn needs to work in float32 and in float64, but it fails in float64: it probably uses a NumPy "
-                "float64 array directly. Pass that array as part of data, or use jnp.asarray(array) inside loss_fn."
+                "float64 array directly. Pass that array as part of data."
             ) from error
         raise
 

@@ -26,7 +26,7 @@ _PILOTS, _PILOT_STEPS, _PILOT_MATVECS = 8, 1000, 12
 _PILOT_RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
 _LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
 _FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
-_CHEAP = 1e6  # parameters × rows of a step below which it costs little more than its overhead
+_CHEAP = 5e4  # parameters × rows of a step below which it costs little more than its overhead
 _LONGER = 100  # times that a run may be longer where a step is cheap
 
 

@@ -17,8 +17,7 @@ noise, where the published one is the mean of squares over outputs; and γ from 
 What remains against λ(w*) is split into the sampler's error, λ̂ less truth 1, and finite temperature, truth 1 less
 λ(w*), of which λ_quad − rank/2 is the Gaussian part, which γ-correction takes away.
 
-    XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" OPENBLAS_NUM_THREADS=1 \
-        python validation/deep_linear.py --processes 2
+    python validation/deep_linear.py --processes 2
 """
 
 import functools

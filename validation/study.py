@@ -19,6 +19,8 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,7 +79,9 @@ class Study:
         journal = self.out / f"{self.name}.jsonl"
         done = _read_journal(journal, self.settings)
         missing = [case for case in cases if case not in done]
-        journal.write_text("".join(json.dumps(x) + "\n" for x in ({"settings": _plain(self.settings)}, *done.values())))
+        journal.write_text(
+            "".join(json.dumps(x, default=_plain) + "\n" for x in ({"settings": self.settings}, *done.values()))
+        )
         with tqdm(total=len(cases), initial=len(cases) - len(missing), desc=self.name, unit="case") as bar:
             for case, row in _run_all(functools.partial(_attempt, run), missing, self.settings, self.processes):
                 done[case] = json.loads(json.dumps(row | {"case": case}, default=_plain))
@@ -92,7 +96,7 @@ class Study:
         record = {
             "study": self.name,
             "quick": self.quick,
-            "settings": _plain(self.settings),
+            "settings": self.settings,
             "versions": versions(),
             "summary": summary,
             "rows": rows,
@@ -154,11 +158,19 @@ def _run_all(run: Callable, cases: Sequence[str], settings: Any, processes: int)
     if processes == 1 or len(cases) < 2:
         yield from ((case, run(case, settings)) for case in cases)
         return
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a thread a process: more only wait for one another
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     context = multiprocessing.get_context("spawn")  # JAX has threads: no fork
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         futures = {pool.submit(run, case, settings): case for case in cases}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # or they would go on without a journal
+            raise
 
 
 def _read_journal(path: Path, settings: Any) -> dict[str, Row]:
@@ -166,7 +178,7 @@ def _read_journal(path: Path, settings: Any) -> dict[str, Row]:
     if not path.exists():
         return {}
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]  # a killed write
-    if not lines or json.loads(lines[0])["settings"] != json.loads(json.dumps(_plain(settings))):
+    if not lines or json.loads(lines[0])["settings"] != json.loads(json.dumps(settings, default=_plain)):
         return {}
     rows = [json.loads(line) for line in lines[1:]]
     return {row["case"]: row for row in rows if "error" not in row}

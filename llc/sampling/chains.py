@@ -33,7 +33,9 @@ from llc.sampling.minibatch import minibatch
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
-_SEQUENTIAL_PARAMS = 20_000  # on a CPU, chains one by one beat vmap above it (validation/speed.py)
+# On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and little tells them
+# apart between; with an accept step neither is ahead (validation/results/chain_methods.txt).
+_SEQUENTIAL_PARAMS = 20_000
 
 
 def sample(

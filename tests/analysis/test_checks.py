@@ -112,6 +112,18 @@ def _short_lanczos():
     return _report(_good(), llc.spectrum(_posterior(), method="lanczos", num_matvecs=2))
 
 
+def _kinked():
+    """|w − w*|³ added in one entry: the Hessian at w* is the same, but no bound holds."""
+    posterior = _posterior()
+    at = float(posterior.center[0][0, 0])
+
+    def loss_fn(weights, batch):
+        return posterior.loss_fn(weights, batch) + jnp.abs(weights[0][0, 0] - at) ** 3
+
+    kinked = llc.LocalPosterior(loss_fn, posterior.center, posterior.data, gamma=1.0)
+    return _report(_good(), llc.spectrum(kinked))
+
+
 def _two_temperatures():
     """Chains that hop between two energies: no Gamma law."""
     draws = _good()
@@ -137,6 +149,7 @@ SABOTAGE = {
     "L(w*) too high": ({"lower_loss", "below_bounds"}, lambda: _report(_shift(_good(), -2.0))),
     "gamma too large": ({"localization"}, _huge_gamma),
     "Lanczos too short": ({"spectrum_resolution"}, _short_lanczos),
+    "kink at w*": ({"smooth"}, _kinked),
     "energy of another shape": ({"mean_variance"}, lambda: _report(_two_temperatures())),
 }
 VERDICTS = {

@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +91,7 @@ def test_saddle_without_a_scale():
         (None, True, "not judged"),
         (Smoothness("coarse", 1.0, 1.0), True, "not judged"),
         (Smoothness("smooth", np.inf, 3.0), True, "no even part and an odd part ~ t^3.0"),
-        (Smoothness("kink", 1.0, np.inf), False, "move w\\* off the kink"),
+        (Smoothness("kink", 1.0, np.inf), False, "move w* off the kink"),
         (Smoothness("boundary", np.nan, np.nan), False, "boundary of its domain"),
     ],
     ids=lambda x: getattr(x, "state", None),
@@ -102,7 +101,7 @@ def test_smooth(smoothness, holds, words):
     bounds = llc.rank_bounds(spectrum, nbeta=1e3, gamma=1.0)
     (assumption,) = (a for a in bounds.assumptions if a.name == "smooth")
     assert assumption.holds == holds == bounds.valid
-    assert re.search(words, assumption.message)
+    assert words in assumption.message
     assert ("do not hold" in str(bounds)) == (not holds)
 
 

@@ -62,7 +62,9 @@ def kept(draws):
 
 PARAMS = {"params.layer.w": np.float32, "params.b": np.float32}
 POSTERIOR = {"loss": np.float64, "llc": np.float64}
-STATS = dict.fromkeys(("potential", "virial", "grad_norm", "distance"), np.float64) | {"diverging": np.bool_}
+STATS = dict.fromkeys(("potential", "virial", "grad_norm", "distance", "num_gradients"), np.float64) | {
+    "diverging": np.bool_
+}
 
 
 def dtypes(group):

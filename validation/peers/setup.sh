@@ -1,5 +1,5 @@
 #!/bin/sh
-# Creates the Python 3.11 environment of the PyTorch peer that validation/speed.py compares with.
+# Creates the Python 3.11 environment of the PyTorch peer that validation/speed.py and peer_accuracy.py compare with.
 #
 #   validation/peers/setup.sh [FOLDER]                                 (default: .venv beside this script)
 #   LLC_PEER_PYTHON=FOLDER/bin/python python validation/speed.py
