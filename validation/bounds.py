@@ -217,8 +217,8 @@ def figure(rows: list[Row]) -> Figure:
             ax.plot(row["learning_coefficient"], place, "|", ms=15, mew=2, color="black", zorder=2)
         if row["corrected"] is not None:
             marker = {"fmt": "o" if row["corrected"] > 0 else "<", "color": COLORS[row["verdict"]]}
-            value = max(row["corrected"], 0)
-            ax.errorbar(value, place, xerr=row["corrected_mcse"], ms=4.5, lw=1.2, zorder=3, clip_on=False, **marker)
+            value, error = (row["corrected"], row["corrected_mcse"]) if row["corrected"] > 0 else (0, None)
+            ax.errorbar(value, place, xerr=error, ms=4.5, lw=1.2, zorder=3, clip_on=False, **marker)
     for family in families:
         first = next(place for place, row in zip(places, rows, strict=True) if row["family"] == family)
         ax.text(0.004, first - 0.85, family, transform=ax.get_yaxis_transform(), va="center", fontsize=9, weight="bold")

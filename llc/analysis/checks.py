@@ -234,7 +234,7 @@ def _resolution(draws: xr.DataTree, spectrum: "Spectrum") -> Check | None:
 
 
 def _assumption(assumption) -> Check:
-    cure = "the bounds do not hold here; train w* to a sharper minimum"
+    cure = "the bounds do not hold here" + ("" if assumption.name == "smooth" else "; train w* to a sharper minimum")
     name = assumption.name.replace(" ", "_")
     return _check(name, float(not assumption.holds), 0, assumption.message, cure, passed=assumption.holds)
 

@@ -210,7 +210,8 @@ def _number_lines(report: Report) -> list[str]:
         value = plus_minus(report.corrected.value, report.corrected.mcse)
         lines.append(_row("λ_corr", value, "γ-corrected, to be compared with the bounds"))
     if bounds is not None:
-        lines.append(_row("bounds", f"[{bounds.lower:.4g}, {bounds.upper:.4g}]", bounds.source))
+        interval = f"[{bounds.lower:.4g}, {bounds.upper:.4g}]" if bounds.valid else "none"
+        lines.append(_row("bounds", interval, bounds.source if bounds.valid else "an assumption fails at this point"))
         low, high = bounds.rank_interval
         gap = f"gap of {bounds.gap:.1f} decades" if low == high else "no gap in the spectrum"
         rank = f"{low:.0f}" if low == high else f"{low:.0f} … {high:.0f}"
