@@ -15,8 +15,7 @@ from llc.geometry.spectrum import Spectrum, top_eigenvalue
 from llc.geometry.spectrum import spectrum as hessian_spectrum
 from llc.posterior import LocalPosterior
 from llc.sampling.calibration import COURANT, RELAXATIONS, settings_from_curvature
-from llc.sampling.chains import sample
-from llc.sampling.draws import last_positions
+from llc.sampling.chains import run, sample
 from llc.sampling.kernel import Sampler
 from llc.sampling.sgmcmc import SGLD
 
@@ -78,7 +77,7 @@ def estimate(
     num_steps = (num_warmup or _WARMUP) + num_draws * (thinning or _THINNING)  # of gradients, about
     longest = _LONGER if posterior.num_params * (batch_size or posterior.num_data) < _CHEAP else 1
     if sampler is None:
-        pilot = num_steps, longest, num_chains, batch_size
+        pilot = num_steps, longest, num_chains, batch_size, eval_size
         posterior, sampler = _settle(pilot_key, posterior, spectrum.largest, *pilot)
         if thinning is None:
             rate = float(sampler.step_size) * float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
@@ -104,7 +103,7 @@ def estimate(
     return report(draws, spectrum=spectrum)
 
 
-def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size):
+def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size, eval_size):
     """γ and a step size that hold where the chains go, not only at w*.
 
     Far from w* the curvature may be many times that of w* (up to 68 times in a three-layer linear net at n = 500 and
@@ -117,7 +116,7 @@ def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size)
         posterior = posterior.with_scale(gamma=settings.gamma)
         sampler = SGLD(step_size=settings.step_size)
         relaxed = math.ceil(_PILOT_RELAXATIONS / (settings.step_size * settings.gamma))
-        draws = sample(
+        _, ends = run(
             pilot_key,
             posterior,
             sampler,
@@ -126,10 +125,10 @@ def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size)
             num_draws=1,
             thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS),
             batch_size=batch_size,
-            keep_params=True,
+            eval_size=eval_size,
             progress=False,
         )
-        ratio = _stiffness_at_ends(draws, posterior, settings)
+        ratio = _stiffness_at(ends, posterior, settings)
         if ratio <= limit:
             break
         if free:
@@ -142,10 +141,10 @@ def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size)
     return posterior, SGLD(step_size=settings.step_size)
 
 
-def _stiffness_at_ends(draws, posterior, settings) -> float:
-    """Largest ε (nβ h_max + γ) at the ends of the chains, in units of what was aimed at."""
+def _stiffness_at(positions, posterior, settings) -> float:
+    """Largest ε (nβ h_max + γ) at the positions, in units of what was aimed at."""
     stiffest = 0.0
-    for position in last_positions(draws, posterior):
+    for position in positions:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(position)):
             return np.inf
         there = eqx.tree_at(lambda p: p.center, posterior, posterior.params_at(position))

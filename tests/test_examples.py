@@ -33,7 +33,7 @@ def test_reference(capsys, monkeypatch):
     example = _load("reference")
     monkeypatch.setattr("llc.demo._HIDDEN", 2)
     monkeypatch.setattr("llc.demo._STEPS", 300)
-    estimates = example.main(example.Settings(gamma=10.0, num_chains=2, nuts_draws=200, sgld_draws=500))
+    estimates = example.main(example.Settings(gamma=100.0, num_chains=2, nuts_draws=200, sgld_draws=500))
     nuts, sgld = estimates["NUTS"], estimates["SGLD"]
     assert abs(nuts.value - sgld.value) < 4 * math.hypot(nuts.mcse, sgld.mcse)
     assert nuts.mcse < 0.1 * nuts.value

@@ -32,6 +32,7 @@ from llc.sampling.minibatch import minibatch
 
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 
+_CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and little tells them
 # apart between; with an accept step neither is ahead (validation/results/chain_methods.txt).
@@ -79,6 +80,39 @@ def sample(
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
     """
+    draws, _ = run(
+        key,
+        posterior,
+        sampler,
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        num_draws=num_draws,
+        thinning=thinning,
+        batch_size=batch_size,
+        eval_size=eval_size,
+        chain_method=chain_method,
+        keep_params=keep_params,
+        progress=progress,
+    )
+    return draws
+
+
+def run(
+    key,
+    posterior,
+    sampler,
+    *,
+    num_chains,
+    num_warmup,
+    num_draws,
+    thinning,
+    batch_size,
+    eval_size=None,
+    chain_method="auto",
+    keep_params=False,
+    progress=None,
+) -> tuple[xr.DataTree, list[PyTree]]:
+    """What `sample` returns, and the position where each chain ended."""
     _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params)
     method = _choose_method(chain_method, posterior, num_chains)
     step_key, subset_key, init_key = jax.random.split(key, 3)
@@ -94,7 +128,8 @@ def sample(
 
     warmup = math.ceil(num_warmup / thinning)
     size = max(1, math.ceil((warmup + num_draws) / _NUM_SEGMENTS))
-    settings = _Settings(thinning, None if batch_size == num_data else batch_size, size, keep_params)
+    capacity = max(_CAPACITY, 2 ** math.ceil(math.log2(size)))  # few different ones: a program each
+    settings = _Settings(None if batch_size == num_data else batch_size, capacity, keep_params)
     keys = jax.random.split(step_key, num_chains)
     init_keys = jax.random.split(init_key, num_chains)
 
@@ -117,7 +152,7 @@ def sample(
         for start, count in _segments(warmup, num_draws, size):
             parts = []
             for i, (group_keys, _) in enumerate(groups):
-                span = np.int32(start), np.int32(count)  # arrays: Python integers would retrace
+                span = np.int32(start), np.int32(count), np.int32(thinning)  # Python integers would retrace
                 states[i], segment = _advance(
                     group_keys, posterior, sampler, evaluation, baseline, states[i], span, settings, vectorize
                 )
@@ -151,15 +186,17 @@ def sample(
         "seed": json.dumps(np.asarray(jax.random.key_data(key)).tolist()),
         "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
     }
-    return recorder.tree(constants, attributes, posterior)
+    ends = [jax.device_get(state.position) for state in states]
+    if vectorize:
+        ends = [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(num_chains)]  # noqa: B023 - used at once
+    return recorder.tree(constants, attributes, posterior), ends
 
 
 class _Settings(NamedTuple):
     """Static settings of the compiled loop."""
 
-    thinning: int
     batch_size: int | None
-    size: int
+    capacity: int  # draws that a segment can hold
     keep_params: bool
 
 
@@ -173,15 +210,16 @@ def _start(keys, posterior, sampler, num_warmup, vectorize):
 
 @eqx.filter_jit
 def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settings, vectorize):
-    """`count` <= settings.size draws from draw number `start` on, with `span` = (start, count)."""
-    start, count = span
+    """`count` draws (settings.capacity at most) from number `start` on, with `span` = (start, count, thinning)."""
+    start, count, thinning = span
 
     def chain(key, state):
-        step_key, batch_key = jax.random.split(key)
+        step_and_batch = tuple(jax.random.split(key))
 
         def take(i, loop):
             state, draws, moments = loop
-            state, info = _steps(step_key, batch_key, posterior, sampler, state, start + i, settings)
+            first = (start + i) * thinning
+            state, info = _steps(step_and_batch, posterior, sampler, state, first, thinning, settings.batch_size)
             position = state.position
             difference = evaluation.losses(posterior, position) - baseline
             draw = Draw(
@@ -205,7 +243,7 @@ def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settin
             ),
             state,
         )
-        buffers = jax.tree.map(lambda s: jnp.zeros((settings.size, *s.shape), s.dtype), shapes)
+        buffers = jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
         moments = Moments(*[jnp.zeros_like(baseline)] * 3) if evaluation.pointwise else None
         state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
         return state, (draws, moments)
@@ -213,22 +251,23 @@ def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settin
     return jax.vmap(chain)(keys, state) if vectorize else chain(keys, state)
 
 
-def _steps(step_key, batch_key, posterior, sampler, state, draw, settings):
-    """The `thinning` steps up to a draw: the new state, and the steps' Info: means over them, gradients counted."""
+def _steps(step_and_batch, posterior, sampler, state, first, thinning, batch_size):
+    """`thinning` steps from number `first` on: the new state, and the steps' Info: means, gradients counted."""
+    step_key, batch_key = step_and_batch
 
     def one(j, loop):
         state, total = loop
-        step = draw * settings.thinning + j
+        step = first + j
         batch = posterior.data
-        if settings.batch_size is not None:
-            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, settings.batch_size)
+        if batch_size is not None:
+            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, batch_size)
         state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
-        mean = jax.tree.map(lambda t, x: t + x / settings.thinning, total, info)
+        mean = jax.tree.map(lambda t, x: t + x / thinning.astype(zero.dtype), total, info)
         num_gradients = total.num_gradients + info.num_gradients
         return state, mean._replace(num_gradients=num_gradients, diverging=total.diverging | info.diverging)
 
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
-    state, info = jax.lax.fori_loop(0, settings.thinning, one, (state, _info(zero)))
+    state, info = jax.lax.fori_loop(0, thinning, one, (state, _info(zero)))
     return state, info
 
 

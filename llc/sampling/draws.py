@@ -88,14 +88,6 @@ class Recorder:
         return tree
 
 
-def last_positions(draws: xr.DataTree, posterior: LocalPosterior) -> list[PyTree]:
-    """Where each chain of a run with `keep_params` ended, as positions of `posterior`."""
-    variables = draws["posterior"].dataset
-    paths, structure = jax.tree_util.tree_flatten_with_path(posterior.position)
-    ends = [variables[parameter_name(path)].to_numpy()[:, -1].astype(leaf.dtype) for path, leaf in paths]
-    return [jax.tree.unflatten(structure, [end[chain] for end in ends]) for chain in range(variables.sizes["chain"])]
-
-
 def parameter_name(path: tuple) -> str:
     """Name of a parameter's variable."""
     # xarray takes a slash, as in haiku's names, for a path of groups.

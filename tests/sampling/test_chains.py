@@ -14,7 +14,7 @@ import xarray as xr
 import llc
 import llc.sampling.evaluation
 from llc import LocalPosterior
-from llc.sampling.draws import last_positions
+from llc.sampling import chains
 
 NUM_DATA = 12
 RNG = np.random.default_rng(8)
@@ -154,9 +154,18 @@ def test_draws_are_of_their_parameters():
     np.testing.assert_allclose(stats["potential"][:, 1:], potential[:, :-1], rtol=1e-5)
 
 
-def test_last_positions():
-    draws = sample()
-    ends = last_positions(draws, make_posterior())
+@pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
+def test_ends_of_the_chains(chain_method):
+    lengths = {"num_chains": 4, "num_warmup": 3, "num_draws": 5, "thinning": 2, "batch_size": None}
+    draws, ends = chains.run(
+        jax.random.key(0),
+        make_posterior(),
+        llc.SGLD(0.01),
+        **lengths,
+        chain_method=chain_method,
+        keep_params=True,
+        progress=False,
+    )
     assert len(ends) == 4
     for end, expected in zip(ends, kept(draws)[:, -1], strict=True):
         np.testing.assert_array_equal([*end["layer"]["w"], end["b"]], expected)

@@ -1,4 +1,4 @@
-"""NUTS, HMC and MALA against exact finite-n values, and those values against the table of THEORY.md §2."""
+"""NUTS, HMC and MALA against exact finite-n values (checked themselves in tests/validation/test_exact.py)."""
 
 import math
 
@@ -12,78 +12,14 @@ from exact import independent, log_grid, quadratic, reduced_rank
 
 import llc
 
-
-def nbeta_of(num_data):
-    return num_data / math.log(num_data)
-
-
-# ---- The exact values -------------------------------------------------------------------------------------------
-
-# K, its dimension, the step of the grid, and E[nβK] and Var[nβK] at n = 10³, 10⁴, 10⁵, γ = 1
-TABLE = {
-    "w^2/2": (lambda w: w**2 / 2, 1, 0.1, [(0.4966, 0.4932), (0.4995, 0.4991), (0.4999, None)]),
-    "w^4/2": (lambda w: w**4 / 2, 1, 0.1, [(0.2403, 0.2356), (0.2464, 0.2446), (0.2487, None)]),
-    "w^6/2": (lambda w: w**6 / 2, 1, 0.05, [(0.1544, None), (0.1603, 0.1582), (0.1634, None)]),
-    "(w1 w2)^2/2": (lambda a, b: (a * b) ** 2 / 2, 2, 0.1, [(0.3473, 0.3252), (0.3825, 0.3688), (0.4054, None)]),
-    "(w1 w2^2)^2/2": (lambda a, b: (a * b**2) ** 2 / 2, 2, 0.1, [(0.2021, None), (0.2207, 0.2135), (0.2325, None)]),
-    "(w1^2+w2^2)^2/2": (
-        lambda a, b: (a**2 + b**2) ** 2 / 2,
-        2,
-        0.1,
-        [(0.4837, None), (0.4940, 0.4910), (0.4979, None)],
-    ),
-    "(w1^2+w2^4)/2": (lambda a, b: (a**2 + b**4) / 2, 2, 0.1, [(0.7369, None), (0.7459, 0.7437), (0.7487, None)]),
-    "(w1 w2 w3)^2/2": (
-        lambda a, b, c: (a * b * c) ** 2 / 2,
-        3,
-        0.2,
-        [(0.2517, None), (0.2948, 0.2765), (0.3277, None)],
-    ),
-}
-REDUCED_RANK_TABLE = {
-    (2, 2): [(1.3756, None), (1.4436, 1.4213), (1.4755, None)],
-    (3, 3): [(2.3247, None), (2.4204, 2.3891), (2.4651, None)],
-}
-
-
-def assert_printed_digits(moments, printed):
-    for value, expected in zip(moments, printed, strict=True):
-        assert expected is None or abs(value - expected) <= 0.5e-4
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_table_of_exact_values(name):
-    loss, dim, step, rows = TABLE[name]
-    for num_data, printed in zip((1e3, 1e4, 1e5), rows, strict=True):
-        assert_printed_digits(log_grid(loss, dim, nbeta_of(num_data), step=step), printed)
-
-
-@pytest.mark.parametrize("shape", REDUCED_RANK_TABLE)
-def test_table_of_reduced_rank_regression(shape):
-    for num_data, printed in zip((1e3, 1e4, 1e5), REDUCED_RANK_TABLE[shape], strict=True):
-        assert_printed_digits(reduced_rank(*shape, nbeta_of(num_data)), printed)
-
-
-def test_grid_agrees_with_the_closed_form():
-    grid = log_grid(lambda a, b: a**2 + 5 * b**2, 2, nbeta=30.0, gamma=2.0)
-    np.testing.assert_allclose(grid, quadratic([2.0, 10.0], nbeta=30.0, gamma=2.0), rtol=1e-6)
-
-
-def test_mean_is_the_slope_of_the_free_energy():
-    """E[tK] = −d log Z / d log t for the values of reduced rank regression: Var[tK] = E[tK] − d E[tK] / d log t."""
-    nbeta, ratio = 200.0, 1.001
-    below, middle, above = (reduced_rank(2, 3, nbeta * factor) for factor in (1 / ratio, 1.0, ratio))
-    slope = (above.mean - below.mean) / (2 * math.log(ratio))
-    np.testing.assert_allclose(middle.variance, middle.mean - slope, rtol=1e-6)
-
-
 # ---- The samplers -----------------------------------------------------------------------------------------------
 
-NBETA = nbeta_of(1000)
+NBETA = 1000 / math.log(1000)
 CURVATURES = np.logspace(-3, 1, 8)
-CROSS, BOWL, MIXED, QUARTIC = (
-    log_grid(*TABLE[name][:2], NBETA) for name in ("(w1 w2)^2/2", "(w1^2+w2^2)^2/2", "(w1^2+w2^4)/2", "w^4/2")
-)
+CROSS = log_grid(lambda a, b: (a * b) ** 2 / 2, 2, NBETA)
+BOWL = log_grid(lambda a, b: (a**2 + b**2) ** 2 / 2, 2, NBETA)
+MIXED = log_grid(lambda a, b: (a**2 + b**4) / 2, 2, NBETA)
+QUARTIC = log_grid(lambda w: w**4 / 2, 1, NBETA)
 
 
 def quartic(w):
