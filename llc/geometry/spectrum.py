@@ -253,8 +253,9 @@ def _quadrature(operator: CurvatureOperator, start: Any, num_matvecs: int) -> tu
 
 @eqx.filter_jit
 def _materialize(operator: CurvatureOperator):
-    columns = jax.lax.map(operator.product, jnp.eye(operator.dim), batch_size=_COLUMNS)
-    return columns, operator.gradient()
+    rows = -(-operator.dim // _COLUMNS) * _COLUMNS  # whole batches: a rest would be compiled apart
+    columns = jax.lax.map(operator.product, jnp.eye(rows, operator.dim), batch_size=_COLUMNS)
+    return columns[: operator.dim], operator.gradient()
 
 
 @eqx.filter_jit

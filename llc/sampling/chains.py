@@ -140,7 +140,8 @@ def run(
             keys, init_keys = _spread(keys, num_chains), _spread(init_keys, num_chains)
         groups = [(keys, init_keys)]
     vectorize = method != "sequential"
-    states = [_start(k, posterior, sampler, warmup * thinning, vectorize) for _, k in groups]
+    adapts = sampler.full_batch  # the others start the same whatever the length: one program for all
+    states = [_start(k, posterior, sampler, warmup * thinning if adapts else 0, vectorize) for _, k in groups]
 
     recorder = Recorder(warmup, num_draws)
     with tqdm(
