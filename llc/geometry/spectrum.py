@@ -1,11 +1,13 @@
-r"""The spectrum of the Hessian at w*: dense, or as the quadrature of stochastic Lanczos.
+r"""The spectrum of the Hessian (or the Gauss–Newton matrix) at w*, as a measure.
 
-Sums over eigenvalues are what the bounds and λ_quad need, so a spectrum is a measure: nodes and weights with
+Sums over eigenvalues are what the bounds and λ_quad need, so a spectrum is nodes and weights with
 
-$$ \mathrm{tr}\, f(H) \approx \frac{1}{P} \sum_{p=1}^{P} \sum_k w_{pk}\, f(h_{pk}) , $$
+$$ \mathrm{tr}\, f(H) \approx \frac{1}{P} \sum_{p=1}^{P} \sum_k w_{pk}\, f(h_{pk}) : $$
 
-exact with one row of unit weights from `eigh`; from P random probes and Lanczos otherwise (Golub & Meurant 1994; Ubaru,
-Chen & Saad 2017), with the spread over probes as its error. Ritz values are never counted as eigenvalues.
+one row of eigenvalues with their multiplicities where a method finds them all (eigenvalues.py), or P rows of Gauss
+quadrature by Lanczos from random probes (lanczos.py). The error of a sum has two parts then: the probes',
+√(2 tr f² / P), an upper bound for Rademacher probes, and the quadrature's, seen as the change from half the steps to
+all of them. Ritz values are never counted as eigenvalues.
 """
 
 import math
@@ -17,22 +19,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 import xarray as xr
-from jaxtyping import Float
-from matfree import decomp
+from jaxtyping import Array, Float
 
-from llc.geometry.operators import CurvatureOperator, curvature_operator
+from llc.geometry.eigenvalues import MAX_ORDER, Eigenvalues, block, dense, gram
+from llc.geometry.lanczos import quadrature, quadratures
+from llc.geometry.operators import CurvatureOperator, curvature_operator, gauss_newton_operator, jacobian_operator
+from llc.geometry.output_loss import OutputLoss
 from llc.geometry.smoothness import Smoothness, directions, probe_smoothness
 from llc.posterior import LocalPosterior, float64
 
-_METHODS = ("auto", "dense", "lanczos")
-_MATRICES = ("hessian",)
+_METHODS = ("auto", "dense", "gram", "block", "lanczos")
+_MATRICES = ("hessian", "ggn")
 
-_DENSE_PARAMS = 5_000  # d up to which `auto` takes the dense spectrum: 200 MB and about a minute of eigh on two cores
 _MIN_MATVECS, _MAX_MATVECS = 40, 400  # Lanczos steps a probe; each keeps a vector of d float64
-_ORTHONORMAL = 1e-6  # defect of the Lanczos basis: 1e-14 while it is one, 1 from the breakdown on
-_COLUMNS = 32  # columns of the dense Hessian computed at a time
+_VECTOR_BYTES = 4 * 2**30  # of the vectors that are kept where their number is not given
+_STEADY = 100.0  # two decades above the resolution, over which a count that stays the same shows a gap
+_SPARE = 128  # vectors beyond a count from Lanczos, which has an error
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,18 @@ class Spectrum:
     """Spectral measure of a symmetric matrix, and of the gradient in it.
 
     Attributes:
-        nodes: eigenvalues (dense) or Ritz values, in nats per example and squared parameter.
+        nodes: eigenvalues, or Ritz values (lanczos), in nats per example and squared parameter.
         weights: multiplicity of each node; every row adds up to `dim`.
         dim: d, the order of the matrix.
-        matrix: `"hessian"`.
-        method: `"dense"` or `"lanczos"`.
+        matrix: `"hessian"` or `"ggn"`.
+        method: `"dense"`, `"gram"`, `"block"` or `"lanczos"`.
         gradient_nodes: nodes of the measure of the gradient g of the mean loss.
         gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
-        noise: round-off of the matrix as measured by its asymmetry, in the unit of the nodes; 0 where unmeasured.
+        noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
+            found), in the unit of the nodes; 0 where unmeasured.
         smoothness: of the loss at w*; None in files of before it was probed.
+        half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
+        half_weights: their weights.
     """
 
     nodes: Float[np.ndarray, "probe node"]
@@ -60,6 +66,8 @@ class Spectrum:
     gradient_weights: Float[np.ndarray, "gradient_node"]
     noise: float = 0.0
     smoothness: Smoothness | None = None
+    half_nodes: Float[np.ndarray, "probe half_node"] | None = None
+    half_weights: Float[np.ndarray, "probe half_node"] | None = None
 
     @property
     def largest(self) -> float:
@@ -74,25 +82,48 @@ class Spectrum:
     @property
     def exact(self) -> bool:
         """Whether the nodes are the eigenvalues themselves."""
-        return self.method == "dense"
+        return self.method != "lanczos"
 
-    def resolves(self, scale: float) -> bool:
-        """Whether eigenvalues on both sides of `scale` are told apart; always, if the nodes are exact.
+    @property
+    def resolution(self) -> float:
+        """The smallest scale at which eigenvalues are told apart; 0 if the nodes are exact.
 
         m Lanczos steps resolve the lower edge of the spectrum to h_max (π / 2m)² (zeros of Chebyshev polynomials).
         """
-        return self.exact or (
-            scale > 0 and self.nodes.shape[1] >= 0.5 * np.pi * math.sqrt(max(self.largest, 0.0) / scale)
-        )
+        return 0.0 if self.exact else max(self.largest, 0.0) * (0.5 * np.pi / self.nodes.shape[1]) ** 2
+
+    @property
+    def steady(self) -> bool:
+        """Whether the count stays the same, within its error, over the two decades above the resolution."""
+        low, high = self.resolution, _STEADY * self.resolution
+        change = self.count(low) - self.count(high)
+        return self.exact or change <= 2 * min(self.count_stderr(low), self.count_stderr(high))
+
+    def resolves(self, scale: float) -> bool:
+        """Whether eigenvalues on both sides of `scale` are told apart.
+
+        That a count is the same with half of the steps does not replace it: both may take the null space for curved.
+        """
+        return self.exact or scale >= self.resolution > 0
 
     def sum(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
         """Tr f(H), for `fn` that acts on arrays of eigenvalues."""
-        return float(np.mean(np.sum(self.weights * fn(self.nodes), axis=1)))
+        return _sum(self.nodes, self.weights, fn)
 
     def stderr(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
-        """Standard error of `sum(fn)` over the probes; 0 for an exact spectrum."""
-        sums = np.sum(self.weights * fn(self.nodes), axis=1)
-        return 0.0 if len(sums) < 2 else float(np.std(sums, ddof=1) / np.sqrt(len(sums)))
+        """Standard error of `sum(fn)`, 0 for an exact spectrum: √(2 tr f² / P) of the probes, and the quadrature's.
+
+        The probes' is that of Gaussian ones and an upper bound for Rademacher ones (√(2r / P) of a count r), which
+        eight sums can't measure as well. The quadrature's is the change of the sum from half of the steps to all.
+        """
+        if self.half_nodes is None or self.half_weights is None:
+            return 0.0
+        probes = 2 * self.sum(lambda h: fn(h) ** 2) / len(self.nodes)
+        return math.hypot(math.sqrt(max(probes, 0.0)), self.sum(fn) - _sum(self.half_nodes, self.half_weights, fn))
+
+    def count_stderr(self, threshold: float) -> float:
+        """Standard error of `count(threshold)`."""
+        return self.stderr(lambda h: (h > threshold).astype(float))
 
     def count(self, threshold: float) -> float:
         """Number of eigenvalues above `threshold` (a weight, not an integer, from Lanczos)."""
@@ -103,7 +134,7 @@ class Spectrum:
         return self.sum(lambda h: _shrink(h, noise_scale))
 
     def quad_stderr(self, noise_scale: float) -> float:
-        """Standard error of `quad` from the probes."""
+        """Standard error of `quad`."""
         return self.stderr(lambda h: _shrink(h, noise_scale))
 
     def decrement(self, noise_scale: float) -> float:
@@ -119,6 +150,9 @@ class Spectrum:
             "gradient_nodes": (("gradient_node",), self.gradient_nodes),
             "gradient_weights": (("gradient_node",), self.gradient_weights),
         }
+        if self.half_nodes is not None:
+            variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
+            variables["half_weights"] = (("probe", "half_node"), self.half_weights)
         attributes = {"dim": self.dim, "matrix": self.matrix, "method": self.method, "noise": self.noise}
         if self.smoothness is not None:
             attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
@@ -128,6 +162,7 @@ class Spectrum:
     def from_dataset(cls, dataset: Any) -> "Spectrum":
         """From a Dataset (or DataTree node) that `to_dataset` made."""
         names = ("nodes", "weights", "gradient_nodes", "gradient_weights")
+        names += ("half_nodes", "half_weights") if "half_nodes" in dataset else ()
         arrays = {name: np.asarray(dataset[name].values) for name in names}
         attributes = dataset.attrs
         smoothness = None
@@ -144,6 +179,10 @@ class Spectrum:
         )
 
 
+def _sum(nodes: np.ndarray, weights: np.ndarray, fn: Callable[[np.ndarray], np.ndarray]) -> float:
+    return float(np.mean(np.sum(weights * fn(nodes), axis=1)))
+
+
 def _shrink(h: np.ndarray, noise_scale: float) -> np.ndarray:
     h = np.maximum(h, 0.0)
     return np.where(h > 0, 0.5 * h / np.where(h > 0, h + noise_scale, 1.0), 0.0)
@@ -154,27 +193,44 @@ def spectrum(
     *,
     matrix: str = "hessian",
     method: str = "auto",
+    output_loss: OutputLoss = None,
     num_matvecs: int | None = None,
     num_probes: int = 8,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Spectrum:
-    """Spectrum of the Hessian of the mean loss at w*, over all the data, in float64.
+    """Spectrum of the Hessian of the mean loss at w*, or of its Gauss–Newton part, over all the data, in float64.
 
     Args:
-        posterior: loss, data and w*; nβ and γ do not enter. With a mask, the Hessian of the parameters that move.
-        matrix: `"hessian"`.
-        method: `"dense"` (d² · 8 bytes, d Hessian products, exact), `"lanczos"` (stochastic Lanczos quadrature,
-            num_probes · num_matvecs products, num_matvecs · d · 8 bytes), or `"auto"`: dense up to 5,000 parameters.
+        posterior: loss, data and w*; nβ and γ enter the number of Lanczos steps only. With a mask, the matrix of the
+            parameters that move.
+        matrix: `"hessian"`, or `"ggn"`, the Gauss–Newton matrix of `posterior.predict_fn` (the same where the outputs
+            fit; without negative eigenvalues elsewhere).
+        method: one of
+
+            - `"dense"`: all eigenvalues from d products; 24 d² bytes.
+            - `"gram"`: all eigenvalues of the Gauss–Newton matrix from n·k products with J Jᵀ, for n examples with k
+              outputs; 24 (n k)² bytes.
+            - `"block"`: all r non-zero eigenvalues from about r + 64 products; 8 (r + 64) d bytes. An error where
+              there are more than 5,000.
+            - `"lanczos"`: stochastic Lanczos quadrature, num_probes · num_matvecs products; 8 · num_matvecs · d bytes.
+            - `"auto"`: dense up to d = 5,000; gram up to n·k = 5,000; else lanczos, and where that counts at most
+              5,000 eigenvalues above a gap, block, if its vectors fit in half of the free memory.
+        output_loss: for `"ggn"`: see `gauss_newton_operator`.
         num_matvecs: Lanczos steps a probe. None takes what resolves γ/nβ, (π/2) √(h_max nβ / γ), between 40 and 400
-            (40 if the posterior has no γ): fewer steps smear null directions into λ_quad, which no probe shows.
+            (40 if the posterior has no γ), and at most what fits in half of the free memory: fewer steps smear null
+            directions into λ_quad.
         num_probes: random probes; errors of sums fall as 1/√num_probes.
         seed: of the random probes.
+        progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        ValueError: if a setting is unknown or out of range.
+        ValueError: if a setting is unknown, out of range, needs more memory than is free, or the matrix has more
+            eigenvalues than `"block"` can find.
 
     References:
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
+        Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 2011.
     """
     for name, value, options in (("matrix", matrix, _MATRICES), ("method", method, _METHODS)):
         if value not in options:
@@ -182,22 +238,74 @@ def spectrum(
     for name, value in (("num_matvecs", 1 if num_matvecs is None else num_matvecs), ("num_probes", num_probes)):
         if value < 1:
             raise ValueError(f"{name} needs an integer >= 1, got {value}.")
-    dense = posterior.num_params <= _DENSE_PARAMS if method == "auto" else method == "dense"
+    if method == "gram" and matrix != "ggn":
+        raise ValueError(
+            f"method 'gram' needs matrix 'ggn', got {matrix!r}; the Hessian is J times Jᵀ at an exact fit only."
+        )
     with float64():
-        operator = curvature_operator(posterior)
-        if dense:
-            return _dense(operator)
-        if num_matvecs is None:
-            num_matvecs = _resolving_matvecs(posterior, seed)
-        return _lanczos(operator, num_matvecs, num_probes, seed)
+        hessian = curvature_operator(posterior)
+        operator = hessian if matrix == "hessian" else gauss_newton_operator(posterior, output_loss=output_loss)
+        chosen = _choose(operator, posterior, matrix) if method == "auto" else method
+        if chosen == "dense":
+            return _dense(operator, hessian, matrix)
+        gradient, products = map(np.asarray, _first_order(hessian, jnp.asarray(directions(operator.dim))))
+        steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
+        measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
+        common = operator.dim, matrix, probe_smoothness(hessian, gradient, products), measure
+        if chosen == "gram":
+            return _exact(gram(operator, jacobian_operator(posterior), progress=progress), "gram", *common)
+        if chosen == "block":
+            found = block(operator, MAX_ORDER, seed, progress=progress)
+            if found is None:
+                raise ValueError(
+                    f"method 'block' needs at most {MAX_ORDER} eigenvalues that are not zero, got more; "
+                    "take method='lanczos'."
+                )
+            return _exact(found, "block", *common)
+        rows, halves = quadratures(operator, steps, num_probes, seed, progress=progress)
+        result = _spectrum(rows, halves, "lanczos", 0.0, *common)
+        if method == "auto" and (rank := _low_rank(result)):
+            found = block(operator, rank + _SPARE, seed, progress=progress)
+            result = result if found is None else _exact(found, "block", *common)
+        return result
 
 
-def _resolving_matvecs(posterior: LocalPosterior, seed: int) -> int:
+def _dense(operator: CurvatureOperator, hessian: CurvatureOperator, matrix: str) -> Spectrum:
+    found, squares, full, gradient = dense(operator)
+    vectors = directions(operator.dim)
+    products = vectors @ full if matrix == "hessian" else np.asarray(_first_order(hessian, jnp.asarray(vectors))[1])
+    smoothness = probe_smoothness(hessian, gradient, products)
+    return _exact(found, "dense", operator.dim, matrix, smoothness, (found.nodes, squares))
+
+
+def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:
+    return _spectrum((found.nodes[None], found.weights[None]), (None, None), method, found.noise, *common)
+
+
+def _spectrum(rows, halves, method, noise, dim, matrix, smoothness, gradient_measure):
+    return Spectrum(*rows, dim, matrix, method, *gradient_measure, noise, smoothness, *halves)
+
+
+def _low_rank(result: Spectrum) -> int:
+    """The count of a spectrum with a gap, if so many vectors fit; else 0."""
+    most = min(MAX_ORDER, _VECTOR_BYTES // (8 * result.dim)) - _SPARE
+    count = math.ceil(result.count(result.resolution))
+    return count if result.steady and count <= most else 0
+
+
+def _choose(operator: CurvatureOperator, posterior: LocalPosterior, matrix: str) -> str:
+    if operator.dim <= MAX_ORDER:
+        return "dense"
+    return "gram" if matrix == "ggn" and jacobian_operator(posterior).num_outputs <= MAX_ORDER else "lanczos"
+
+
+def _resolving_matvecs(posterior: LocalPosterior, dim: int, seed: int) -> int:
     noise_scale = 0.0 if posterior.gamma is None else float(posterior.gamma) / float(posterior.nbeta)
-    if noise_scale <= 0:
-        return _MIN_MATVECS
-    steps = 0.5 * np.pi * np.sqrt(max(top_eigenvalue(posterior, seed=seed), 0.0) / noise_scale)
-    return int(np.clip(np.ceil(steps), _MIN_MATVECS, _MAX_MATVECS))
+    steps = _MIN_MATVECS
+    if noise_scale > 0:
+        steps = 0.5 * np.pi * np.sqrt(max(top_eigenvalue(posterior, seed=seed), 0.0) / noise_scale)
+    most = max(min(_MAX_MATVECS, _VECTOR_BYTES // (8 * dim)), 2)
+    return int(min(max(np.ceil(steps), _MIN_MATVECS), most))
 
 
 def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: int = 0) -> float:
@@ -205,76 +313,10 @@ def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: in
     with float64():
         operator = curvature_operator(posterior)
         probe = jax.random.normal(jax.random.key(seed), (operator.dim,), jnp.float64)
-        nodes, _ = _quadrature(operator, probe, num_matvecs)
+        nodes, _ = quadrature(operator, probe, num_matvecs)
     return float(nodes.max())
 
 
-def _dense(operator: CurvatureOperator) -> Spectrum:
-    hessian, gradient = (np.array(x) for x in jax.device_get(_materialize(operator)))
-    _require_finite(hessian)
-    smoothness = probe_smoothness(operator, gradient, directions(operator.dim) @ hessian)
-    asymmetry = 0.5 * (hessian - hessian.T)
-    # Spectral norm of a matrix of independent round-off: twice its Frobenius norm over √d (semicircle edge).
-    noise = 2 * np.linalg.norm(asymmetry) / np.sqrt(operator.dim)
-    nodes, vectors = scipy.linalg.eigh(hessian - asymmetry, overwrite_a=True, driver="evd")
-    weights = (vectors.T @ gradient) ** 2
-    ones = np.ones((1, operator.dim))
-    return Spectrum(nodes[None], ones, operator.dim, "hessian", "dense", nodes, weights, float(noise), smoothness)
-
-
-def _lanczos(operator: CurvatureOperator, num_matvecs: int, num_probes: int, seed: int) -> Spectrum:
-    keys = jax.random.split(jax.random.key(seed), num_probes)
-    probes = [jax.random.rademacher(k, (operator.dim,), jnp.float64) for k in keys]
-    rows = [_quadrature(operator, probe, num_matvecs) for probe in probes]
-    gradient, products = map(np.asarray, _first_order(operator, jnp.asarray(directions(operator.dim))))
-    smoothness = probe_smoothness(operator, gradient, products)
-    gradient_nodes, gradient_weights = np.zeros(1), np.zeros(1)
-    if np.any(gradient):
-        gradient_nodes, gradient_weights = _quadrature(operator, gradient, num_matvecs)
-    nodes, weights = (np.stack(x) for x in zip(*rows, strict=True))
-    measure = gradient_nodes, gradient_weights
-    return Spectrum(nodes, weights, operator.dim, "hessian", "lanczos", *measure, smoothness=smoothness)
-
-
-def _quadrature(operator: CurvatureOperator, start: Any, num_matvecs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss quadrature of the measure f ↦ startᵀ f(H) start: Ritz values and weights."""
-    steps = min(num_matvecs, operator.dim)
-    diagonal, off_diagonal, gram = map(np.asarray, jax.device_get(_tridiagonalize(operator, start, steps)))
-    _require_finite(diagonal[:1])
-    # Where the Krylov space is exhausted, the basis stops being orthonormal, and what follows is no information.
-    defect = np.abs(np.tril(gram - np.eye(steps))).max(axis=1)
-    broken = np.flatnonzero(~(defect < _ORTHONORMAL))
-    size = int(broken[0]) if broken.size else steps
-    nodes, vectors = scipy.linalg.eigh_tridiagonal(diagonal[:size], off_diagonal[: size - 1])
-    weights = vectors[0] ** 2 * float(np.sum(np.square(np.asarray(start))))
-    padding = steps - size
-    return np.pad(nodes, (0, padding), mode="edge"), np.pad(weights, (0, padding))
-
-
 @eqx.filter_jit
-def _materialize(operator: CurvatureOperator):
-    rows = -(-operator.dim // _COLUMNS) * _COLUMNS  # whole batches: a rest would be compiled apart
-    columns = jax.lax.map(operator.product, jnp.eye(rows, operator.dim), batch_size=_COLUMNS)
-    return columns[: operator.dim], operator.gradient()
-
-
-@eqx.filter_jit
-def _first_order(operator: CurvatureOperator, vectors):
+def _first_order(operator: CurvatureOperator, vectors: Float[Array, "vector dim"]):
     return operator.gradient(), jax.lax.map(operator.product, vectors)
-
-
-@eqx.filter_jit
-def _tridiagonalize(operator: CurvatureOperator, start, num_matvecs: int):
-    tridiagonalize = decomp.tridiag_sym(num_matvecs, materialize=False, reortho="full", custom_vjp=False)
-    result = tridiagonalize(operator.product, start)
-    diagonal, off_diagonal = result.J_small
-    basis = jnp.asarray(result.Q_tall)
-    return diagonal, off_diagonal, basis @ basis.T
-
-
-def _require_finite(values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(
-            "the Hessian at w* needs to be finite, got nan or inf; check the second derivative of loss_fn at w* "
-            "(square roots and norms at 0 have none)."
-        )

@@ -113,6 +113,7 @@ def run(
     progress=None,
 ) -> tuple[xr.DataTree, list[PyTree]]:
     """What `sample` returns, and the position where each chain ended."""
+    given, posterior = posterior, _on_device(posterior)  # w* in float64 is sampled in JAX's precision
     _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params)
     method = _choose_method(chain_method, posterior, num_chains)
     step_key, subset_key, init_key = jax.random.split(key, 3)
@@ -121,9 +122,8 @@ def run(
     rows = None
     if eval_size is not None and eval_size < num_data:
         rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
-    init_loss = posterior.init_loss(rows)
-    evaluation = make_evaluation(posterior, rows)
-    posterior, evaluation = _on_device((posterior, evaluation))
+    init_loss = given.init_loss(rows)
+    evaluation = _on_device(make_evaluation(posterior, rows))
     baseline = _losses_at_center(posterior, evaluation)  # in the precision of the draws, which are compared with it
 
     warmup = math.ceil(num_warmup / thinning)

@@ -1,10 +1,15 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import llc
+from llc.geometry.lanczos import quadratures
+from llc.geometry.operators import curvature_operator
 from llc.geometry.spectrum import Spectrum
+from llc.posterior import float64
 from tests.geometry.models import deep_linear
 from tests.geometry.test_operators import _oracle, _posterior
 
@@ -83,10 +88,112 @@ def test_too_few_steps_are_named_unresolved():
     assert abs(long.quad(scale) - exact) < 1e-3 * exact
 
 
+# All eigenvalues, without a d × d matrix
+
+
+def _classifier(num_data=30):
+    """Softmax regression behind tanh units, with residuals: the Hessian is not its Gauss–Newton part."""
+    rng = np.random.default_rng(4)
+    center = {"a": rng.normal(size=(4, 5)).astype(np.float32), "b": rng.normal(size=(5, 3)).astype(np.float32)}
+    data = rng.normal(size=(num_data, 4)).astype(np.float32), rng.integers(3, size=num_data)
+
+    def predict_fn(params, batch):
+        return jnp.tanh(batch[0] @ params["a"]) @ params["b"]
+
+    def loss_fn(params, batch):
+        return -jnp.take_along_axis(jax.nn.log_softmax(predict_fn(params, batch)), batch[1][:, None], axis=1)[:, 0]
+
+    return llc.LocalPosterior(loss_fn, center, data, gamma=1.0, predict_fn=predict_fn)
+
+
+@pytest.mark.parametrize("num_data", [5, 30])  # fewer outputs than parameters, and more
+def test_gauss_newton_by_every_method(num_data):
+    """Against Jᵀ (diag p − ppᵀ) J / n, from a dense Jacobian."""
+    posterior = _classifier(num_data)
+    with jax.enable_x64(True):
+        flat, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.float64, posterior.center))
+        batch = jnp.float64(posterior.data[0]), posterior.data[1]
+        jacobian = np.asarray(jax.jacobian(lambda z: posterior.predict_fn(unravel(z), batch))(flat))
+        p = np.asarray(jax.nn.softmax(posterior.predict_fn(unravel(flat), batch)))
+    middle = np.einsum("ia,ab->iab", p, np.eye(3)) - np.einsum("ia,ib->iab", p, p)
+    exact = np.linalg.eigvalsh(np.einsum("iad,iab,ibe->de", jacobian, middle, jacobian) / num_data)
+    dense = llc.spectrum(posterior, matrix="ggn", method="dense")
+    np.testing.assert_allclose(dense.nodes[0], exact, rtol=0, atol=1e-13 * exact.max())
+    for method in ("gram", "block"):
+        found = llc.spectrum(posterior, matrix="ggn", method=method)
+        assert found.exact
+        assert found.weights.sum() == posterior.num_params
+        tolerance = max(found.noise, 1e-13 * exact.max())
+        assert tolerance < 1e-9 * exact.max()
+        eigenvalues = np.sort(np.repeat(found.nodes[0], found.weights[0].astype(int)))
+        np.testing.assert_allclose(eigenvalues, exact, rtol=0, atol=tolerance)
+    hessian = llc.spectrum(posterior)
+    assert np.abs(hessian.nodes[0] - exact).max() > 1e-3 * exact.max(), "negative control"
+
+
+def test_block_finds_a_rank_by_design():
+    posterior = deep_linear([12, 6, 12], [4, 4])  # 4 · (12 + 12 − 4) = 80 of 144
+    found = llc.spectrum(posterior, method="block")
+    dense = llc.spectrum(posterior)
+    bounds = [llc.rank_bounds(s, nbeta=float(posterior.nbeta), gamma=1.0) for s in (found, dense)]
+    assert bounds[0].rank_interval == bounds[1].rank_interval == (80, 80)
+    assert bounds[0].quad == pytest.approx(bounds[1].quad, rel=1e-10)
+    assert found.nodes.size == 81, "eighty eigenvalues, and zero"
+
+
+def test_block_says_that_there_are_too_many(monkeypatch):
+    monkeypatch.setattr("llc.geometry.spectrum.MAX_ORDER", 10)
+    with pytest.raises(ValueError, match="method 'block' needs at most 10 eigenvalues that are not zero, got more"):
+        llc.spectrum(deep_linear([12, 6, 12], [4, 4]), method="block")
+
+
+def test_auto_finds_a_low_rank_in_a_large_model(monkeypatch):
+    posterior = deep_linear([12, 6, 12], [4, 4])
+    monkeypatch.setattr("llc.geometry.spectrum.MAX_ORDER", 143)
+    monkeypatch.setattr("llc.geometry.spectrum._SPARE", 20)
+    assert llc.spectrum(posterior).method == "block"
+    flat = 10.0 ** -np.linspace(0, 8, 200)  # no gap: nothing is low
+    decaying = llc.LocalPosterior(
+        lambda w, batch: 0.5 * jnp.sum(jnp.asarray(flat, w.dtype) * w**2), np.zeros(200, np.float32), np.zeros((10, 1))
+    )
+    assert llc.spectrum(decaying).method == "lanczos"
+
+
+def test_too_little_memory_is_an_error(monkeypatch):
+    monkeypatch.setattr("llc.geometry.memory.free_memory", lambda: 1e4)
+    with pytest.raises(ValueError, match=r"need .* GiB of memory, got .* free; take method='lanczos'"):
+        llc.spectrum(deep_linear([12, 6, 12], [4, 4]), method="dense")
+    with pytest.raises(ValueError, match=r"Lanczos steps need .* take fewer of them"):
+        llc.spectrum(deep_linear([12, 6, 12], [4, 4]), method="lanczos")
+
+
+def test_errors_of_lanczos_cover():
+    """Counts and λ_quad of 100 seeds: 95 % intervals that are too wide, if anything (the probes' error is a bound)."""
+    posterior = deep_linear([8, 4, 8], [3, 3])
+    scale, rank = 1e-3, 3 * (8 + 8 - 3)
+    dense = llc.spectrum(posterior)
+    exact = dense.quad(scale)
+    spectra = []
+    with float64():
+        operator = curvature_operator(posterior)
+        for seed in range(100):
+            (nodes, weights), (half_nodes, half_weights) = quadratures(operator, 40, 2, seed, progress=False)
+            halves = {"half_nodes": half_nodes, "half_weights": half_weights}
+            spectra.append(dataclasses.replace(dense, nodes=nodes, weights=weights, method="lanczos", **halves))
+    inside = [abs(s.quad(scale) - exact) < 1.96 * s.quad_stderr(scale) for s in spectra]
+    assert sum(inside) >= 89, "below the 0.5 % point of Binomial(100, 0.95)"
+    assert np.mean([s.quad_stderr(scale) for s in spectra]) < 0.3 * exact
+    threshold = spectra[0].resolution
+    counted = [abs(s.count(threshold) - rank) < 1.96 * s.count_stderr(threshold) for s in spectra]
+    assert sum(counted) >= 89
+    wrong = [abs(s.count(threshold) - 2 * rank) < 1.96 * s.count_stderr(threshold) for s in spectra]
+    assert sum(wrong) < 50, "negative control"
+
+
 def test_dataset_round_trip():
     spectrum = llc.spectrum(_posterior(20), method="lanczos", num_matvecs=5, num_probes=2)
     again = Spectrum.from_dataset(spectrum.to_dataset())
-    for name in ("nodes", "weights", "gradient_nodes", "gradient_weights"):
+    for name in ("nodes", "weights", "gradient_nodes", "gradient_weights", "half_nodes", "half_weights"):
         np.testing.assert_array_equal(getattr(again, name), getattr(spectrum, name))
     assert (again.dim, again.matrix, again.method, again.noise) == (16, "hessian", "lanczos", 0.0)
 
@@ -95,6 +202,8 @@ def test_dataset_round_trip():
     ("settings", "message"),
     [
         ({"method": "qr"}, "method needs one of"),
+        ({"method": "gram"}, "method 'gram' needs matrix 'ggn', got 'hessian'"),
+        ({"matrix": "ggn"}, "without predict_fn"),
         ({"matrix": "fisher"}, "matrix needs one of"),
         ({"num_probes": 0}, "num_probes needs an integer >= 1"),
         ({"num_matvecs": 0}, "num_matvecs needs an integer >= 1"),

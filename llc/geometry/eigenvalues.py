@@ -1,0 +1,174 @@
+r"""All eigenvalues of the curvature at w*: dense, from the Gram matrix of the outputs, or from its range.
+
+Dense: `eigh` of the d × d matrix. Gram: $J^\top A J / n$ and $A^{1/2} J J^\top A^{1/2} / n$, the latter of order n·k
+for n examples with k outputs, have the same non-zero eigenvalues. Block: a matrix of rank r is seen whole from a few
+more than r random vectors Ω (Halko, Martinsson & Tropp 2011, §5.5), without another product:
+
+$$ Q = \mathrm{orth}(H \Omega), \qquad Q^\top H Q = (Q^\top H \Omega)\, (Q^\top \Omega)^+ . $$
+"""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jaxtyping import Array, Float
+from tqdm.auto import tqdm
+
+from llc.geometry.lanczos import require_finite
+from llc.geometry.memory import require_memory
+from llc.geometry.operators import CurvatureOperator, GaussNewtonOperator, JacobianOperator
+
+MAX_ORDER = 5_000  # of a dense matrix that `auto` takes: 200 MB and about a minute of eigh on two cores
+_COLUMNS = 32  # products computed at a time
+_OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
+_RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
+
+
+class Eigenvalues(NamedTuple):
+    """Eigenvalues, their multiplicities, and the round-off in them."""
+
+    nodes: Float[np.ndarray, "node"]
+    weights: Float[np.ndarray, "node"]
+    noise: float
+
+
+def dense(operator: CurvatureOperator) -> tuple[Eigenvalues, Float[np.ndarray, "node"], np.ndarray, np.ndarray]:
+    """Eigenvalues; the gradient's squared components in the eigenvectors; the matrix; the gradient.
+
+    Takes d products and 3 d² float64.
+    """
+    require_memory(3 * 8 * operator.dim**2, "the dense matrix and its eigenvectors", "method='lanczos'")
+    matrix, gradient = (np.array(x) for x in jax.device_get(materialize(operator)))
+    require_finite(matrix)
+    asymmetry = 0.5 * (matrix - matrix.T)
+    # Spectral norm of a matrix of independent round-off: twice its Frobenius norm over √d (semicircle edge).
+    noise = 2 * float(np.linalg.norm(asymmetry)) / math.sqrt(operator.dim)
+    nodes, vectors = scipy.linalg.eigh(matrix - asymmetry, driver="evd")
+    return Eigenvalues(nodes, np.ones(operator.dim), noise), (vectors.T @ gradient) ** 2, matrix, gradient
+
+
+@eqx.filter_jit
+def materialize(operator: CurvatureOperator):
+    """The d × d matrix and the gradient."""
+    rows = -(-operator.dim // _COLUMNS) * _COLUMNS  # whole batches: a rest would be compiled apart
+    columns = jax.lax.map(operator.product, jnp.eye(rows, operator.dim), batch_size=_COLUMNS)
+    return columns[: operator.dim], operator.gradient()
+
+
+def gram(curvature: GaussNewtonOperator, jacobian: JacobianOperator, *, progress: bool | None) -> Eigenvalues:
+    """Eigenvalues of the Gauss–Newton matrix, from n·k products with J Jᵀ and 3 (n·k)² float64.
+
+    Raises:
+        ValueError: if the output loss is not convex, so that A has no root.
+    """
+    order = jacobian.num_outputs
+    require_memory(3 * 8 * order**2, "the Gram matrix of the outputs and its eigenvectors", "method='lanczos'")
+    kernel = np.concatenate(
+        [
+            jax.device_get(_gram_columns(jacobian, jnp.arange(start, start + _COLUMNS) % order))
+            for start in tqdm(
+                range(0, order, _COLUMNS), desc="gram", disable=None if progress is None else not progress
+            )
+        ]
+    )[:order]
+    require_finite(kernel)
+    values, vectors = np.linalg.eigh(jax.device_get(_output_curvature(curvature)))  # of every example
+    if values.min() < -1e-9 * np.abs(values).max():
+        raise ValueError("method 'gram' needs an output loss that is convex in the outputs; take method='lanczos'.")
+    root = vectors * np.sqrt(np.maximum(values, 0))[:, None, :] @ vectors.mT
+    num_inputs, width = root.shape[:2]
+    for _ in range(2):  # A^½ from both sides
+        kernel = np.einsum("iab,ibj->iaj", root, kernel.reshape(num_inputs, width, order)).reshape(order, order).T
+    kernel /= num_inputs
+    asymmetry = 0.5 * (kernel - kernel.T)
+    noise = 2 * float(np.linalg.norm(asymmetry)) / math.sqrt(order)
+    nodes = np.linalg.eigvalsh(kernel - asymmetry)
+    return _with_null_space(nodes, curvature.dim, noise)
+
+
+@eqx.filter_jit
+def _gram_columns(jacobian: JacobianOperator, indices: Array):
+    basis = jax.nn.one_hot(indices, jacobian.num_outputs, dtype=jnp.float64)
+    return jax.vmap(lambda u: jacobian.product(jacobian.transpose_product(u)))(basis)
+
+
+@eqx.filter_jit
+def _output_curvature(curvature: GaussNewtonOperator) -> Float[Array, "input output output"]:
+    return curvature.output_curvature()
+
+
+def block(operator: CurvatureOperator, max_rank: int, seed: int, *, progress: bool | None) -> Eigenvalues | None:
+    """The non-zero eigenvalues, if there are at most `max_rank`, from about r + 64 products; None if there are more.
+
+    Keeps r + 64 vectors of d float64. What H has beyond the range that is found is estimated from the last block,
+    ‖(1 − QQᵀ)HΩ‖² / 64, and bounds the error of every eigenvalue (`noise`).
+    """
+    keys = jax.random.split(jax.random.key(seed), -(-max_rank // _OVERSAMPLING) + 1)
+    basis = np.zeros((0, operator.dim))
+    image = np.zeros((0, 0))  # Qᵀ H Ω
+    total = 0.0
+    bar = tqdm(keys, desc="range", unit="block", disable=None if progress is None else not progress)
+    for i, key in enumerate(bar):
+        num_vectors = len(basis) + 4 * _OVERSAMPLING
+        require_memory(8 * num_vectors * operator.dim, f"{num_vectors} vectors", "method='lanczos'")
+        block_image = np.array(jax.device_get(_images(operator, key)))
+        require_finite(block_image)
+        total = max(total, np.linalg.norm(block_image) / math.sqrt(_OVERSAMPLING))
+        inside = _project(basis, block_image)
+        residual = np.linalg.norm(block_image) / math.sqrt(_OVERSAMPLING)
+        bar.set_postfix_str(f"residual {residual / total if total else 0:.1e}")
+        if residual <= _RESIDUAL * total:
+            bar.close()
+            return _from_range(operator, keys[: i + 1], basis, np.hstack([image, inside]), residual)
+        fresh, sizes, mix = np.linalg.svd(block_image.T, full_matrices=False)
+        kept = sizes > _RESIDUAL * total
+        fresh = fresh[:, kept].T
+        _project(basis, fresh)  # what was small holds more round-off, in the directions of the basis
+        fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
+        basis = np.concatenate([basis, fresh])
+        beyond = sizes[kept, None] * mix[kept]
+        image = np.block([[image, inside], [np.zeros((len(beyond), image.shape[1])), beyond]])
+    return None
+
+
+def _project(basis: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Takes away from `vectors`, in place, what lies in the span of `basis`; returns its coordinates."""
+    inside = np.zeros((len(basis), len(vectors)))
+    for _ in range(2):  # twice, for orthogonality to round-off
+        part = basis @ vectors.T
+        vectors -= part.T @ basis
+        inside += part
+    return inside
+
+
+def _from_range(operator, keys, basis, image, residual):
+    """Eigenvalues of H from Q and QᵀHΩ."""
+    if not len(basis):
+        return _with_null_space(np.zeros(0), operator.dim, 0.0)
+    seen = np.concatenate([basis @ np.asarray(jax.device_get(_probes(operator, key))).T for key in keys], axis=1)
+    matrix = np.linalg.lstsq(seen.T, image.T)[0].T
+    lost = max(residual, np.finfo(np.float64).eps * np.linalg.norm(image, 2))
+    noise = lost / np.linalg.svd(seen, compute_uv=False)[-1]
+    nodes = np.linalg.eigvalsh(0.5 * (matrix + matrix.T))
+    return _with_null_space(nodes, operator.dim, float(noise))
+
+
+def _probes(operator: CurvatureOperator, key: Array) -> Float[Array, "block dim"]:
+    return jax.random.normal(key, (_OVERSAMPLING, operator.dim), jnp.float64)
+
+
+@eqx.filter_jit
+def _images(operator: CurvatureOperator, key: Array):
+    return jax.lax.map(operator.product, _probes(operator, key), batch_size=_COLUMNS)
+
+
+def _with_null_space(nodes: np.ndarray, dim: int, noise: float) -> Eigenvalues:
+    """The `dim` largest in size, and zero as often as is missing."""
+    nodes = nodes[np.sort(np.argsort(-np.abs(nodes))[:dim])]
+    if len(nodes) == dim:
+        return Eigenvalues(nodes, np.ones(dim), noise)
+    return Eigenvalues(np.append(nodes, 0.0), np.append(np.ones(len(nodes)), dim - len(nodes)), noise)
