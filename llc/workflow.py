@@ -56,8 +56,8 @@ def estimate(
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain.
         thinning: steps between draws; a draw evaluates the loss on `eval_size` rows. None takes 10 steps, more
-            (up to 1,000) where a given γ is so weak that the chains relax slowly and the model is small, and 1 of a
-            sampler with an accept step, which takes many gradients.
+            (up to 1,000) where a given γ is so weak that the chains relax slowly and the model is small, and 1 of
+            HMC and NUTS, whose steps take many gradients.
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows and 512 beyond (all of it for a
             sampler with an accept step); minibatches heat the chains, which the `virial` check sees.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
@@ -85,7 +85,7 @@ def estimate(
             thinning = min(max(_THINNING, relaxed), longest * _THINNING)
     else:
         posterior = posterior.with_scale(gamma=settings_from_curvature(posterior, spectrum.largest, num_steps).gamma)
-    thinning = thinning or (1 if accepts else _THINNING)
+    thinning = thinning or (1 if sampler.trajectories else _THINNING)
     if num_warmup is None:
         num_warmup = max(_WARMUP, num_draws * thinning // 10)
     draws = sample(

@@ -7,6 +7,9 @@ set by hand but the number of chains and draws, the same for all cases, so that 
 
 The exact E[nβK] is that of the same posterior, tether included (validation/exact.py). Targets: |z| < 4 in every cell,
 median error <= 1 %, worst <= 5 %.
+
+(w₁ − 1)²|w|⁸ has two minima, 1 apart, and its exact value integrates over both of them. The chains stay at w* from
+n = 10⁴ on, as a local estimate should; so it is summed up apart.
 """
 
 import collections
@@ -22,6 +25,7 @@ from zoo import CASES
 import llc
 
 SAMPLERS = {"SGLD": None, "MALA": llc.MALA(), "HMC": llc.HMC(), "NUTS": llc.NUTS()}
+TWO_MINIMA = "|w|^8"
 COLORS = dict(zip(SAMPLERS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True))
 
 
@@ -47,9 +51,15 @@ def main() -> None:
     study = Study("accuracy", __doc__, Settings(), QUICK)
     names = [c.name for c in CASES if c.moments and c.name in (study.settings.cases or [x.name for x in CASES])]
     rows = study.rows(run, [f"{sampler} | {name}" for sampler in study.settings.samplers for name in names])
-    cells = [cell | {"sampler": row["sampler"], "name": row["name"]} for row in rows for cell in row.get("cells", [])]
-    summary = {sampler: summarize(group) for sampler, group in grouped(cells, "sampler").items()}
-    text = "\n\n".join([table(cells, COLUMNS), table([{"sampler": k, **v} for k, v in summary.items()], SUMMARY)])
+    cells = [
+        cell
+        | {"sampler": row["sampler"], "name": row["name"]}
+        | {"group": row["sampler"] + (", two minima" if TWO_MINIMA in row["name"] else "")}
+        for row in rows
+        for cell in row.get("cells", [])
+    ]
+    summary = {group: summarize(members) for group, members in grouped(cells, "group").items()}
+    text = "\n\n".join([table(cells, COLUMNS), table([{"cases": k, **v} for k, v in summary.items()], SUMMARY)])
     print(text)
     study.save(rows, summary=summary, text=text, figure=figure(cells))
 
@@ -101,6 +111,7 @@ def summarize(cells: list[Row]) -> Row:
         "cells": len(cells),
         "median error": statistics.median(errors),
         "worst error": max(errors),
+        "beyond 5 %": sum(error > 0.05 for error in errors),
         "worst z": max((cell["z"] for cell in cells), key=abs),
         "beyond 4": sum(abs(cell["z"]) >= 4 for cell in cells),
         "unnoticed": sum(abs(cell["z"]) >= 4 and not cell["failed"] for cell in cells),
@@ -132,10 +143,11 @@ COLUMNS = [
 ]
 
 SUMMARY = [
-    Column("sampler", "sampler"),
+    Column("cases", "cases"),
     Column("cells", "cells"),
     Column("median |error|", "median error", "{:.2%}"),
     Column("worst |error|", "worst error", "{:.1%}"),
+    Column("> 5 %", "beyond 5 %"),
     Column("worst z", "worst z", "{:+.1f}"),
     Column("|z| >= 4", "beyond 4"),
     Column("of them with no failed check", "unnoticed"),

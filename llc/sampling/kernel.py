@@ -41,9 +41,11 @@ class Sampler(eqx.Module):
 
     Attributes:
         full_batch: whether the transition is valid on the full data only (it has an accept step).
+        trajectories: whether a step is a trajectory of many gradients.
     """
 
     full_batch: ClassVar[bool]
+    trajectories: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> Any:

@@ -119,6 +119,8 @@ class HMC(_Hamiltonian):
         ValueError: if step_size, trajectory_length or num_steps is not positive or target_accept not within (0, 1).
     """
 
+    trajectories: ClassVar[bool] = True
+
     step_size: float | None = None
     trajectory_length: float = math.pi / 2
     num_steps: int | None = None
@@ -158,6 +160,8 @@ class NUTS(_Hamiltonian):
     Raises:
         ValueError: if step_size is not positive, max_tree_depth < 1 or target_accept not within (0, 1).
     """
+
+    trajectories: ClassVar[bool] = True
 
     step_size: float | None = None
     target_accept: float = 0.95
