@@ -6,6 +6,7 @@ import math
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
@@ -38,6 +39,47 @@ def test_reference(capsys, monkeypatch):
     assert abs(nuts.value - sgld.value) < 4 * math.hypot(nuts.mcse, sgld.mcse)
     assert nuts.mcse < 0.1 * nuts.value
     assert "standard errors" in capsys.readouterr().out
+
+
+def test_information_loss(tmp_path, capsys):
+    """Rank and λ̂ grow, and the basin shrinks, the further the information reaches."""
+    example = _load("information_loss")
+    sizes = {"num_data": 50, "width": 4, "core": 2, "gamma": 1000.0, "num_draws": 100}
+    settings = example.Settings(**sizes, out=tmp_path / "loss.png")
+    found = example.main(settings)
+    gradients, reports = zip(*found.values(), strict=True)
+    assert gradients[0].rank < gradients[1].rank < gradients[2].rank
+    assert [g.rank for g in gradients] == [r.bounds.rank for r in reports]  # loss zero: rank G is that of the Hessian
+    early, late = reports[0].llc, reports[2].llc
+    assert late.value - early.value > 4 * math.hypot(late.mcse, early.mcse)
+    basins = [example.volume(report, 0.01) for report in reports]
+    assert basins[0] > basins[1] > basins[2]
+    assert "The earlier it ends, the lower rank G and λ̂: " in capsys.readouterr().out
+    assert settings.out.stat().st_size > 50_000
+
+
+def test_the_networks_of_information_loss_are_one_function():
+    example = _load("information_loss")
+    networks = example.build(np.random.default_rng(1), 4, 2)
+    inputs = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float32)
+    first, *others = (np.asarray(example.predict(params, inputs)) for params in networks.values())
+    for outputs in others:
+        np.testing.assert_allclose(outputs, first, rtol=0, atol=1e-5 * np.abs(first).max())
+    networks["output"][2]["weight"][-1] = 0.1  # negative control: a spare unit that is read
+    assert np.abs(np.asarray(example.predict(networks["output"], inputs)) - first).max() > 1e-2
+
+
+def test_connection_cost(tmp_path, capsys, monkeypatch):
+    example = _load("connection_cost")
+    monkeypatch.setattr(example, "STRENGTHS", (1e-5, 5e-2))
+    sizes = {"hidden": 4, "num_data": 50, "train_steps": 500, "gamma": 1000.0, "num_draws": 100}
+    settings = example.Settings(**sizes, out=tmp_path / "cost.png")
+    (free, loose), (costly, tight) = example.main(settings).values()
+    assert costly.rank < free.rank
+    assert costly.feature_sizes.sum() < free.feature_sizes.sum()
+    assert loose.llc.value - tight.llc.value > 4 * math.hypot(tight.llc.mcse, loose.llc.mcse)
+    assert "falls at every step: yes" in capsys.readouterr().out
+    assert settings.out.stat().st_size > 50_000
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

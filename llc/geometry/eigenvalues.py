@@ -25,6 +25,7 @@ from llc.geometry.operators import CurvatureOperator, GaussNewtonOperator, Jacob
 MAX_ORDER = 5_000  # of a dense matrix that `auto` takes: 200 MB and about a minute of eigh on two cores
 _COLUMNS = 32  # products computed at a time
 _OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
+_SMALL = 1e-3  # ‖(1 − QQᵀ)Hω‖ / ‖Hω‖ below which its direction is orthogonal to Q by less than 1e-13
 _RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
 
 
@@ -127,8 +128,9 @@ def block(operator: CurvatureOperator, max_rank: int, seed: int, *, progress: bo
         fresh, sizes, mix = np.linalg.svd(block_image.T, full_matrices=False)
         kept = sizes > _RESIDUAL * total
         fresh = fresh[:, kept].T
-        _project(basis, fresh)  # what was small holds more round-off, in the directions of the basis
-        fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
+        if sizes[kept][-1:].min(initial=np.inf) < _SMALL * total:
+            _project(basis, fresh)  # what was small holds more round-off, in the directions of the basis
+            fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
         basis = np.concatenate([basis, fresh])
         beyond = sizes[kept, None] * mix[kept]
         image = np.block([[image, inside], [np.zeros((len(beyond), image.shape[1])), beyond]])

@@ -227,9 +227,12 @@ def jacobian_operator(posterior: LocalPosterior, *, inputs: PyTree = None) -> Ja
         inputs: batches for `predict_fn`, a pytree of arrays with the same leading axis; None takes `posterior.data`.
 
     Raises:
-        ValueError: if there is no `predict_fn`, or its outputs have no leading axis of examples or do not depend on
-            the params.
+        ValueError: if there is no `predict_fn`, its outputs have no leading axis of examples or do not depend on the
+            params, or the inputs have no leading axis in common.
     """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if inputs is not None and (not shapes or shapes[0][:1] in ((), (0,)) or len({shape[:1] for shape in shapes}) > 1):
+        raise ValueError(f"inputs need arrays with the same leading axis of at least one input, got shapes {shapes}.")
     fields = _in_pieces(posterior, posterior.data if inputs is None else inputs)
     return JacobianOperator(*fields, _output_shape(*fields[:2]))
 

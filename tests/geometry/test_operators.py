@@ -82,7 +82,6 @@ def _softmax_hessian(f):
 # The loss of outputs (batch, 2) and targets of the same shape, the Hessian of one example in its outputs, its name.
 LOSSES = {
     "sum of squares": (lambda f, y: jnp.sum((f - y) ** 2, axis=-1), lambda f: 2 * np.eye(2), "squared error"),
-    "half the sum": (lambda f, y: 0.5 * jnp.sum((f - y) ** 2, axis=-1), lambda f: np.eye(2), "squared error"),
     "mean over outputs": (lambda f, y: jnp.mean((f - y) ** 2, axis=-1), lambda f: np.eye(2), "squared error"),
     "mean over the batch": (lambda f, y: jnp.mean((f - y) ** 2), lambda f: np.eye(2), "squared error"),
     "cross-entropy": (
