@@ -134,6 +134,7 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-matvecs", type=int, help="Lanczos steps a probe; default: what resolves γ/nβ")
     command.add_argument("--num-probes", type=int, default=8)
     command.add_argument("--seed", type=int, default=0, help="of the probes")
+    command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (dense, minutes)")
     command.add_argument("--gamma", type=float, help="scale for λ_quad; default: the posterior's")
     command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into (made, or added to)")
 
@@ -144,6 +145,8 @@ def _bounds(arguments: argparse.Namespace) -> int:
     spectrum = llc.spectrum(posterior, **{name: getattr(arguments, name) for name in names})
     scale = {} if posterior.gamma is None else {"nbeta": float(posterior.nbeta), "gamma": float(posterior.gamma)}
     bounds = llc.rank_bounds(spectrum, **scale)
+    if arguments.higher:
+        bounds = llc.higher_bounds(posterior, spectrum, bounds, key=jax.random.key(arguments.seed))
     print(bounds)
     if arguments.out is not None:
         tree = llc.load(arguments.out) if arguments.out.exists() else xr.DataTree()

@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from llc.analysis.estimators import constant
 from llc.analysis.report import Report, assemble
-from llc.geometry.bounds import Bounds, rank_bounds
+from llc.geometry.bounds import Bounds, at_scale, rank_bounds
 from llc.geometry.spectrum import Spectrum, top_eigenvalue
 from llc.geometry.spectrum import spectrum as hessian_spectrum
 from llc.posterior import LocalPosterior
@@ -175,6 +175,8 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
         draws["curvature"] = xr.DataTree(spectrum.to_dataset())
     if spectrum is not None and "constant_data" in draws:
         nbeta, gamma = constant(draws, "nbeta"), constant(draws, "gamma")
-        if bounds is None or bounds.noise_scale != gamma / nbeta:
+        if bounds is None:
             bounds = rank_bounds(spectrum, nbeta=nbeta, gamma=gamma)
+        elif bounds.noise_scale != gamma / nbeta:
+            bounds = at_scale(bounds, spectrum, nbeta=nbeta, gamma=gamma)
     return assemble(draws, bounds=bounds, spectrum=spectrum)

@@ -10,7 +10,9 @@ eigenvalues from that floor, the rank is an interval: its lower end counts only 
 which the sampler sees a direction as curved.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from llc.geometry.spectrum import Spectrum
 
 _GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
 _VISIBLE = 10.0  # a direction with h > 10 γ/nβ has more than 10/11 of its full contribution to λ̂
+_ROUNDING = 1e-9  # of bounds that are sums of halves, quarters and sixths
 _TILT = 0.02  # largest shift of λ̂ by gradient or negative curvature at w*, relative to λ_quad (or to one direction, ½)
 _IMPERFECT = 1e-3  # |h_min| / h_max of an imperfectly trained minimum (5e-4 at a loss of 7e-5); a saddle has more
 
@@ -33,12 +36,45 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What one probe says of λ beyond the rank.
+
+    Attributes:
+        name: of the probe.
+        status: `"proven"` (by a theorem, from numbers decided well above round-off), `"undecided"` (it claims nothing),
+            `"not used"` (its assumptions fail) or `"not needed"` (λ is known without it).
+        finding: what was seen.
+        assumptions: what it rests on beside the assumptions of the rank's bounds.
+        lower: λ ≥ lower; −inf where it says nothing.
+        upper: λ ≤ upper; inf where it says nothing.
+        evaluations: gradients, or products with a Hessian, that it took at most.
+        seconds: it took, compilation included.
+    """
+
+    name: str
+    status: Literal["proven", "undecided", "not used", "not needed"]
+    finding: str
+    assumptions: str = ""
+    lower: float = -math.inf
+    upper: float = math.inf
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        below = f"λ ≥ {self.lower:.4g}" if self.lower > -math.inf else ""
+        above = f"λ ≤ {self.upper:.4g}" if self.upper < math.inf else ""
+        sides = [f"λ = {self.lower:.4g}"] if self.lower == self.upper else [below, above]
+        cost = f"{self.evaluations:,} evaluations, {self.seconds:.1f} s" if self.evaluations else ""
+        return "; ".join(part for part in (f"{self.name}: {self.status}", *sides, self.finding, cost) if part)
+
+
+@dataclass(frozen=True)
 class Bounds:
     """Bounds on the asymptotic λ, with what they rest on.
 
     Attributes:
-        lower: r_lo / 2; nan where an assumption fails.
-        upper: r_hi / 2 + (d − r_hi) / 4; nan where an assumption fails.
+        lower: r_lo / 2, or a larger one of `records`; nan where an assumption fails.
+        upper: r_hi / 2 + (d − r_hi) / 4, or a smaller one of `records`; nan where an assumption fails.
         rank: number of eigenvalues above `threshold`.
         rank_interval: (r_lo, r_hi); equal where the spectrum has a gap.
         quad: λ_quad at `noise_scale`; the rank's half at noise_scale 0.
@@ -47,8 +83,9 @@ class Bounds:
         threshold: τ, in nats per example and squared parameter.
         gap: decades between the smallest counted eigenvalue and the largest below τ; nan if it can't be seen.
         noise_scale: γ/nβ; 0 if the bounds were made without.
-        source: the spectrum's matrix and method, and the bound.
+        source: the spectrum's matrix and method, and the two bounds.
         assumptions: conditions with their state at this point.
+        records: the bounds beyond the rank, used or not.
     """
 
     lower: float
@@ -63,6 +100,7 @@ class Bounds:
     noise_scale: float
     source: str
     assumptions: tuple[Assumption, ...]
+    records: tuple[Bound, ...] = ()
 
     def __str__(self) -> str:
         low, high = self.rank_interval
@@ -77,6 +115,7 @@ class Bounds:
             f"λ_quad  {self.quad:.4g}{error}{scale}",
         ]
         lines += [f"{'ok  ' if a.holds else 'FAIL'}    {a.name}: {a.message}" for a in self.assumptions]
+        lines += [f"beyond  {record}" for record in self.records]
         return "\n".join(lines)
 
     @property
@@ -131,6 +170,50 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
     )
 
 
+def tighten(bounds: Bounds, records: tuple[Bound, ...]) -> Bounds:
+    """`bounds` with the largest lower and the smallest upper bound of the rank and of `records`, both named.
+
+    Nothing is taken from records where an assumption of `bounds` fails, or where two bounds contradict each other: then
+    some rank was decided wrongly, and `source` says so.
+
+    Args:
+        bounds: of the rank.
+        records: of `higher_bounds`.
+    """
+    bounds = replace(bounds, records=records)
+    proven = [record for record in records if record.status == "proven"]
+    if not bounds.valid or not proven:
+        return bounds
+    lowest = max(proven, key=lambda record: record.lower)
+    highest = min(proven, key=lambda record: record.upper)
+    lower, below = max((bounds.lower, "rank"), (lowest.lower, lowest.name), key=lambda side: side[0])
+    upper, above = min((bounds.upper, "rank"), (highest.upper, highest.name), key=lambda side: side[0])
+    if lower > upper + _ROUNDING:
+        conflict = f"{below} says λ ≥ {lower:.4g}, {above} says λ ≤ {upper:.4g}: the bounds of the rank stand"
+        return replace(bounds, source=f"{bounds.source} ({conflict})")
+    if upper - lower <= _ROUNDING:
+        upper = lower
+    rank = bounds.source.split(",")[0]
+    return replace(bounds, lower=lower, upper=upper, source=f"{rank}; lower bound: {below}, upper bound: {above}")
+
+
+def at_scale(bounds: Bounds, spectrum: Spectrum, *, nbeta: float, gamma: float) -> Bounds:
+    """`bounds` with λ_quad and the assumptions at another nβ and γ; what is known beyond the rank is kept.
+
+    Args:
+        bounds: of `rank_bounds` or `higher_bounds`.
+        spectrum: from which they were made.
+        nbeta: nβ.
+        gamma: γ.
+    """
+    moved = tighten(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), bounds.records)
+    names = {assumption.name for assumption in moved.assumptions}
+    more = tuple(assumption for assumption in bounds.assumptions if assumption.name not in names)
+    if not all(assumption.holds for assumption in more):
+        moved = replace(moved, lower=np.nan, upper=np.nan)
+    return replace(moved, assumptions=(*moved.assumptions, *more))
+
+
 def _noise_scale(nbeta: float | None, gamma: float | None) -> float:
     if (nbeta is None) != (gamma is None):
         raise ValueError(f"rank_bounds needs nbeta and gamma together, got nbeta = {nbeta}, gamma = {gamma}.")
@@ -151,7 +234,7 @@ def _exact_rank(spectrum, threshold, floor, noise_scale):
     elif not counted.size:
         gap = np.nan
     else:
-        gap = float(np.log10(counted.min() / max(below.max(), floor)))
+        gap = float(np.log10(counted.min() / max(below.max(), floor, spectrum.noise)))
     if not counted.size or gap >= _GAP_DECADES:
         return rank, (rank, rank), gap
     low = spectrum.count(max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES))
@@ -164,7 +247,7 @@ def _estimated_rank(spectrum, threshold, noise_scale):
     if not spectrum.resolves(scale):
         return np.nan, (0.0, float(spectrum.dim)), np.nan
     count = spectrum.count(scale)
-    error = 2 * spectrum.stderr(lambda h: (h > scale).astype(float))
+    error = 2 * spectrum.count_stderr(scale)
     return count, (max(0.0, float(np.floor(count - error))), float(spectrum.dim)), np.nan
 
 

@@ -24,7 +24,13 @@ from jaxtyping import Array, Float
 
 from llc.geometry.eigenvalues import MAX_ORDER, Eigenvalues, block, dense, gram
 from llc.geometry.lanczos import quadrature, quadratures
-from llc.geometry.operators import CurvatureOperator, curvature_operator, gauss_newton_operator, jacobian_operator
+from llc.geometry.operators import (
+    CurvatureOperator,
+    GaussNewtonOperator,
+    curvature_operator,
+    gauss_newton_operator,
+    jacobian_operator,
+)
 from llc.geometry.output_loss import OutputLoss
 from llc.geometry.smoothness import Smoothness, directions, probe_smoothness
 from llc.posterior import LocalPosterior, float64
@@ -252,7 +258,7 @@ def spectrum(
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
         common = operator.dim, matrix, probe_smoothness(hessian, gradient, products), measure
-        if chosen == "gram":
+        if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
             return _exact(gram(operator, jacobian_operator(posterior), progress=progress), "gram", *common)
         if chosen == "block":
             found = block(operator, MAX_ORDER, seed, progress=progress)
@@ -283,7 +289,10 @@ def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:
 
 
 def _spectrum(rows, halves, method, noise, dim, matrix, smoothness, gradient_measure):
-    return Spectrum(*rows, dim, matrix, method, *gradient_measure, noise, smoothness, *halves)
+    names = ("nodes", "weights"), ("half_nodes", "half_weights"), ("gradient_nodes", "gradient_weights")
+    pairs = zip(names, (rows, halves, gradient_measure), strict=True)
+    arrays = {name: array for keys, measure in pairs for name, array in zip(keys, measure, strict=True)}
+    return Spectrum(**arrays, dim=dim, matrix=matrix, method=method, noise=noise, smoothness=smoothness)
 
 
 def _low_rank(result: Spectrum) -> int:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import llc
+from llc.geometry.bounds import Assumption, Bound, at_scale, tighten
 from llc.geometry.smoothness import Smoothness
 from llc.geometry.spectrum import Spectrum
-from tests.geometry.models import MODELS
+from tests.geometry.models import MODELS, deep_linear
 
 
 def _spectrum(eigenvalues, gradient=None):
@@ -120,3 +121,47 @@ def test_quad_is_the_gaussian_part():
 def test_wrong_scale(scale):
     with pytest.raises(ValueError, match="rank_bounds needs"):
         llc.rank_bounds(_spectrum([1.0]), **scale)
+
+
+def _record(name, lower=-np.inf, upper=np.inf, status="proven"):
+    return Bound(name, status, "seen", lower=lower, upper=upper)
+
+
+@pytest.mark.parametrize(
+    ("records", "interval", "words"),
+    [
+        ((_record("a", lower=1.25), _record("b", upper=1.4)), (1.25, 1.4), "lower bound: a, upper bound: b"),
+        ((_record("a", lower=0.5), _record("b", upper=1.4)), (1.0, 1.4), "lower bound: rank, upper bound: b"),
+        ((_record("a", 1.0, 1.0), _record("b", upper=2.5)), (1.0, 1.0), "lower bound: rank, upper bound: a"),
+        ((_record("a", lower=1.25, status="undecided"),), (1.0, 1.5), "r/2 ≤ λ"),
+        ((_record("a", lower=1.4), _record("b", upper=1.2)), (1.0, 1.5), "a says λ ≥ 1.4, b says λ ≤ 1.2"),
+        ((), (1.0, 1.5), "r/2 ≤ λ"),
+    ],
+    ids=["both", "weaker", "pinned", "undecided", "contradiction", "none"],
+)
+def test_the_tightest_pair(records, interval, words):
+    bounds = tighten(llc.rank_bounds(_spectrum([1.0, 1.0, 0.0, 0.0])), records)
+    assert (bounds.lower, bounds.upper) == interval
+    assert words in bounds.source
+    assert bounds.records == records
+
+
+def test_nothing_is_tightened_where_an_assumption_fails():
+    bounds = tighten(llc.rank_bounds(_spectrum([1.0, -1.0])), (_record("a", 0.5, 0.5),))
+    assert np.isnan([bounds.lower, bounds.upper]).all()
+
+
+def test_what_is_known_beyond_the_rank_moves_with_the_scale():
+    posterior = deep_linear([4, 2, 4], [2, 2])
+    spectrum = llc.spectrum(posterior)
+    certified = tighten(
+        llc.rank_bounds(spectrum, nbeta=100.0, gamma=1.0), (Bound("certificate", "proven", "", lower=6.0, upper=6.0),)
+    )
+    moved = at_scale(certified, spectrum, nbeta=1000.0, gamma=1.0)
+    assert (moved.lower, moved.upper) == (6, 6) != (llc.rank_bounds(spectrum).lower, llc.rank_bounds(spectrum).upper)
+    assert moved.noise_scale == 1e-3
+    assert moved.quad == spectrum.quad(1e-3) != certified.quad
+    saddle = dataclasses.replace(
+        certified, assumptions=(*certified.assumptions, Assumption("no descent", False, "a saddle"))
+    )
+    assert np.isnan(at_scale(saddle, spectrum, nbeta=1000.0, gamma=1.0).upper)

@@ -1,0 +1,317 @@
+r"""What the covariance of selected samples says about the Hessian: rank, certificate, shape, and what it can't see.
+
+Candidates are w* + σz, z ~ N(0, I); of every m the one of least loss wins. C is the second moment of the winners' z:
+
+$$ C_{ii} \approx 1 - \sqrt2\, \kappa_m \frac{h_i}{\lVert h \rVert} \quad (r \gg 1), \qquad
+   C \to c\, H^{-1} \quad (m \to \infty, \text{ on the range}), \qquad C_{ii} = 1 \quad (\text{in the kernel}), $$
+
+κ_m the mean of the largest of m normal variables (Shir & Yehudayoff, arXiv 1806.03674). Along the kernel the loss sees
+nothing, so winners are unselected there, for every m, σ and independent noise of the loss: RC restricted to the kernel
+*is* a Wishart matrix of R winners and dimension d − r. By Cauchy interlacing the (r+1)-th least eigenvalue of C is no
+less than the least of that matrix, so a test against the latter's quantile claims too many directions with probability
+≤ 5 %; so does a test of directions chosen on other winners. "Kernel" means: the loss does not vary along it at scale σ.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.integrate
+import scipy.special
+import scipy.stats
+from jaxtyping import Float, Real
+
+_ERROR = 0.05  # probability of each rank to be too large
+_TRACY_WIDOM = 0.9793  # its upper quantile in the Tracy–Widom law of order 1
+_FLAT_EVALUATIONS = (
+    16.0  # a parameter and direction: all of a flat spectrum shows at m = 5 (validation/selected_samples)
+)
+
+
+@dataclass(frozen=True)
+class InverseHessian:
+    """Shape of the pseudo-inverse of the Hessian, of trace 1, with its known error.
+
+    Attributes:
+        matrix: C on the `rank` most shrunken directions, divided by its trace; 0 on the others.
+        rank: number of directions.
+        slope: d log C / d log h for a nearly flat spectrum of that rank: −1 if m were infinite. Eigenvalues of `matrix`
+            that differ by a factor stand for curvatures that differ by its power −1/slope.
+        message: what is needed, what was got, what to do; empty where the shape is right to 10 %.
+    """
+
+    matrix: Float[np.ndarray, "dim dim"]
+    rank: int
+    slope: float
+    message: str
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether `matrix` is far from an inverse, as `message` says."""
+        return bool(self.message)
+
+
+@dataclass(frozen=True)
+class SelectedSamples:
+    """Winners of best-of-m around w*, as sums; made by `selected_covariance`.
+
+    Attributes:
+        halves: second moment about w* of the even and of the odd winners, in units of σ²; 1 where nothing selects.
+        stein: (1/N) Σ s_j (z_j z_jᵀ − 1) over all candidates, s_j the normal score of the loss's rank in its group;
+            0 where nothing selects, √2 h_i/‖h‖ times the scores' correlation with the loss for r ≫ 1.
+        mean: mean winner in units of σ; 0 up to 1/√R at a minimum.
+        sigma: σ, in units of the parameters.
+        num_candidates: m.
+        num_winners: R.
+        failed: share of the candidates whose loss is not finite; they never win against a finite one.
+    """
+
+    halves: Float[np.ndarray, "half dim dim"]
+    stein: Float[np.ndarray, "dim dim"]
+    mean: Float[np.ndarray, "dim"]
+    sigma: float
+    num_candidates: int
+    num_winners: int
+    failed: float
+
+    def __str__(self) -> str:
+        variance, error = self.kernel_variance
+        found = max(self.rank, self.certified_rank, self.stein_rank)
+        lines = [
+            f"selected samples  best of m = {self.num_candidates}, R = {self.num_winners:,} winners, "
+            f"N = {self.num_evaluations:,} evaluations, σ = {self.sigma:.3g}",
+            f"rank    ≥ {self.rank} of {self.dim} at 95 % (winners), ≥ {self.certified_rank} (χ² certificate), "
+            f"≥ {self.stein_rank} (all samples)",
+            f"kernel  variance {variance:.3f} ± {error:.3f} σ²" + ("" if self.complete else ": directions are hidden"),
+            f"blind   below h = {self.blind_limit:.2g} ‖h‖; a flat spectrum shows up to rank {self.visible_rank:.3g}",
+        ]
+        if found > self.visible_rank or not self.complete:
+            lines.append(
+                f"        all of a flat rank {max(found, 1)} takes about N = "
+                f"{self.num_evaluations * max(found, 1) / self.visible_rank:,.0f}; Hessian-vector products take fewer"
+            )
+        if not self.centered:
+            lines.append(
+                "FAIL    the winners' mean is off w*: no minimum of this loss, so that a direction may be slope"
+            )
+        return "\n".join(lines)
+
+    @property
+    def dim(self) -> int:
+        """Number of parameters, d."""
+        return len(self.stein)
+
+    @property
+    def num_evaluations(self) -> int:
+        """N = mR, evaluations of the loss."""
+        return self.num_candidates * self.num_winners
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "dim dim"]:
+        """C: second moment of all winners about w*, in units of the parameters squared."""
+        return self.sigma**2 * self._moment
+
+    @property
+    def _moment(self) -> np.ndarray:
+        return np.tensordot(np.array(self._half_sizes) / self.num_winners, self.halves, axes=1)
+
+    @property
+    def _half_sizes(self) -> tuple[int, int]:
+        return self.num_winners - self.num_winners // 2, self.num_winners // 2
+
+    @functools.cached_property
+    def eigenvalues(self) -> Float[np.ndarray, "dim"]:
+        """Of C, in units of σ², least first."""
+        return np.linalg.eigvalsh(self._moment)
+
+    @functools.cached_property
+    def edges(self) -> Float[np.ndarray, "dim"]:
+        """What the k-th least eigenvalue of C has to be below, k = 1 … d, to count: `lower_edge` of d − k + 1."""
+        return lower_edge(self.dim - np.arange(self.dim), self.num_winners)
+
+    @property
+    def rank(self) -> int:
+        """Directions in which C is below the lower Marchenko–Pastur edge; too large in at most 5 % of cases."""
+        return _leading(self.eigenvalues < self.edges)
+
+    @functools.cached_property
+    def certified_rank(self) -> int:
+        r"""Largest k with "rank ≥ k at 95 %" by directions of half of the winners, judged by the other half.
+
+        V_k holds the eigenvectors of the k least eigenvalues of the first half's moment. If the rank were below k, the
+        span of V_k would meet the kernel in some unit vector u, which the second half's R₂ winners have not seen:
+        R₂ uᵀC₂u ~ χ²(R₂) exactly, and λ_max(V_kᵀ C₂ V_k) ≥ uᵀC₂u. So k is claimed while λ_max is below the 5 %
+        quantile of χ²(R₂)/R₂; λ_max grows with k, so that one quantile serves all k.
+        """
+        vectors = np.linalg.eigh(self.halves[0])[1]
+        block = vectors.T @ self.halves[1] @ vectors
+        size = self._half_sizes[1]
+        limit = scipy.stats.chi2.ppf(_ERROR, size) / size
+        # λ_max grows with k: bisection over the nested blocks.
+        low, high = 0, self.dim
+        while low < high:
+            middle = (low + high + 1) // 2
+            passed = np.linalg.eigvalsh(block[:middle, :middle])[-1] < limit
+            low, high = (middle, high) if passed else (low, middle - 1)
+        return low
+
+    @functools.cached_property
+    def stein_rank(self) -> int:
+        """Directions in which the all-sample matrix is above its edge ≈ 2√(d/N); too large in ≤ 5 % of cases."""
+        eigenvalues = np.linalg.eigvalsh(self.stein)[::-1]
+        scores = normal_scores(self.num_candidates)
+        return _leading(eigenvalues > stein_edge(self.dim - np.arange(self.dim), self.num_evaluations, scores))
+
+    @functools.cached_property
+    def kernel_variance(self) -> tuple[float, float]:
+        """Variance of the second half's winners outside of the first half's `certified_rank` directions, and its error.
+
+        In units of σ². 1 where nothing selects; less where directions are hidden below the blind limit, or where the
+        loss varies at this σ along directions without curvature (quartic selection: falls as σ grows).
+        """
+        vectors = np.linalg.eigh(self.halves[0])[1][:, self.certified_rank :]
+        count = vectors.shape[1]
+        if not count:
+            return float("nan"), float("nan")
+        variance = np.sum(vectors * (self.halves[1] @ vectors)) / count
+        return float(variance), float(np.sqrt(2 / (count * self._half_sizes[1])))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the directions outside of the certificate are unselected, to three standard errors."""
+        variance, error = self.kernel_variance
+        return not abs(variance - 1) > 3 * error
+
+    @property
+    def centered(self) -> bool:
+        """Whether the mean winner is w* up to chance (1 in 1,000); at a slope it is not."""
+        return bool(self.num_winners * np.sum(self.mean**2) <= scipy.stats.chi2.ppf(0.999, self.dim))
+
+    @property
+    def blind_limit(self) -> float:
+        r"""h/‖h‖ below which a direction leaves no trace in C, √(d/2N) · √(m/κ_m²), for r ≫ 1 and a loss without noise.
+
+        Where the spike 1 − √2 κ_m h/‖h‖ meets the bulk at 1 − √(d/R) (Baik, Ben Arous & Péché 2005). √(m/κ_m²) is
+        least, 1.92, at m = 5. The all-sample matrix with perfect scores is blind below √(d/2N). Noise of the loss
+        divides h/‖h‖ by √(1 + its variance over that of the loss among the candidates).
+        """
+        return float(np.sqrt(self.dim / (2 * self.num_winners)) / expected_maximum(self.num_candidates))
+
+    @property
+    def visible_rank(self) -> float:
+        """Largest rank of which a flat spectrum shows all directions in C: N/16d at m = 5, without noise."""
+        return flat_rank(self.dim, self.num_candidates, self.num_winners)
+
+    def inverse_hessian(self, rank: int | None = None) -> InverseHessian:
+        """Shape of H⁻¹ from C on its `rank` most shrunken directions (default: `self.rank`), with its known error.
+
+        Raises:
+            ValueError: if `rank` is not in 1 … d, or none was found.
+        """
+        rank = self.rank if rank is None else rank
+        if not 1 <= rank <= self.dim:
+            raise ValueError(
+                f"the shape of the inverse Hessian needs a rank in 1 … d = {self.dim}, got {rank}; "
+                "give the rank, or draw more winners."
+            )
+        values, vectors = np.linalg.eigh(self._moment)
+        matrix = (vectors[:, :rank] * values[:rank]) @ vectors[:, :rank].T
+        slope = -1.0 if rank == 1 else shape_slope(self.num_candidates, rank)
+        message = ""
+        if slope > -0.9:
+            need = next((m for m in (500 * 2**k for k in range(12)) if shape_slope(m, rank) <= -0.9), None)
+            message = (
+                f"the shape of the inverse needs a slope of log C on log h below −0.9, "
+                f"{'hopeless' if need is None else f'num_candidates ≈ {need:,}'} for rank {rank}, "
+                f"got {slope:.2f} at num_candidates = {self.num_candidates}; "
+                "use Hessian-vector products, or read the curvatures as C^(1/slope)."
+            )
+        return InverseHessian(matrix / np.trace(matrix), rank, slope, message)
+
+
+def lower_edge(dim: Real[np.ndarray, "size"], num_samples: int) -> Float[np.ndarray, "size"]:
+    """5 % quantile of the least eigenvalue of the mean of zzᵀ over `num_samples` z ~ N(0, I), for each dimension.
+
+    (1 − √(d/R))², the lower Marchenko–Pastur edge, with the fluctuation beyond it (Ma 2012, Accuracy of the
+    Tracy–Widom limits for the extreme eigenvalues in white Wishart matrices, theorem 2). Without the latter the edge is
+    passed by chance in 8 to 16 of 100 cases. It is 0, and nothing counts, where d ≥ R.
+    """
+    dim = np.asarray(dim, np.float64)
+    short = dim < num_samples
+    large, small = np.sqrt(num_samples - 0.5), np.sqrt(np.where(short, dim, 0.5 * num_samples) - 0.5)
+    center, scale = (large - small) ** 2, (large - small) * (1 / small - 1 / large) ** (1 / 3)
+    spread = scale / center
+    return np.where(short, center * np.exp(spread**2 / 8 - spread * _TRACY_WIDOM), 0.0) / num_samples
+
+
+def stein_edge(
+    dim: Real[np.ndarray, "size"], num_samples: int, scores: Float[np.ndarray, "score"]
+) -> Float[np.ndarray, "size"]:
+    r"""95 % quantile of λ_max of (1/N) Σ s_j z_j z_jᵀ for `scores` independent of z, each in equal share.
+
+    2√(d/N) for N ≫ d and scores of mean 0 and mean square 1. In general (Silverstein & Choi 1995), with c = d/N, the
+    least value over x of √c g(x), and a Tracy–Widom fluctuation by the curvature there (El Karoui 2007):
+
+    $$ g(x) = \frac1x + E\, \frac{s}{\sqrt c\, (1 - \sqrt c\, s x)}, \qquad
+       \text{edge} = \sqrt c\, \big( g + 0.98\, d^{-2/3} (g''/2)^{1/3} \big) . $$
+    """
+    root = np.sqrt(np.asarray(dim, np.float64) / num_samples)[:, None]
+    low, high = np.zeros_like(root), 1 / (root * scores.max())
+    for _ in range(60):  # bisection of g' = 0
+        middle = 0.5 * (low + high)
+        left = middle**2 * np.mean((scores / (1 - root * scores * middle)) ** 2, axis=1, keepdims=True) < 1
+        low, high = np.where(left, middle, low), np.where(left, high, middle)
+    root, x, ratio = root[:, 0], low[:, 0], scores / (1 - root * scores * low)
+    value = 1 / x + np.mean(ratio, axis=1) / root
+    curvature = 2 / x**3 + 2 * root * np.mean(ratio**3, axis=1)
+    return root * (value + _TRACY_WIDOM * np.asarray(dim) ** (-2 / 3) * np.cbrt(curvature / 2))
+
+
+def normal_scores(num_candidates: int) -> Float[np.ndarray, "candidate"]:
+    """Scores of the ranks 1 … m: symmetric, of mean 0 and mean square 1, about those of m ordered normal variables.
+
+    Blom 1958: the mean of the j-th is Φ⁻¹((j − 3/8)/(m + 1/4)).
+    """
+    scores = scipy.special.ndtri((np.arange(1, num_candidates + 1) - 0.375) / (num_candidates + 0.25))
+    return scores / np.sqrt(np.mean(scores**2))
+
+
+@functools.cache
+def expected_maximum(num_candidates: int) -> float:
+    """κ_m: mean of the largest of m normal variables."""
+
+    def integrand(x):
+        return x * num_candidates * scipy.stats.norm.pdf(x) * scipy.special.ndtr(x) ** (num_candidates - 1)
+
+    return float(scipy.integrate.quad(integrand, -10, 10, points=[0, 2, 4], limit=200)[0])
+
+
+def flat_rank(dim: int, num_candidates: int, num_winners: int) -> float:
+    """Largest rank of which a flat spectrum shows all directions: its h/‖h‖ = 1/√r is 3 times the blind limit."""
+    efficiency = (expected_maximum(num_candidates) ** 2 / num_candidates) / (expected_maximum(5) ** 2 / 5)
+    return efficiency * num_candidates * num_winners / (_FLAT_EVALUATIONS * dim)
+
+
+@functools.cache
+def shape_slope(num_candidates: int, rank: int) -> float:
+    r"""Slope d log C_i / d log h_i of the winners on a nearly flat quadratic of rank r ≥ 2: −1 + O(m^(−2/r)).
+
+    First-order response of the winners' density m (1 − F(q))^(m−1) p(q), q = |z|² ~ χ²(r) with density p and
+    distribution F, to h_i up and h_j down; −(m − 1)/m at r = 2:
+
+    $$ -\frac{2}{r+2}\, \frac{m(m-1) \int (1-F)^{m-2} p^2 q^2 dq}{m \int (1-F)^{m-1} p\, q\, dq} . $$
+    """
+    law = scipy.stats.chi2
+
+    def mean_at_least_of(size, of):
+        """E of(q) at the least of `size` q, by the uniform variable v = (1 − F(q))^size."""
+        quantile = functools.partial(law.ppf, df=rank)
+        return scipy.integrate.quad(lambda v: of(quantile(-np.expm1(np.log(v) / size))), 0, 1, epsabs=0, limit=200)[0]
+
+    response = num_candidates * mean_at_least_of(num_candidates - 1, lambda q: law.pdf(q, rank) * q**2)
+    return float(-2 / (rank + 2) * response / mean_at_least_of(num_candidates, lambda q: q))
+
+
+def _leading(passed: np.ndarray) -> int:
+    """Number of entries before the first False."""
+    return len(passed) if passed.all() else int(np.argmin(passed))
