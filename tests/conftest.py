@@ -1,8 +1,24 @@
-"""Set up for all tests, before anything imports JAX: what one test compiled another one reads."""
+"""Set up for all tests: most of their time is compilation, of programs that run once and on few numbers."""
 
 import os
 import pathlib
 
+import jax
+import pytest
+
+# What one test compiled another one reads, in this run and in the next.
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+_SAMPLED = ("sampling", "test_workflow", "test_examples", "test_readme", "studies", "deep_linear", "test_best_of")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation(request):
+    """Without most of LLVM's optimizations, but where chains run for long."""
+    long = any(name in str(request.path) for name in _SAMPLED)
+    jax.config.update("jax_disable_most_optimizations", not long)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -20,14 +20,6 @@ CASES = {case.name: case for case in zoo.CASES}
 NUM_DATA = 1000
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    """Each case is compiled once and run once, on few numbers."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def _posterior(name):
     return CASES[name].build(jax.random.key(0), NUM_DATA)
