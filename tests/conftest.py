@@ -12,13 +12,13 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
-_SAMPLED = ("sampling", "test_workflow", "test_examples", "test_readme", "studies", "deep_linear", "test_best_of")
+_LONG = ("mcmc", "test_workflow", "test_examples", "test_readme", "test_studies", "deep_linear", "test_best_of")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_compilation(request):
     """Without most of LLVM's optimizations, but where chains run for long."""
-    long = any(name in str(request.path) for name in _SAMPLED)
+    long = any(name in request.path.name for name in _LONG)
     jax.config.update("jax_disable_most_optimizations", not long)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

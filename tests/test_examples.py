@@ -34,7 +34,7 @@ def test_reference(capsys, monkeypatch):
     example = _load("reference")
     monkeypatch.setattr("llc.demo._HIDDEN", 2)
     monkeypatch.setattr("llc.demo._STEPS", 300)
-    estimates = example.main(example.Settings(gamma=100.0, num_chains=2, nuts_draws=200, sgld_draws=500))
+    estimates = example.main(example.Settings(gamma=1000.0, num_chains=2, nuts_draws=150, sgld_draws=500))
     nuts, sgld = estimates["NUTS"], estimates["SGLD"]
     assert abs(nuts.value - sgld.value) < 4 * math.hypot(nuts.mcse, sgld.mcse)
     assert nuts.mcse < 0.1 * nuts.value
@@ -44,7 +44,7 @@ def test_reference(capsys, monkeypatch):
 def test_information_loss(tmp_path, capsys):
     """Rank and λ̂ grow, and the basin shrinks, the further the information reaches."""
     example = _load("information_loss")
-    sizes = {"num_data": 50, "width": 4, "core": 2, "gamma": 1000.0, "num_draws": 100}
+    sizes = {"num_data": 50, "width": 4, "core": 2, "gamma": 3000.0, "num_draws": 50}
     settings = example.Settings(**sizes, out=tmp_path / "loss.png")
     found = example.main(settings)
     gradients, reports = zip(*found.values(), strict=True)
@@ -72,7 +72,7 @@ def test_the_networks_of_information_loss_are_one_function():
 def test_connection_cost(tmp_path, capsys, monkeypatch):
     example = _load("connection_cost")
     monkeypatch.setattr(example, "STRENGTHS", (1e-5, 5e-2))
-    sizes = {"hidden": 4, "num_data": 50, "train_steps": 500, "gamma": 1000.0, "num_draws": 100}
+    sizes = {"hidden": 4, "num_data": 50, "train_steps": 500, "gamma": 3000.0, "num_draws": 50}
     settings = example.Settings(**sizes, out=tmp_path / "cost.png")
     (free, loose), (costly, tight) = example.main(settings).values()
     assert costly.rank < free.rank

@@ -42,7 +42,7 @@ class Settings:
 
 
 QUICK = Settings(
-    sizes=(1_000,), samplers=("SGLD", "NUTS"), num_chains=8, num_draws=(1000, 500), cases=("w^2/2", "(w1 w2)^2/2")
+    sizes=(1_000,), samplers=("SGLD", "NUTS"), num_chains=8, num_draws=(400, 200), cases=("w^2/2", "(w1 w2)^2/2")
 )
 
 

@@ -27,6 +27,7 @@ _COLUMNS = 32  # products computed at a time
 _OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
 _SMALL = 1e-3  # ‖(1 − QQᵀ)Hω‖ / ‖Hω‖ below which its direction is orthogonal to Q by less than 1e-13
 _RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
+_FLOOR = 16.0  # times the precision of w*
 
 
 class Eigenvalues(NamedTuple):
@@ -102,12 +103,18 @@ def _output_curvature(curvature: GaussNewtonOperator) -> Float[Array, "input out
     return curvature.output_curvature()
 
 
-def block(operator: CurvatureOperator, max_rank: int, seed: int, *, progress: bool | None) -> Eigenvalues | None:
+def block(
+    operator: CurvatureOperator, max_rank: int, seed: int, *, precision: float, progress: bool | None
+) -> Eigenvalues | None:
     """The non-zero eigenvalues, if there are at most `max_rank`, from about r + 64 products; None if there are more.
+
+    The range is found when what it lacks is below 16 times `precision`, the relative error with which w* is known: an
+    exact fit that is rounded to float32 has residuals, which fill the null space with eigenvalues of 1e-7 h_max.
 
     Keeps r + 64 vectors of d float64. What H has beyond the range that is found is estimated from the last block,
     ‖(1 − QQᵀ)HΩ‖² / 64, and bounds the error of every eigenvalue (`noise`).
     """
+    tolerance = max(_RESIDUAL, _FLOOR * precision)
     keys = jax.random.split(jax.random.key(seed), -(-max_rank // _OVERSAMPLING) + 1)
     basis = np.zeros((0, operator.dim))
     image = np.zeros((0, 0))  # Qᵀ H Ω
@@ -122,7 +129,7 @@ def block(operator: CurvatureOperator, max_rank: int, seed: int, *, progress: bo
         inside = _project(basis, block_image)
         residual = np.linalg.norm(block_image) / math.sqrt(_OVERSAMPLING)
         bar.set_postfix_str(f"residual {residual / total if total else 0:.1e}")
-        if residual <= _RESIDUAL * total:
+        if residual <= tolerance * total:
             bar.close()
             return _from_range(operator, keys[: i + 1], basis, np.hstack([image, inside]), residual)
         fresh, sizes, mix = np.linalg.svd(block_image.T, full_matrices=False)

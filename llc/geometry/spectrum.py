@@ -258,10 +258,11 @@ def spectrum(
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
         common = operator.dim, matrix, probe_smoothness(hessian, gradient, products), measure
+        precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
         if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
             return _exact(gram(operator, jacobian_operator(posterior), progress=progress), "gram", *common)
         if chosen == "block":
-            found = block(operator, MAX_ORDER, seed, progress=progress)
+            found = block(operator, MAX_ORDER, seed, precision=precision, progress=progress)
             if found is None:
                 raise ValueError(
                     f"method 'block' needs at most {MAX_ORDER} eigenvalues that are not zero, got more; "
@@ -271,7 +272,7 @@ def spectrum(
         rows, halves = quadratures(operator, steps, num_probes, seed, progress=progress)
         result = _spectrum(rows, halves, "lanczos", 0.0, *common)
         if method == "auto" and (rank := _low_rank(result)):
-            found = block(operator, rank + _SPARE, seed, progress=progress)
+            found = block(operator, rank + _SPARE, seed, precision=precision, progress=progress)
             result = result if found is None else _exact(found, "block", *common)
         return result
 
