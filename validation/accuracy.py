@@ -26,6 +26,7 @@ import llc
 
 SAMPLERS = {"SGLD": None, "MALA": llc.MALA(), "HMC": llc.HMC(), "NUTS": llc.NUTS()}
 TWO_MINIMA = "|w|^8"
+TICKS = (-50, -10, -2, -1, 0, 1, 2, 10, 50)
 COLORS = dict(zip(SAMPLERS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True))
 
 
@@ -160,7 +161,7 @@ def figure(cells: list[Row]) -> Figure:
     sizes = sorted({cell["n"] for cell in cells})
     names = list(grouped(cells, "name"))
     fig = Figure(figsize=(3 + 3.2 * len(sizes), 1.5 + 0.28 * len(names)), layout="constrained")
-    for ax, size in zip(np.atleast_1d(fig.subplots(1, len(sizes), sharey=True)), sizes, strict=True):
+    for ax, size in zip(np.atleast_1d(fig.subplots(1, len(sizes), sharex=True, sharey=True)), sizes, strict=True):
         ax.axvspan(-1, 1, color="#E4E4E4", lw=0, zorder=0)
         ax.axvline(0, color="black", lw=0.8)
         for i, (sampler, group) in enumerate(grouped([c for c in cells if c["n"] == size], "sampler").items()):
@@ -169,6 +170,8 @@ def figure(cells: list[Row]) -> Figure:
             ax.errorbar(error, y, xerr=bar, fmt="o", ms=3, lw=1, color=COLORS[sampler], label=sampler)
         ax.set(title=f"n = {size:,}", xlabel="error of λ̂ in %, ± mcse", yticks=range(len(names)), yticklabels=names)
         ax.set_xscale("symlog", linthresh=2)
+        ax.set_xticks(TICKS, [f"{tick:+d}" if tick else "0" for tick in TICKS], fontsize=8)
+    ax.margins(y=0.01)
     ax.invert_yaxis()
     ax.legend(loc="lower right", fontsize=8)
     return fig
