@@ -57,6 +57,11 @@ def test_sgld_takes_its_step_from_the_curvature(folder, capsys):
     assert 0.1 / posterior_nbeta < settings["sampler"]["step_size"] < 0.5 / posterior_nbeta
 
 
+def test_bounds_beyond_the_rank(folder, capsys):
+    assert cli.main(["bounds", "model.py:regression", "--higher", "--method", "dense"]) == 0
+    assert "beyond  certificate g ≡ 0" in capsys.readouterr().out
+
+
 def test_exit_status(folder, capsys):
     assert cli.main(["sample", "model.py:posterior", "--sampler", "hmc", "--out", "run.nc", *QUICK]) == 0
     assert cli.main(["report", "run.nc"]) == 1, "no bounds in the file: unresolved"

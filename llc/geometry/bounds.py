@@ -23,6 +23,7 @@ _GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect converg
 _VISIBLE = 10.0  # a direction with h > 10 γ/nβ has more than 10/11 of its full contribution to λ̂
 _ROUNDING = 1e-9  # of bounds that are sums of halves, quarters and sixths
 _TILT = 0.02  # largest shift of λ̂ by gradient or negative curvature at w*, relative to λ_quad (or to one direction, ½)
+_MISFIT = 1e-6  # ‖H − G‖ / ‖H‖; an exact fit to targets in float32 leaves 1e-7
 _IMPERFECT = 1e-3  # |h_min| / h_max of an imperfectly trained minimum (5e-4 at a loss of 7e-5); a saddle has more
 
 
@@ -270,7 +271,13 @@ def _assumptions(spectrum, nbeta, noise_scale):
     tilt = 2 * (nbeta or 0.0) * spectrum.decrement(noise_scale)
     message = f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if noise_scale else "not judged without nβ and γ"
     stationary = Assumption("stationary", bool(not noise_scale or tilt <= _TILT * unit), message)
-    return minimum, stationary, _smooth(spectrum.smoothness)
+    assumptions = minimum, stationary, _smooth(spectrum.smoothness)
+    if spectrum.matrix != "ggn":
+        return assumptions
+    message = f"the Hessian differs from the Gauss–Newton matrix by {spectrum.misfit:.2g} of its norm"
+    if spectrum.misfit > _MISFIT:
+        message += "; take the rank of the Hessian (matrix='hessian')"
+    return *assumptions, Assumption("Gauss–Newton is the Hessian", spectrum.misfit <= _MISFIT, message)
 
 
 def _smooth(smoothness: Smoothness | None) -> Assumption:

@@ -59,6 +59,8 @@ class Spectrum:
         noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
             found), in the unit of the nodes; 0 where unmeasured.
         smoothness: of the loss at w*; None in files of before it was probed.
+        misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and a Gauss–Newton matrix G; 0
+            for the Hessian itself.
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
     """
@@ -72,6 +74,7 @@ class Spectrum:
     gradient_weights: Float[np.ndarray, "gradient_node"]
     noise: float = 0.0
     smoothness: Smoothness | None = None
+    misfit: float = 0.0
     half_nodes: Float[np.ndarray, "probe half_node"] | None = None
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
 
@@ -159,7 +162,7 @@ class Spectrum:
         if self.half_nodes is not None:
             variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
             variables["half_weights"] = (("probe", "half_node"), self.half_weights)
-        attributes = {"dim": self.dim, "matrix": self.matrix, "method": self.method, "noise": self.noise}
+        attributes = {name: getattr(self, name) for name in ("dim", "matrix", "method", "noise", "misfit")}
         if self.smoothness is not None:
             attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
         return xr.Dataset(variables, attrs=attributes)
@@ -181,6 +184,7 @@ class Spectrum:
             matrix=str(attributes["matrix"]),
             method=str(attributes["method"]),
             noise=float(attributes["noise"]),
+            misfit=float(attributes.get("misfit", 0.0)),
             smoothness=smoothness,
         )
 
@@ -257,7 +261,8 @@ def spectrum(
         gradient, products = map(np.asarray, _first_order(hessian, jnp.asarray(directions(operator.dim))))
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
-        common = operator.dim, matrix, probe_smoothness(hessian, gradient, products), measure
+        misfit = _misfit(operator, products) if matrix == "ggn" else 0.0
+        common = operator.dim, matrix, misfit, probe_smoothness(hessian, gradient, products), measure
         precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
         if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
             return _exact(gram(operator, jacobian_operator(posterior), progress=progress), "gram", *common)
@@ -281,19 +286,26 @@ def _dense(operator: CurvatureOperator, hessian: CurvatureOperator, matrix: str)
     found, squares, full, gradient = dense(operator)
     vectors = directions(operator.dim)
     products = vectors @ full if matrix == "hessian" else np.asarray(_first_order(hessian, jnp.asarray(vectors))[1])
+    misfit = _misfit(operator, products) if matrix == "ggn" else 0.0
     smoothness = probe_smoothness(hessian, gradient, products)
-    return _exact(found, "dense", operator.dim, matrix, smoothness, (found.nodes, squares))
+    return _exact(found, "dense", operator.dim, matrix, misfit, smoothness, (found.nodes, squares))
+
+
+def _misfit(operator: CurvatureOperator, products: np.ndarray) -> float:
+    """‖H − G‖ / ‖H‖ from the Hessian's products with Gaussian directions."""
+    difference = products - np.asarray(_first_order(operator, jnp.asarray(directions(operator.dim)))[1])
+    return float(np.linalg.norm(difference) / max(np.linalg.norm(products), np.finfo(np.float64).tiny))
 
 
 def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:
     return _spectrum((found.nodes[None], found.weights[None]), (None, None), method, found.noise, *common)
 
 
-def _spectrum(rows, halves, method, noise, dim, matrix, smoothness, gradient_measure):
+def _spectrum(rows, halves, method, noise, dim, matrix, misfit, smoothness, gradient_measure):
     names = ("nodes", "weights"), ("half_nodes", "half_weights"), ("gradient_nodes", "gradient_weights")
     pairs = zip(names, (rows, halves, gradient_measure), strict=True)
     arrays = {name: array for keys, measure in pairs for name, array in zip(keys, measure, strict=True)}
-    return Spectrum(**arrays, dim=dim, matrix=matrix, method=method, noise=noise, smoothness=smoothness)
+    return Spectrum(**arrays, dim=dim, matrix=matrix, method=method, noise=noise, misfit=misfit, smoothness=smoothness)
 
 
 def _low_rank(result: Spectrum) -> int:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -127,14 +128,28 @@ def test_gauss_newton_by_every_method(num_data):
         assert tolerance < 1e-9 * exact.max()
         eigenvalues = np.sort(np.repeat(found.nodes[0], found.weights[0].astype(int)))
         np.testing.assert_allclose(eigenvalues, exact, rtol=0, atol=tolerance)
+        bounds = llc.rank_bounds(found)
+        assert [a.name for a in bounds.assumptions if not a.holds] == ["Gauss–Newton is the Hessian"]
+        assert np.isnan(bounds.lower)
     hessian = llc.spectrum(posterior)
+    difference = np.linalg.norm(hessian.nodes[0] - exact)  # at least that of the matrices (Hoffman & Wielandt)
+    assert 0.3 * difference < found.misfit * np.linalg.norm(hessian.nodes[0])
     assert np.abs(hessian.nodes[0] - exact).max() > 1e-3 * exact.max(), "negative control"
+
+
+def _chain(params, batch):
+    return functools.reduce(jnp.matmul, params, batch[0])
 
 
 def test_block_finds_a_rank_by_design():
     posterior = deep_linear([12, 6, 12], [4, 4])  # 4 · (12 + 12 − 4) = 80 of 144
     found = llc.spectrum(posterior, method="block")
     dense = llc.spectrum(posterior)
+    ggn = llc.spectrum(
+        llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data, predict_fn=_chain), matrix="ggn"
+    )
+    assert ggn.misfit < 1e-7
+    assert llc.rank_bounds(ggn).valid, "at an exact fit"
     bounds = [llc.rank_bounds(s, nbeta=float(posterior.nbeta), gamma=1.0) for s in (found, dense)]
     assert bounds[0].rank_interval == bounds[1].rank_interval == (80, 80)
     assert bounds[0].quad == pytest.approx(bounds[1].quad, rel=1e-10)
