@@ -20,13 +20,14 @@ from tqdm.auto import tqdm
 
 from llc.geometry.lanczos import require_finite
 from llc.geometry.memory import require_memory
-from llc.geometry.operators import CurvatureOperator, GaussNewtonOperator, JacobianOperator
+from llc.geometry.operators import CurvatureOperator, GaussNewtonOperator, JacobianOperator, require_symmetry
 
 MAX_ORDER = 5_000  # of a dense matrix that `auto` takes: 200 MB and about a minute of eigh on two cores
 _COLUMNS = 32  # products computed at a time
 _OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
 _SMALL = 1e-3  # ‖(1 − QQᵀ)Hω‖ / ‖Hω‖ below which its direction is orthogonal to Q by less than 1e-13
 _RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
+_TINY = float(np.finfo(np.float64).tiny)
 _FLOOR = 16.0  # times the precision of w*
 
 
@@ -47,6 +48,7 @@ def dense(operator: CurvatureOperator) -> tuple[Eigenvalues, Float[np.ndarray, "
     matrix, gradient = (np.array(x) for x in jax.device_get(materialize(operator)))
     require_finite(matrix)
     asymmetry = 0.5 * (matrix - matrix.T)
+    require_symmetry(2 * float(np.linalg.norm(asymmetry)) / max(float(np.linalg.norm(matrix)), _TINY))
     # Spectral norm of a matrix of independent round-off: twice its Frobenius norm over √d (semicircle edge).
     noise = 2 * float(np.linalg.norm(asymmetry)) / math.sqrt(operator.dim)
     nodes, vectors = scipy.linalg.eigh(matrix - asymmetry, driver="evd")

@@ -27,6 +27,7 @@ from llc.geometry.lanczos import quadrature, quadratures
 from llc.geometry.operators import (
     CurvatureOperator,
     GaussNewtonOperator,
+    check_symmetric,
     curvature_operator,
     gauss_newton_operator,
     jacobian_operator,
@@ -258,6 +259,7 @@ def spectrum(
         chosen = _choose(operator, posterior, matrix) if method == "auto" else method
         if chosen == "dense":
             return _dense(operator, hessian, matrix)
+        check_symmetric(hessian)
         gradient, products = map(np.asarray, _first_order(hessian, jnp.asarray(directions(operator.dim))))
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))

@@ -299,3 +299,6 @@ def test_a_derivative_of_no_function_is_found():
         check_symmetric(curvature_operator(_posterior(10)))
         with pytest.raises(ValueError, match="custom derivatives"):
             check_symmetric(curvature_operator(posterior))
+    for method in ("dense", "lanczos"):
+        with pytest.raises(ValueError, match="the operator needs to be symmetric"):
+            llc.spectrum(posterior, method=method)
