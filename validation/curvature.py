@@ -49,7 +49,7 @@ class Settings:
     matvecs: int = 40  # Lanczos steps a probe: they resolve 1.5e-3 h_max
     dense_up_to: int = 5_000
     gram_up_to: int = 6_000  # outputs
-    block_bytes: float = 4 * 2**30
+    block_bytes: float = 5 * 2**30
 
 
 QUICK = Settings(networks=((((6, 8, 6), 2, 20)), ((8, 10, 10, 8), 2, 30)))

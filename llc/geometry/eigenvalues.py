@@ -118,13 +118,12 @@ def block(
     """
     tolerance = max(_RESIDUAL, _FLOOR * precision)
     keys = jax.random.split(jax.random.key(seed), -(-max_rank // _OVERSAMPLING) + 1)
-    basis = np.zeros((0, operator.dim))
+    basis: list[np.ndarray] = []  # Q, in blocks
     image = np.zeros((0, 0))  # Qᵀ H Ω
     total = 0.0
     bar = tqdm(keys, desc="range", unit="block", disable=None if progress is None else not progress)
     for i, key in enumerate(bar):
-        num_vectors = len(basis) + 4 * _OVERSAMPLING
-        require_memory(8 * num_vectors * operator.dim, f"{num_vectors} vectors", "method='lanczos'")
+        require_memory(8 * 4 * _OVERSAMPLING * operator.dim, f"{4 * _OVERSAMPLING} vectors more", "method='lanczos'")
         block_image = np.array(jax.device_get(_images(operator, key)))
         require_finite(block_image)
         total = max(total, np.linalg.norm(block_image) / math.sqrt(_OVERSAMPLING))
@@ -140,27 +139,29 @@ def block(
         if sizes[kept][-1:].min(initial=np.inf) < _SMALL * total:
             _project(basis, fresh)  # what was small holds more round-off, in the directions of the basis
             fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
-        basis = np.concatenate([basis, fresh])
+        basis.append(fresh)
         beyond = sizes[kept, None] * mix[kept]
         image = np.block([[image, inside], [np.zeros((len(beyond), image.shape[1])), beyond]])
     return None
 
 
-def _project(basis: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def _project(basis: list[np.ndarray], vectors: np.ndarray) -> np.ndarray:
     """Takes away from `vectors`, in place, what lies in the span of `basis`; returns its coordinates."""
-    inside = np.zeros((len(basis), len(vectors)))
+    inside = [np.zeros((len(block), len(vectors))) for block in basis]
     for _ in range(2):  # twice, for orthogonality to round-off
-        part = basis @ vectors.T
-        vectors -= part.T @ basis
-        inside += part
-    return inside
+        for block, total in zip(basis, inside, strict=True):
+            part = block @ vectors.T
+            vectors -= part.T @ block
+            total += part
+    return np.concatenate(inside) if inside else np.zeros((0, len(vectors)))
 
 
 def _from_range(operator, keys, basis, image, residual):
     """Eigenvalues of H from Q and QᵀHΩ."""
-    if not len(basis):
+    if not basis:
         return _with_null_space(np.zeros(0), operator.dim, 0.0)
-    seen = np.concatenate([basis @ np.asarray(jax.device_get(_probes(operator, key))).T for key in keys], axis=1)
+    probes = (np.asarray(jax.device_get(_probes(operator, key))).T for key in keys)
+    seen = np.hstack([np.vstack([block @ probe for block in basis]) for probe in probes])
     matrix = np.linalg.lstsq(seen.T, image.T)[0].T
     lost = max(residual, np.finfo(np.float64).eps * np.linalg.norm(image, 2))
     noise = lost / np.linalg.svd(seen, compute_uv=False)[-1]

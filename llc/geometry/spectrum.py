@@ -41,7 +41,7 @@ _MATRICES = ("hessian", "ggn")
 
 _MIN_MATVECS, _MAX_MATVECS = 40, 400  # Lanczos steps a probe; each keeps a vector of d float64
 _VECTOR_BYTES = 4 * 2**30  # of the vectors that are kept where their number is not given
-_STEADY = 100.0  # two decades above the resolution, over which a count that stays the same shows a gap
+_WORTH = 4  # times the products of Lanczos that a try of the range finder may cost
 _SPARE = 128  # vectors beyond a count from Lanczos, which has an error
 
 
@@ -101,13 +101,6 @@ class Spectrum:
         m Lanczos steps resolve the lower edge of the spectrum to h_max (π / 2m)² (zeros of Chebyshev polynomials).
         """
         return 0.0 if self.exact else max(self.largest, 0.0) * (0.5 * np.pi / self.nodes.shape[1]) ** 2
-
-    @property
-    def steady(self) -> bool:
-        """Whether the count stays the same, within its error, over the two decades above the resolution."""
-        low, high = self.resolution, _STEADY * self.resolution
-        change = self.count(low) - self.count(high)
-        return self.exact or change <= 2 * min(self.count_stderr(low), self.count_stderr(high))
 
     def resolves(self, scale: float) -> bool:
         """Whether eigenvalues on both sides of `scale` are told apart.
@@ -225,11 +218,11 @@ def spectrum(
             - `"block"`: all r non-zero eigenvalues from about r + 64 products; 8 (r + 64) d bytes. An error where
               there are more than 5,000.
             - `"lanczos"`: stochastic Lanczos quadrature, num_probes · num_matvecs products; 8 · num_matvecs · d bytes.
-            - `"auto"`: dense up to d = 5,000; gram up to n·k = 5,000; else lanczos, and where that counts at most
-              5,000 eigenvalues above a gap, block, if its vectors fit in half of the free memory.
+            - `"auto"`: dense up to d = 5,000; gram up to n·k = 5,000; else lanczos, and block where that counts few
+              eigenvalues (vectors of 4 GiB, four times the products of lanczos) and they turn out to be all.
         output_loss: for `"ggn"`: see `gauss_newton_operator`.
         num_matvecs: Lanczos steps a probe. None takes what resolves γ/nβ, (π/2) √(h_max nβ / γ), between 40 and 400
-            (40 if the posterior has no γ), and at most what fits in half of the free memory: fewer steps smear null
+            (40 if the posterior has no γ), and at most 4 GiB of vectors: fewer steps smear null
             directions into λ_quad.
         num_probes: random probes; errors of sums fall as 1/√num_probes.
         seed: of the random probes.
@@ -311,10 +304,10 @@ def _spectrum(rows, halves, method, noise, dim, matrix, misfit, smoothness, grad
 
 
 def _low_rank(result: Spectrum) -> int:
-    """The count of a spectrum with a gap, if so many vectors fit; else 0."""
-    most = min(MAX_ORDER, _VECTOR_BYTES // (8 * result.dim)) - _SPARE
+    """What Lanczos counts, if a range of that size is worth a try; else 0."""
+    most = min(MAX_ORDER, _VECTOR_BYTES // (8 * result.dim), _WORTH * result.nodes.size) - _SPARE
     count = math.ceil(result.count(result.resolution))
-    return count if result.steady and count <= most else 0
+    return count if count <= most else 0
 
 
 def _choose(operator: CurvatureOperator, posterior: LocalPosterior, matrix: str) -> str:
