@@ -78,7 +78,10 @@ def test_a_kink_is_seen(name, method):
     assert "nan" not in str(bounds).splitlines()[0]
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+_SLOW = ("ReLU net, no bias", "ReLU net, no residual", "exp net")  # seconds of compilation each
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in SMOOTH])
 def test_a_smooth_loss_passes(name):
     _, smoothness = _bounds(SMOOTH[name]())
     assert smoothness.state == "smooth", smoothness

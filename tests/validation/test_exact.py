@@ -240,10 +240,13 @@ def polynomial_net(power, layers):
     return loss
 
 
+# Seconds of cubature for the last two, which the default run leaves out.
 NETS = {(2, 1): 3 / 4, (2, 2): 1 / 4, (2, 3): 3 / 28, (2, 4): 1 / 20, (3, 2): 3 / 16, (3, 3): 3 / 52}
 
 
-@pytest.mark.parametrize(("power", "layers"), NETS)
+@pytest.mark.parametrize(
+    ("power", "layers"), [pytest.param(*n, marks=[pytest.mark.slow] * (sum(n) >= 6)) for n in NETS]
+)
 def test_polynomial_net(power, layers):
     loss = polynomial_net(power, layers)
     nbetas = NBETAS[0], NBETAS[2]
@@ -251,7 +254,9 @@ def test_polynomial_net(power, layers):
         np.testing.assert_allclose(cubature(loss, (-3, -3), (3, 3), nbeta), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("power", "layers"), NETS)
+@pytest.mark.parametrize(
+    ("power", "layers"), [pytest.param(*n, marks=[pytest.mark.slow] * (sum(n) >= 6)) for n in NETS]
+)
 def test_polynomial_net_tends_to_its_learning_coefficient(power, layers):
     """With a ~ s and a + b ~ s², K ~ s^(3/λ)(1 + O(s)); odd powers of s cancel, so λ − E[tK] ~ t^(−2λ/3)."""
     limit, ratio = NETS[power, layers], 1e2

@@ -45,8 +45,8 @@ def test_the_zoo_is_large_and_has_no_name_twice():
     assert sum(case.moments is not None for case in zoo.CASES) >= 35
 
 
-# A second of compilation each: every third here, all of them with -m "slow or not slow" and in validation/bounds.py.
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(CASES)])
+# A second of compilation each: every fourth here, all of them with -m "slow or not slow" and in validation/bounds.py.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 4 > 0)) for i, n in enumerate(CASES)])
 def test_ranks_and_bounds(name):
     """The rank is the one that the library finds, w* is a minimum, and λ lies in r/2 … r/2 + (d − r)/4."""
     case, posterior = CASES[name], _posterior(name)
