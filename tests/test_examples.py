@@ -44,7 +44,7 @@ def test_reference(capsys, monkeypatch):
 def test_information_loss(tmp_path, capsys):
     """Rank and λ̂ grow, and the basin shrinks, the further the information reaches."""
     example = _load("information_loss")
-    sizes = {"num_data": 50, "width": 4, "core": 2, "gamma": 3000.0, "num_draws": 50}
+    sizes = {"num_data": 50, "width": 4, "core": 2, "gamma": 1000.0, "num_draws": 100}
     settings = example.Settings(**sizes, out=tmp_path / "loss.png")
     found = example.main(settings)
     gradients, reports = zip(*found.values(), strict=True)
@@ -72,7 +72,7 @@ def test_the_networks_of_information_loss_are_one_function():
 def test_connection_cost(tmp_path, capsys, monkeypatch):
     example = _load("connection_cost")
     monkeypatch.setattr(example, "STRENGTHS", (1e-5, 5e-2))
-    sizes = {"hidden": 4, "num_data": 50, "train_steps": 500, "gamma": 3000.0, "num_draws": 50}
+    sizes = {"hidden": 4, "num_data": 50, "train_steps": 500, "gamma": 1000.0, "num_draws": 100}
     settings = example.Settings(**sizes, out=tmp_path / "cost.png")
     (free, loose), (costly, tight) = example.main(settings).values()
     assert costly.rank < free.rank
