@@ -8,7 +8,7 @@ Four tables, the fourth from a run of its own (--sweep).
    with a draw at every step and at every tenth, each on all the data and on a fixed subset as large as a minibatch.
 2. Ratios ours / peer, pairwise within a repeat, against its usual loader and against the fastest of all its variants.
 3. Parts of a step, each a jitted loop of its own.
-4. Sequential against vectorized chains by number of parameters: what `_SEQUENTIAL_PARAMS` in llc/sampling/chains.py
+4. Sequential against vectorized chains by number of parameters: what `_SEQUENTIAL_PARAMS` in llc/sampling/settings.py
    rests on, and the same for samplers with an accept step.
 
 "others" is the share of the machine that other processes took meanwhile; a figure with a large share is a lower bound,

@@ -25,18 +25,14 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.posterior import LocalPosterior
-from llc.sampling.draws import Draw, Moments, Recorder, describe, parameter_name
+from llc.sampling.draws import Draw, Moments, Recorder, describe
 from llc.sampling.evaluation import make_evaluation
 from llc.sampling.kernel import Info, Sampler
 from llc.sampling.minibatch import minibatch
-
-_CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
+from llc.sampling.settings import check_settings, choose_method
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
-# On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and little tells them
-# apart between; with an accept step neither is ahead (validation/results/chain_methods.txt).
-_SEQUENTIAL_PARAMS = 20_000
 
 
 def sample(
@@ -114,8 +110,8 @@ def run(
 ) -> tuple[xr.DataTree, list[PyTree]]:
     """What `sample` returns, and the position where each chain ended."""
     given, posterior = posterior, _on_device(posterior)  # w* in float64 is sampled in JAX's precision
-    _check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params)
-    method = _choose_method(chain_method, posterior, num_chains)
+    check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params)
+    method = choose_method(chain_method, posterior, num_chains)
     step_key, subset_key, init_key = jax.random.split(key, 3)
 
     num_data = posterior.num_data
@@ -286,60 +282,6 @@ def _segments(warmup: int, num_draws: int, size: int) -> Iterator[tuple[int, int
     for begin, end in ((0, warmup), (warmup, warmup + num_draws)):
         for start in range(begin, end, size):
             yield start, min(size, end - start)
-
-
-def _check_settings(
-    posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
-) -> None:
-    least = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0), "num_draws": (num_draws, 1)}
-    for name, (value, bound) in (least | {"thinning": (thinning, 1)}).items():
-        if not isinstance(value, (int, np.integer)) or value < bound:
-            raise ValueError(f"{name} needs an integer >= {bound}, got {value!r}.")
-    for name, value in (("batch_size", batch_size), ("eval_size", eval_size)):
-        if value is not None and not (isinstance(value, (int, np.integer)) and 1 <= value <= posterior.num_data):
-            raise ValueError(
-                f"{name} needs an integer from 1 to n = {posterior.num_data}, got {value!r}; None takes all the data."
-            )
-    if sampler.full_batch and batch_size not in (None, posterior.num_data):
-        raise ValueError(
-            f"{type(sampler).__name__} needs the full data, got batch_size = {batch_size}: its accept step is wrong on "
-            "minibatches. Leave batch_size out, or take SGLD."
-        )
-    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(posterior.position)})
-    if not set(dtypes) <= {"float32", "float64"}:
-        raise ValueError(
-            f"sampling needs params in float32 or float64, got {dtypes}: a step is smaller than the rounding of less. "
-            "Cast the params, and back inside of loss_fn if the model wants it."
-        )
-    default = str(jnp.result_type(float))
-    if sampler.full_batch and dtypes != [default]:
-        raise ValueError(
-            f"{type(sampler).__name__} needs params in JAX's default dtype {default}, got {dtypes}; "
-            "cast them, or take SGLD."
-        )
-    names = [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(posterior.position)]
-    if keep_params and len(set(names)) < len(names):
-        raise ValueError(f"keep_params needs params with different paths, got {sorted(names)}; rename some of them.")
-    if posterior.gamma is None:
-        raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
-
-
-def _choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int) -> str:
-    if chain_method not in _CHAIN_METHODS:
-        raise ValueError(f"chain_method needs one of {_CHAIN_METHODS}, got {chain_method!r}.")
-    devices = jax.device_count()
-    if chain_method == "parallel" and (devices < 2 or num_chains % devices):
-        raise ValueError(
-            "chain_method 'parallel' needs at least 2 devices and num_chains a multiple of them, "
-            f"got {devices} devices and {num_chains} chains; "
-            "take 'vectorized', or numpyro.set_host_device_count before JAX starts."
-        )
-    if chain_method != "auto":
-        return chain_method
-    if devices > 1 and num_chains % devices == 0:
-        return "parallel"
-    small = posterior.num_params <= _SEQUENTIAL_PARAMS
-    return "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
 
 
 def _on_device(tree: PyTree) -> PyTree:
