@@ -225,8 +225,7 @@ def _check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
     if not math.isfinite(loss):
         raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
     if shape == ():
-        twice = jax.tree.map(lambda x: np.concatenate([x, x]), jax.device_get(probe))
-        once, doubled = float(_evaluate(loss_fn, center, probe)), float(_evaluate(loss_fn, center, twice))
+        once, doubled = map(float, _once_and_doubled(loss_fn, center, probe))
         if once != 0 and abs(doubled / once - 2) < 1e-3:
             raise ValueError(
                 "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); "
@@ -272,6 +271,11 @@ def _mean_loss(loss_fn: Callable, params: PyTree, data: PyTree) -> float:
 @eqx.filter_jit
 def _evaluate(loss_fn: Callable, params: PyTree, batch: PyTree) -> Array:
     return loss_fn(params, batch)
+
+
+@eqx.filter_jit
+def _once_and_doubled(loss_fn: Callable, params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+    return loss_fn(params, batch), loss_fn(params, jax.tree.map(lambda x: jnp.concatenate([x, x]), batch))
 
 
 def _path(path: tuple) -> str:

@@ -98,6 +98,7 @@ def estimate(
         thinning=thinning,
         batch_size=batch_size,
         eval_size=eval_size,
+        spectrum=spectrum,
         progress=progress,
     )
     return report(draws, spectrum=spectrum)

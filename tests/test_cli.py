@@ -19,12 +19,12 @@ def regression():
 
 posterior = regression()
 number = 3
-saddle = llc.LocalPosterior(
-    lambda w, x: 0.5 * w[0] ** 2 + 0.25 * (w[1] ** 2 - 1) ** 2 + 0 * jnp.sum(x),
-    jnp.zeros(2),
-    np.zeros((500, 1)),
-    gamma=1.0,
-)
+
+def saddle():
+    def loss_fn(w, x):
+        return 0.5 * w[0] ** 2 + 0.25 * (w[1] ** 2 - 1) ** 2 + 0 * jnp.sum(x)
+
+    return llc.LocalPosterior(loss_fn, jnp.zeros(2), np.zeros((500, 1)), gamma=1.0)
 """
 QUICK = ("--num-warmup", "500", "--num-draws", "1000")
 

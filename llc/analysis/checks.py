@@ -28,6 +28,7 @@ _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 a
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 _MAX_Z = 4.0
 _MAX_VIRIAL = 0.05  # THEORY §7: every unmixed run had .37–.9, every trusted one is within .05
+_MAX_VIRIAL_CURVED = 0.03  # the same where λ_quad comes from
 _MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
 _MIN_SHARE = 0.5  # of r/2 in λ_quad; below it λ_corr is more extrapolated than measured
 _SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every exact finite-n case of THEORY §2
@@ -77,6 +78,7 @@ def run_checks(
         _ess(mean),
         _drift(draws),
         _virial(draws, mean),
+        _virial_curved(draws),
         _positive(mean),
         _lower_loss(draws, mean),
         _mean_variance(draws, mean, variance, spectrum),
@@ -159,6 +161,25 @@ def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
     )
     threshold = hot if value > 1 else cold
     return _check("virial", value, threshold, seen, cure, passed=abs(value - 1) <= threshold)
+
+
+def _virial_curved(draws: xr.DataTree) -> Check | None:
+    """The virial ratio weighted by A = ½ nβH (nβH + γ)⁻¹, what each direction has of λ_quad."""
+    if "stein_curved" not in draws["sample_stats"] or constant(draws, "trace_curved") == 0:
+        return None
+    trace = constant(draws, "trace_curved")
+    ratio = 1 + variable(draws, "sample_stats", "stein_curved") / trace
+    finite = ratio[finite_chains(ratio)]
+    value = float(finite.mean()) if finite.size else np.nan
+    subset = constant(draws, "nbeta") * subset_stderr(draws, (0.0, 1.0)) / trace
+    threshold = max(_MAX_VIRIAL_CURVED, _MAX_Z * np.hypot(monte_carlo_error(ratio), subset))
+    seen = f"x·A∇U / tr A = {value:.3f} in the curved directions, 1 is exact"
+    cure = (
+        "the sampler heats them; lower step_size or raise batch_size"
+        if value > 1
+        else "the chains have not filled them; take more draws and warm-up"
+    )
+    return _check("virial_curved", value, threshold, seen, cure, passed=abs(value - 1) <= threshold)
 
 
 def _positive(mean: Estimate) -> Check:

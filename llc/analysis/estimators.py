@@ -3,6 +3,7 @@ r"""From draws to estimates of λ and its relatives, each with a Monte Carlo sta
 With t = nβ, expectations over draws, and ℓ_i the loss of example i:
 
     mean energy           λ̂ = t (E[L(w)] − L(w*))                      Lau et al. 2023, eq. 14
+    zero variance         mean energy − Σ c (E[x·A∇U] − tr A)           see `zero_variance`
     energy variance       t² Var[L(w)]                                  Watanabe 2013, Theorem 4 (tK is Gamma(λ, 1))
     WBIC                  n E[L(w)] at β = 1 / log n                    Watanabe 2013, eq. 20
     singular fluctuation  ν = (β/2) Σ Var[ℓ_i(w)]                       Watanabe 2010, eq. 9
@@ -19,6 +20,9 @@ import numpy as np
 import xarray as xr
 from arviz_stats.base.array import array_stats
 from jaxtyping import Float, Int
+
+_BATCHES = 25  # a chain, whose means the coefficients of control variates are fitted to
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a difference of two sums in the precision of the draws
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,48 @@ def mean_energy(draws: xr.DataTree) -> Estimate:
     """λ̂ = nβ (E[L(w)] − L(w*)), the LLC."""
     llc = variable(draws, "posterior", "llc")
     return _of_series("mean energy", llc, llc.mean(axis=1), stderr=constant(draws, "nbeta") * subset_stderr(draws))
+
+
+def zero_variance(draws: xr.DataTree, coefficients: tuple[float, float] | None = None) -> Estimate | None:
+    """λ̂ less its control variates x·A∇U − tr A, whose means are zero; None where the draws do not have them.
+
+    The harmonic part of the loss drops out with c = 1: of the variance, and of the sampler's bias with it. Only for
+    chains that have mixed: a chain that has not left w* gives λ_quad with a small error (see the `virial` checks).
+
+    Args:
+        draws: of `llc.sample` with a spectrum.
+        coefficients: c of the curved directions and of the rest; None fits them to the draws, by least squares.
+
+    References:
+        Mira, Solgi & Imparato, Zero variance Markov chain Monte Carlo for Bayesian estimators, 2013, eq. 7.
+    """
+    if "stein_curved" not in draws["sample_stats"]:
+        return None
+    llc = variable(draws, "posterior", "llc")
+    controls = np.stack([variable(draws, "sample_stats", f"stein_{name}") for name in ("curved", "flat")], axis=-1)
+    finite = finite_chains(llc) & np.isfinite(controls).all(axis=(1, 2))
+    if not finite.any():
+        return _nothing("zero variance", llc)
+    fitted = _fitted(controls[finite], llc[finite]) if coefficients is None else np.asarray(coefficients, float)
+    series = np.where(finite[:, None], llc - controls @ fitted, np.nan)
+    subset = constant(draws, "nbeta") * subset_stderr(draws, (1.0, *-fitted))
+    rounding = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, "trace_curved"))
+    return _of_series("zero variance", series, series.mean(axis=1), stderr=float(np.hypot(subset, rounding)))
+
+
+def _fitted(controls: Float[np.ndarray, "chain draw 2"], values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
+    """Coefficients of least long-run variance: by least squares of batch means, which autocorrelation does not fool."""
+    batches = min(_BATCHES, values.shape[1])
+
+    def means(x):
+        parts = np.array_split(x, batches, axis=1)
+        whole = np.stack([part.mean(axis=1) for part in parts], axis=1).reshape(-1, *x.shape[2:])
+        return whole - whole.mean(axis=0)
+
+    columns = means(controls)
+    sizes = np.linalg.norm(columns, axis=0)
+    scale = np.where(sizes > 0, sizes, 1.0)
+    return np.linalg.lstsq(columns / scale, means(values))[0] / scale
 
 
 def energy_variance(draws: xr.DataTree) -> Estimate:
@@ -119,14 +165,24 @@ def plus_minus(value: float | None, error: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def subset_stderr(draws: xr.DataTree) -> float:
-    """Standard error of E[L(w)] − L(w*) from evaluating on a subset of the data; 0 on all the data."""
+def subset_stderr(draws: xr.DataTree, combination: tuple[float, ...] = (1.0,)) -> float:
+    """Standard error of E[L(w)] − L(w*) from evaluating on a subset of the data; 0 on all the data.
+
+    Args:
+        draws: of `llc.sample`.
+        combination: factors of the loss and of its slopes along the curved directions and the rest, whose sum is
+            evaluated; slopes that were not recorded are left out.
+    """
     share = constant(draws, "eval_size") / constant(draws, "num_data")
     moments = _moments(draws)
     if share >= 1 or moments is None:
         return 0.0
-    means = np.average(moments.first, axis=0, weights=moments.weights)
-    return float(np.std(means, ddof=1) / np.sqrt(len(means)) * np.sqrt(1 - share))
+    parts = (moments.first, *(() if moments.slopes is None else moments.slopes))
+    means = sum(
+        factor * np.average(part, axis=0, weights=moments.weights)
+        for factor, part in zip(combination, parts, strict=False)
+    )
+    return float(np.std(means, ddof=1) / np.sqrt(np.size(means)) * np.sqrt(1 - share))
 
 
 def effective_sample_size(values: Float[np.ndarray, "chain draw"]) -> float:
@@ -182,6 +238,7 @@ class _Moments:
     first: Float[np.ndarray, "group unit"]
     second: Float[np.ndarray, "group unit"]
     exponential: Float[np.ndarray, "group unit"]
+    slopes: Float[np.ndarray, "2 group unit"] | None
     weights: Float[np.ndarray, "group"]
     chains: Int[np.ndarray, "group"]
 
@@ -193,14 +250,18 @@ def _moments(draws: xr.DataTree) -> _Moments | None:
     finite = finite_chains(variable(draws, "posterior", "llc"))
     if not finite.any():
         return None
-    names = ("first", "second", "exponential")
-    first, second, exponential = (group.dataset[name].to_numpy()[:, finite].astype(np.float64) for name in names)
+    slope_names = ("slope_curved", "slope_flat") if "slope_curved" in group else ()
+    names = ("first", "second", "exponential", *slope_names)
+    first, second, exponential, *slopes = (
+        group.dataset[name].to_numpy()[:, finite].astype(np.float64) for name in names
+    )
     num_blocks, num_chains = first.shape[:2]
     groups = num_blocks * num_chains
     return _Moments(
         first=first.reshape(groups, -1),
         second=second.reshape(groups, -1),
         exponential=exponential.reshape(groups, -1),
+        slopes=np.stack([slope.reshape(groups, -1) for slope in slopes]) if slopes else None,
         weights=np.repeat(group.dataset["num_draws"].to_numpy().astype(float), num_chains),
         chains=np.tile(np.flatnonzero(finite), num_blocks),
     )

@@ -29,6 +29,7 @@ from llc.analysis.estimators import (
     singular_fluctuation,
     waic,
     wbic,
+    zero_variance,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Report:
     """All that is known of λ at one point.
 
     Attributes:
-        estimates: of λ̂ and its relatives, the mean energy first.
+        estimates: of λ̂ and its relatives: the zero-variance estimate (of draws with a spectrum), the mean energy, ….
         corrected: λ_corr, counting the r_lo directions of `bounds.rank_interval`; None without bounds and spectrum.
         bounds: on the asymptotic λ, or None.
         checks: named checks with their cures.
@@ -65,7 +66,7 @@ class Report:
 
     @property
     def llc(self) -> Estimate:
-        """λ̂, the mean energy."""
+        """λ̂: the zero-variance estimate where there is one, else the mean energy."""
         return self.estimates[0]
 
     @property
@@ -133,11 +134,12 @@ def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "S
     if missing:
         raise ValueError(f"draws need the groups that llc.sample writes, but they lack {sorted(missing)}.")
     mean, variance = mean_energy(draws), energy_variance(draws)
-    others = (wbic(draws), singular_fluctuation(draws), waic(draws))
-    corrected = None if bounds is None or spectrum is None else _corrected(mean, bounds, spectrum)
+    estimates = (zero_variance(draws), mean, variance, wbic(draws), singular_fluctuation(draws), waic(draws))
+    estimates = tuple(estimate for estimate in estimates if estimate is not None)
+    corrected = None if bounds is None or spectrum is None else _corrected(estimates[0], bounds, spectrum)
     checks = run_checks(draws, mean, variance, bounds, spectrum, corrected)
     return Report(
-        estimates=(mean, variance, *(estimate for estimate in others if estimate is not None)),
+        estimates=estimates,
         corrected=corrected,
         bounds=bounds,
         checks=checks,
@@ -198,7 +200,7 @@ def _number_lines(report: Report) -> list[str]:
         _row(
             "λ̂",
             plus_minus(llc.value, llc.mcse),
-            f"mean energy at nβ = {nbeta:.4g}, γ = {gamma:.4g}; ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}",
+            f"{llc.method} at nβ = {nbeta:.4g}, γ = {gamma:.4g}; ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}",
         ),
     ]
     if bounds is not None and bounds.noise_scale:

@@ -29,14 +29,16 @@ _SMALL = 1e-3  # ‖(1 − QQᵀ)Hω‖ / ‖Hω‖ below which its direction is
 _RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
 _TINY = float(np.finfo(np.float64).tiny)
 _FLOOR = 16.0  # times the precision of w*
+_CURVED = 1e-9  # times h_max, above which eigenvectors are kept
 
 
 class Eigenvalues(NamedTuple):
-    """Eigenvalues, their multiplicities, and the round-off in them."""
+    """Eigenvalues, their multiplicities, the round-off in them, and eigenvectors of the largest, in rows."""
 
     nodes: Float[np.ndarray, "node"]
     weights: Float[np.ndarray, "node"]
     noise: float
+    vectors: Float[np.ndarray, "kept dim"] | None = None
 
 
 def dense(operator: CurvatureOperator) -> tuple[Eigenvalues, Float[np.ndarray, "node"], np.ndarray, np.ndarray]:
@@ -52,7 +54,14 @@ def dense(operator: CurvatureOperator) -> tuple[Eigenvalues, Float[np.ndarray, "
     # Spectral norm of a matrix of independent round-off: twice its Frobenius norm over √d (semicircle edge).
     noise = 2 * float(np.linalg.norm(asymmetry)) / math.sqrt(operator.dim)
     nodes, vectors = scipy.linalg.eigh(matrix - asymmetry, driver="evd")
-    return Eigenvalues(nodes, np.ones(operator.dim), noise), (vectors.T @ gradient) ** 2, matrix, gradient
+    found = Eigenvalues(nodes, np.ones(operator.dim), noise, _leading(nodes, vectors))
+    return found, (vectors.T @ gradient) ** 2, matrix, gradient
+
+
+def _leading(nodes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Eigenvectors of what is well above round-off, largest first, in rows of float32."""
+    kept = int(np.sum(nodes > _CURVED * nodes.max(initial=0.0)))
+    return np.ascontiguousarray(vectors[:, ::-1][:, :kept].T, dtype=np.float32)
 
 
 @eqx.filter_jit
@@ -165,8 +174,14 @@ def _from_range(operator, keys, basis, image, residual):
     matrix = np.linalg.lstsq(seen.T, image.T)[0].T
     lost = max(residual, np.finfo(np.float64).eps * np.linalg.norm(image, 2))
     noise = lost / np.linalg.svd(seen, compute_uv=False)[-1]
-    nodes = np.linalg.eigvalsh(0.5 * (matrix + matrix.T))
-    return _with_null_space(nodes, operator.dim, float(noise))
+    nodes, mix = np.linalg.eigh(0.5 * (matrix + matrix.T))
+    found = _with_null_space(nodes, operator.dim, float(noise))
+    kept, start = _leading(nodes, mix), 0
+    vectors = np.zeros((len(kept), operator.dim), np.float32)
+    for block in basis:
+        vectors += kept[:, start : start + len(block)] @ block.astype(np.float32)
+        start += len(block)
+    return found._replace(vectors=vectors)
 
 
 def _probes(operator: CurvatureOperator, key: Array) -> Float[Array, "block dim"]:

@@ -12,7 +12,7 @@ all of them. Ritz values are never counted as eigenvalues.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -64,6 +64,8 @@ class Spectrum:
             for the Hessian itself.
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
+        vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
+            does not find them (gram, lanczos) and in files, which do not hold them.
     """
 
     nodes: Float[np.ndarray, "probe node"]
@@ -78,6 +80,7 @@ class Spectrum:
     misfit: float = 0.0
     half_nodes: Float[np.ndarray, "probe half_node"] | None = None
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
+    vectors: Float[np.ndarray, "kept dim"] | None = None
 
     @property
     def largest(self) -> float:
@@ -293,7 +296,8 @@ def _misfit(operator: CurvatureOperator, products: np.ndarray) -> float:
 
 
 def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:
-    return _spectrum((found.nodes[None], found.weights[None]), (None, None), method, found.noise, *common)
+    result = _spectrum((found.nodes[None], found.weights[None]), (None, None), method, found.noise, *common)
+    return replace(result, vectors=found.vectors)
 
 
 def _spectrum(rows, halves, method, noise, dim, matrix, misfit, smoothness, gradient_measure):

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -30,6 +30,7 @@ from llc.sampling.evaluation import make_evaluation
 from llc.sampling.kernel import Info, Sampler
 from llc.sampling.minibatch import minibatch
 from llc.sampling.settings import check_settings, choose_method
+from llc.sampling.stein import make_stein
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
@@ -46,6 +47,7 @@ def sample(
     thinning: int = 1,
     batch_size: int | None = None,
     eval_size: int | None = None,
+    spectrum: Any = None,
     chain_method: str = "auto",
     keep_params: bool = False,
     progress: bool | None = None,
@@ -63,15 +65,18 @@ def sample(
         batch_size: rows of a minibatch, without replacement within an epoch; None takes all data in every step.
         eval_size: rows of one fixed random subset on which L(w) and L(w*) are evaluated; None takes all data. The
             subset's sampling error enters the standard error.
+        spectrum: `llc.spectrum(posterior)`; where it has eigenvectors, every draw records the control variates that
+            the zero-variance estimate needs, for two derivatives of the loss along a direction.
         chain_method: `"vectorized"` (vmap), `"sequential"`, `"parallel"` (chains spread over devices) or `"auto"`.
         keep_params: whether to keep the parameters of every draw, as `params.<path>`.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Returns:
         DataTree with `posterior` (`loss`, `llc`), `sample_stats` (`potential`, `virial`, `grad_norm`, `distance`,
-        `num_gradients` since the last draw, `diverging`, and `acceptance_rate` where there is one), the same for the
-        warm-up, `constant_data`, and `pointwise` (moments of the loss differences, per example or piece) where the
-        loss comes per example or from a subset. All losses in nats per example.
+        `num_gradients` since the last draw, `diverging`, `acceptance_rate` where there is one, and `stein_curved` and
+        `stein_flat`, x·A∇U − tr A, with a spectrum), the same for the warm-up, `constant_data`, and `pointwise`
+        (moments of the loss differences, per example or piece) where the loss comes per example or from a subset. All
+        losses in nats per example.
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
@@ -86,6 +91,7 @@ def sample(
         thinning=thinning,
         batch_size=batch_size,
         eval_size=eval_size,
+        spectrum=spectrum,
         chain_method=chain_method,
         keep_params=keep_params,
         progress=progress,
@@ -104,6 +110,7 @@ def run(
     thinning,
     batch_size,
     eval_size=None,
+    spectrum=None,
     chain_method="auto",
     keep_params=False,
     progress=None,
@@ -120,6 +127,7 @@ def run(
         rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
     init_loss = given.init_loss(rows)
     evaluation = _on_device(make_evaluation(posterior, rows))
+    stein = make_stein(posterior, spectrum)
     baseline = _losses_at_center(posterior, evaluation)  # in the precision of the draws, which are compared with it
 
     warmup = math.ceil(num_warmup / thinning)
@@ -151,7 +159,7 @@ def run(
             for i, (group_keys, _) in enumerate(groups):
                 span = np.int32(start), np.int32(count), np.int32(thinning)  # Python integers would retrace
                 states[i], segment = _advance(
-                    group_keys, posterior, sampler, evaluation, baseline, states[i], span, settings, vectorize
+                    group_keys, posterior, sampler, evaluation, stein, baseline, states[i], span, settings, vectorize
                 )
                 part = jax.device_get(segment)
                 parts.append(part if vectorize else jax.tree.map(lambda x: x[None], part))
@@ -166,6 +174,8 @@ def run(
         "num_params": posterior.num_params,
         "eval_size": num_data if rows is None else len(rows),
     }
+    if stein is not None:
+        constants["trace_curved"] = float(stein.trace)
     attributes = {
         "sampler": type(sampler).__name__,
         "settings": json.dumps(
@@ -206,7 +216,7 @@ def _start(keys, posterior, sampler, num_warmup, vectorize):
 
 
 @eqx.filter_jit
-def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settings, vectorize):
+def _advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, settings, vectorize):
     """`count` draws (settings.capacity at most) from number `start` on, with `span` = (start, count, thinning)."""
     start, count, thinning = span
 
@@ -218,16 +228,25 @@ def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settin
             first = (start + i) * thinning
             state, info = _steps(step_and_batch, posterior, sampler, state, first, thinning, settings.batch_size)
             position = state.position
-            difference = evaluation.losses(posterior, position) - baseline
+            offset = optax.tree.sub(position, posterior.position)
+            if stein is None:
+                losses, slopes, residuals = evaluation.losses(posterior, position), None, None
+            else:
+                directions = stein.directions(offset)
+                losses, slopes = evaluation.losses_and_slopes(posterior, position, directions)
+                slope = slopes @ jnp.asarray(evaluation.weights, slopes.dtype)
+                residuals = stein.residuals(posterior, offset, directions, slope)
+            difference = losses - baseline
             draw = Draw(
                 delta=jnp.sum(jnp.asarray(evaluation.weights, difference.dtype) * difference),
-                distance=optax.tree.norm(optax.tree.sub(position, posterior.position)),
+                distance=optax.tree.norm(offset),
                 info=info,
+                stein=residuals,
                 params=position if settings.keep_params else None,
             )
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             if moments is not None:
-                update = Moments(difference, difference**2, jnp.exp(-difference))
+                update = Moments(difference, difference**2, jnp.exp(-difference), *(() if slopes is None else slopes))
                 moments = jax.tree.map(jnp.add, moments, update)
             return state, draws, moments
 
@@ -236,12 +255,15 @@ def _advance(keys, posterior, sampler, evaluation, baseline, state, span, settin
                 jnp.sum(baseline),
                 jnp.sum(baseline),
                 _info(jnp.sum(baseline)),
+                None if stein is None else jnp.stack([jnp.sum(baseline)] * 2),
                 c.position if settings.keep_params else None,
             ),
             state,
         )
         buffers = jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
-        moments = Moments(*[jnp.zeros_like(baseline)] * 3) if evaluation.pointwise else None
+        moments = None
+        if evaluation.pointwise:
+            moments = Moments(*[jnp.zeros_like(baseline)] * (3 if stein is None else 5))
         state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
         return state, (draws, moments)
 

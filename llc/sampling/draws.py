@@ -23,15 +23,18 @@ class Draw(NamedTuple):
     delta: Float[Array, ""]  # L(w) − L(w*)
     distance: Float[Array, ""]
     info: Info
+    stein: Float[Array, "2"] | None  # x·A∇U − tr A along the curved directions and along the rest
     params: PyTree
 
 
 class Moments(NamedTuple):
-    """Sums over a segment's draws of d = loss(w) − loss(w*), d² and exp(−d), for every unit."""
+    """Sums over a segment's draws of d = loss(w) − loss(w*), d², exp(−d) and the slopes of Stein, for every unit."""
 
     first: Float[Array, "unit"]
     second: Float[Array, "unit"]
     exponential: Float[Array, "unit"]
+    slope_curved: Float[Array, "unit"] | None = None
+    slope_flat: Float[Array, "unit"] | None = None
 
 
 class Recorder:
@@ -62,6 +65,8 @@ class Recorder:
             values[parameter_name(path)] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
         stats = {name: value for name, value in draws.info._asdict().items()}
         stats["distance"] = draws.distance
+        if draws.stein is not None:
+            stats |= {"stein_curved": draws.stein[..., 0], "stein_flat": draws.stein[..., 1]}
         if np.isnan(stats["acceptance_rate"]).all():
             del stats["acceptance_rate"]
         stats = {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
@@ -82,6 +87,7 @@ class Recorder:
             means: dict[str, Any] = {
                 name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
                 for name in Moments._fields
+                if getattr(blocks[0][0], name) is not None
             }
             means["num_draws"] = (("block",), np.array([count for _, count in blocks]))
             tree["pointwise"] = xr.DataTree(xr.Dataset(means))

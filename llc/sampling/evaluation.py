@@ -39,6 +39,16 @@ class Evaluation(eqx.Module):
         losses = jnp.ravel(jax.lax.map(of, self.pieces))
         return losses if self.rest is None else jnp.concatenate([losses, of(self.rest)])
 
+    def losses_and_slopes(
+        self, posterior: LocalPosterior, position: PyTree, directions: PyTree
+    ) -> tuple[Float[Array, "unit"], Float[Array, "direction unit"]]:
+        """Loss of every unit, and its derivatives along `directions`, which have a leading axis."""
+
+        def along(direction):
+            return jax.jvp(lambda z: self.losses(posterior, z), (position,), (direction,))
+
+        return jax.vmap(along, out_axes=(None, 0))(directions)
+
 
 def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None) -> Evaluation:
     """Evaluation on `rows` of the posterior's data, or on all of it."""

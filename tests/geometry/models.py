@@ -39,23 +39,20 @@ def _factors(rng, shape, rank):
     return left[:, :rank] @ right[:rank]
 
 
+def _half_squares(weights, batch):
+    return 0.5 * jnp.sum((functools.reduce(jnp.matmul, weights, batch[0]) - batch[1]) ** 2, axis=-1)
+
+
 def deep_linear(widths, ranks, seed=0, num_data=500):
     """A deep linear net x W_1 … W_L with W_i of rank `ranks[i]`, fitting its own noiseless outputs."""
     rng = np.random.default_rng(seed)
     weights = [_factors(rng, shape, rank) for shape, rank in zip(itertools.pairwise(widths), ranks, strict=True)]
     inputs = rng.normal(size=(num_data, widths[0]))
 
-    def outputs(weights, inputs):
-        return functools.reduce(jnp.matmul, weights, inputs)
-
     # The targets are what the float32 model gives in float64, so that w* is a minimum to round-off.
     weights = [weight.astype(np.float32) for weight in weights]
     targets = functools.reduce(np.matmul, [w.astype(np.float64) for w in weights], inputs)
-
-    def loss_fn(weights, batch):
-        return 0.5 * jnp.sum((outputs(weights, batch[0]) - batch[1]) ** 2, axis=-1)
-
-    return llc.LocalPosterior(loss_fn, weights, (inputs, targets), gamma=1.0)
+    return llc.LocalPosterior(_half_squares, weights, (inputs, targets), gamma=1.0)
 
 
 def _deep_linear_model(widths, ranks, learning_coefficient):

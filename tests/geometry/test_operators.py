@@ -1,5 +1,7 @@
+import functools
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,31 +16,45 @@ from llc.posterior import float64
 MASKS = [None, "a", {"a": np.eye(3, 4, dtype=bool), "b": True}]
 
 
+def _squares(params, batch):
+    return (jnp.tanh(batch[0] @ params["a"]) @ params["b"] - batch[1]) ** 2
+
+
 def _posterior(num_data, mask=None):
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(3, 4)).astype(np.float32), "b": rng.normal(size=(4,)).astype(np.float32)}
     data = (rng.normal(size=(num_data, 3)), rng.normal(size=num_data))
-
-    def loss_fn(params, batch):
-        return (jnp.tanh(batch[0] @ params["a"]) @ params["b"] - batch[1]) ** 2
-
-    return llc.LocalPosterior(loss_fn, params, data, gamma=1.0, mask=mask)
+    return llc.LocalPosterior(_squares, params, data, gamma=1.0, mask=mask)
 
 
 def _oracle(posterior):
     """Hessian and gradient of the mean loss over all rows at once, by jax.hessian in float64."""
     with jax.enable_x64(True):
-        flat, unravel = jax.flatten_util.ravel_pytree(posterior.position)
-        flat = flat.astype(jnp.float64)
-
-        def loss(z):
-            return posterior.loss(posterior.params_at(unravel(z)))
-
-        return np.asarray(jax.hessian(loss)(flat)), np.asarray(jax.grad(loss)(flat))
+        return jax.device_get(_hessian_and_gradient(posterior))
 
 
-@pytest.mark.parametrize("num_data", [7, 10, 13], ids=lambda n: f"n={n}")
-@pytest.mark.parametrize("mask", MASKS, ids=["all", "leaf", "entries"])
+@eqx.filter_jit
+def _hessian_and_gradient(posterior):
+    flat, unravel = jax.flatten_util.ravel_pytree(posterior.position)
+    flat = flat.astype(jnp.float64)
+
+    def loss(z):
+        return posterior.loss(posterior.params_at(unravel(z)))
+
+    return jax.hessian(loss)(flat), jax.grad(loss)(flat)
+
+
+@eqx.filter_jit
+def _product(operator, vector):
+    return operator.product(vector)
+
+
+@eqx.filter_jit
+def _gradient(operator):
+    return operator.gradient()
+
+
+@pytest.mark.parametrize(("num_data", "mask"), [(7, None), (10, MASKS[2]), *((13, mask) for mask in MASKS)])
 def test_products_match_the_dense_hessian(num_data, mask, monkeypatch):
     monkeypatch.setattr(operators, "_PIECE", 5)  # pieces of 5 and 10 rows, with and without a rest
     posterior = _posterior(num_data, mask)
@@ -46,7 +62,7 @@ def test_products_match_the_dense_hessian(num_data, mask, monkeypatch):
     vector = np.random.default_rng(1).normal(size=posterior.num_params)
     with jax.enable_x64(True):
         operator = curvature_operator(posterior)
-        product, found = np.asarray(operator.product(jnp.asarray(vector))), np.asarray(operator.gradient())
+        product, found = jax.device_get((_product(operator, jnp.asarray(vector)), _gradient(operator)))
     assert product.dtype == np.float64
     # float64 round-off of sums over at most 13 rows; the float32 params are exact in float64.
     np.testing.assert_allclose(product, hessian @ vector, rtol=0, atol=1e-13 * np.abs(hessian).sum())
@@ -107,6 +123,11 @@ LOSSES = {
 }
 
 
+@functools.cache
+def _of_outputs(loss):
+    return lambda params, batch: loss(_outputs(params, batch), batch[1])
+
+
 def _with_outputs(loss, num_data=13, mask=None, targets=None):
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(3, 4)).astype(np.float32), "b": rng.normal(size=(4, 2)).astype(np.float32)}
@@ -117,7 +138,7 @@ def _with_outputs(loss, num_data=13, mask=None, targets=None):
     elif targets == "fitted":  # what the float32 params give in float64
         targets = np.tanh(inputs @ params["a"].astype(float)) @ params["b"].astype(float)
     return llc.LocalPosterior(
-        lambda params, batch: loss(_outputs(params, batch), batch[1]),
+        _of_outputs(loss),
         params,
         (inputs, targets),
         gamma=1.0,
@@ -129,13 +150,18 @@ def _with_outputs(loss, num_data=13, mask=None, targets=None):
 def _jacobian(posterior):
     """Outputs (n, k) and their Jacobian (n, k, d) in all rows at once, by jax.jacobian in float64."""
     with jax.enable_x64(True):
-        flat, unravel = jax.flatten_util.ravel_pytree(posterior.position)
+        return jax.device_get(_outputs_and_jacobian(posterior))
 
-        def outputs(z):
-            return _outputs(posterior.params_at(unravel(z)), posterior.data)
 
-        flat = flat.astype(jnp.float64)
-        return np.asarray(outputs(flat)), np.asarray(jax.jacobian(outputs)(flat))
+@eqx.filter_jit
+def _outputs_and_jacobian(posterior):
+    flat, unravel = jax.flatten_util.ravel_pytree(posterior.position)
+
+    def outputs(z):
+        return _outputs(posterior.params_at(unravel(z)), posterior.data)
+
+    flat = flat.astype(jnp.float64)
+    return outputs(flat), jax.jacobian(outputs)(flat)
 
 
 @pytest.mark.parametrize(("name", "mask"), [("sum of squares", None), *((name, MASKS[2]) for name in LOSSES)])
@@ -148,8 +174,8 @@ def test_gauss_newton_products_match_the_dense_matrix(name, mask, monkeypatch):
     vector = np.random.default_rng(1).normal(size=posterior.num_params)
     with float64():
         operator = gauss_newton_operator(posterior, output_loss=output_loss if callable(output_loss) else None)
-        product = np.asarray(operator.product(jnp.asarray(vector)))
-        gradients = [np.asarray(curvature.gradient()) for curvature in (operator, curvature_operator(posterior))]
+        product = np.asarray(_product(operator, jnp.asarray(vector)))
+        gradients = jax.device_get([_gradient(curvature) for curvature in (operator, curvature_operator(posterior))])
     assert product.dtype == np.float64
     assert operator.output_loss is (output_loss if callable(output_loss) else CONVEX_PARTS[output_loss])
     # The factor comes from least squares with the residuals of some tens of float64 losses.
@@ -165,10 +191,15 @@ def test_gauss_newton_is_the_hessian_at_zero_residual_only():
         with float64():
             hessian = curvature_operator(posterior)
             gauss_newton = gauss_newton_operator(posterior, output_loss="squared error")
-            exact, product = (np.asarray(o.product(jnp.asarray(vector))) for o in (hessian, gauss_newton))
+            exact, product = jax.device_get([_product(o, jnp.asarray(vector)) for o in (hessian, gauss_newton)])
         difference, size = np.abs(product - exact).max(), np.abs(exact).max()
         assert (difference < 1e-12 * size) == equal
         assert difference < 1e-12 * size or difference > 1e-2 * size
+
+
+@eqx.filter_jit
+def _jacobian_products(operator, few, vector, cotangent):
+    return operator.product(vector), operator.transpose_product(cotangent), operator.outputs(), few.product(vector)
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=["all", "leaf", "entries"])
@@ -181,10 +212,10 @@ def test_jacobian_products_match_the_dense_jacobian(mask, monkeypatch):
     vector, cotangent = rng.normal(size=jacobian.shape[1]), rng.normal(size=26)
     with float64():
         operator = jacobian_operator(posterior)
-        product, transposed = operator.product(jnp.asarray(vector)), operator.transpose_product(jnp.asarray(cotangent))
-        found = np.asarray(operator.outputs())
         few = jacobian_operator(posterior, inputs=jax.tree.map(lambda x: x[:1], posterior.data))
-        one = np.asarray(few.product(jnp.asarray(vector)))
+        product, transposed, found, one = jax.device_get(
+            _jacobian_products(operator, few, jnp.asarray(vector), jnp.asarray(cotangent))
+        )
     assert (operator.num_inputs, operator.num_outputs, few.num_outputs) == (13, 26, 2)
     tolerance = 1e-13 * np.abs(jacobian).sum()
     np.testing.assert_allclose(product, jacobian @ vector, rtol=0, atol=tolerance)

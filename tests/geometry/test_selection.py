@@ -19,13 +19,14 @@ _CHI2 = scipy.stats.chi2
 _REPEATS = 200
 
 
+def _bowl(w, batch):
+    return 0.5 * batch["curvatures"][0] @ (w - batch["center"][0]) ** 2
+
+
 def _quadratic(curvatures, center=0.0):
-    curvatures = np.asarray(curvatures, float).tolist()
-    return llc.LocalPosterior(
-        lambda w, batch: 0.5 * jnp.sum(jnp.asarray(curvatures) * (w - center) ** 2) + 0 * jnp.sum(batch),
-        np.full(len(curvatures), center),
-        np.zeros((10, 1)),
-    )
+    curvatures = np.asarray(curvatures, float)
+    data = {"curvatures": np.tile(curvatures, (10, 1)), "center": np.full((10, 1), center)}
+    return llc.LocalPosterior(_bowl, np.full(len(curvatures), center), data)
 
 
 def _flat(dim, rank):

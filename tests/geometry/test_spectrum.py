@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 import llc
 from llc.geometry.lanczos import quadratures
 from llc.geometry.operators import curvature_operator
 from llc.geometry.spectrum import Spectrum
-from llc.posterior import float64
+from llc.posterior import as_float64, float64
 from tests.geometry.models import deep_linear
 from tests.geometry.test_operators import _oracle, _posterior
 
@@ -111,11 +112,11 @@ def _classifier(num_data=30):
 def test_gauss_newton_by_every_method(num_data):
     """Against Jᵀ (diag p − ppᵀ) J / n, from a dense Jacobian."""
     posterior = _classifier(num_data)
-    with jax.enable_x64(True):
-        flat, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(jnp.float64, posterior.center))
-        batch = jnp.float64(posterior.data[0]), posterior.data[1]
-        jacobian = np.asarray(jax.jacobian(lambda z: posterior.predict_fn(unravel(z), batch))(flat))
-        p = np.asarray(jax.nn.softmax(posterior.predict_fn(unravel(flat), batch)))
+    with float64():
+        center, data = as_float64(posterior.center), as_float64(posterior.data)
+        columns = jax.jit(jax.jacobian(posterior.predict_fn))(center, data)
+        jacobian = np.concatenate([columns[name].reshape(num_data, 3, -1) for name in ("a", "b")], axis=2)
+        p = scipy.special.softmax(np.tanh(data[0] @ center["a"]) @ center["b"], axis=1)
     middle = np.einsum("ia,ab->iab", p, np.eye(3)) - np.einsum("ia,ib->iab", p, p)
     exact = np.linalg.eigvalsh(np.einsum("iad,iab,ibe->de", jacobian, middle, jacobian) / num_data)
     dense = llc.spectrum(posterior, matrix="ggn", method="dense")
