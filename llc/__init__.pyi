@@ -12,6 +12,8 @@ from .sampling.mcmc import HMC as HMC
 from .sampling.mcmc import MALA as MALA
 from .sampling.kernel import Sampler as Sampler
 from .sampling.kernel import Info as Info
+from .tuning import calibrate as calibrate
+from .tuning import Calibration as Calibration
 from .sampling.calibration import settings_from_curvature as settings_from_curvature
 from .geometry.spectrum import spectrum as spectrum
 from .geometry.spectrum import Spectrum as Spectrum

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from llc.geometry.bounds import Bounds
     from llc.geometry.spectrum import Spectrum
 
+OF_CHAINS = ("finite_chains", "divergences", "rhat", "ess", "drift", "virial", "virial_curved", "step_size_bias")
+
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 _MAX_Z = 4.0

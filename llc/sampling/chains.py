@@ -11,24 +11,22 @@ import json
 import math
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import xarray as xr
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.posterior import LocalPosterior
-from llc.sampling.draws import Draw, Moments, Recorder, describe
+from llc.sampling.draws import Recorder, describe
 from llc.sampling.evaluation import make_evaluation
-from llc.sampling.kernel import Info, Sampler
-from llc.sampling.minibatch import minibatch
+from llc.sampling.kernel import Sampler
+from llc.sampling.loop import Settings, advance, losses_at_center, start
 from llc.sampling.settings import check_settings, choose_method
 from llc.sampling.stein import make_stein
 
@@ -81,7 +79,7 @@ def sample(
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
     """
-    draws, _ = run(
+    chains = Chains(
         key,
         posterior,
         sampler,
@@ -94,216 +92,142 @@ def sample(
         spectrum=spectrum,
         chain_method=chain_method,
         keep_params=keep_params,
-        progress=progress,
     )
-    return draws
+    chains.draw(num_draws, progress=progress)
+    return chains.tree()
 
 
-def run(
-    key,
-    posterior,
-    sampler,
-    *,
-    num_chains,
-    num_warmup,
-    num_draws,
-    thinning,
-    batch_size,
-    eval_size=None,
-    spectrum=None,
-    chain_method="auto",
-    keep_params=False,
-    progress=None,
-) -> tuple[xr.DataTree, list[PyTree]]:
-    """What `sample` returns, and the position where each chain ended."""
-    given, posterior = posterior, _on_device(posterior)  # w* in float64 is sampled in JAX's precision
-    check_settings(posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params)
-    method = choose_method(chain_method, posterior, num_chains)
-    step_key, subset_key, init_key = jax.random.split(key, 3)
+class Chains:
+    """Chains under way: `draw` goes on where they stand, `tree` gives what they have drawn so far.
 
-    num_data = posterior.num_data
-    rows = None
-    if eval_size is not None and eval_size < num_data:
-        rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
-    init_loss = given.init_loss(rows)
-    evaluation = _on_device(make_evaluation(posterior, rows))
-    stein = make_stein(posterior, spectrum)
-    baseline = _losses_at_center(posterior, evaluation)  # in the precision of the draws, which are compared with it
+    The arguments are those of `sample`; `num_draws` is how many `draw` is asked for at first.
+    """
 
-    warmup = math.ceil(num_warmup / thinning)
-    size = max(1, math.ceil((warmup + num_draws) / _NUM_SEGMENTS))
-    capacity = max(_CAPACITY, 2 ** math.ceil(math.log2(size)))  # few different ones: a program each
-    settings = _Settings(None if batch_size == num_data else batch_size, capacity, keep_params)
-    keys = jax.random.split(step_key, num_chains)
-    init_keys = jax.random.split(init_key, num_chains)
-
-    if method == "sequential":
-        groups = [(keys[i], init_keys[i]) for i in range(num_chains)]
-    else:
-        if method == "parallel":
-            keys, init_keys = _spread(keys, num_chains), _spread(init_keys, num_chains)
-        groups = [(keys, init_keys)]
-    vectorize = method != "sequential"
-    adapts = sampler.full_batch  # the others start the same whatever the length: one program for all
-    states = [_start(k, posterior, sampler, warmup * thinning if adapts else 0, vectorize) for _, k in groups]
-
-    recorder = Recorder(warmup, num_draws)
-    with tqdm(
-        total=(warmup + num_draws) * num_chains,
-        disable=None if progress is None else not progress,
-        desc="sampling",
-        unit="draw",
-    ) as bar:
-        for start, count in _segments(warmup, num_draws, size):
-            parts = []
-            for i, (group_keys, _) in enumerate(groups):
-                span = np.int32(start), np.int32(count), np.int32(thinning)  # Python integers would retrace
-                states[i], segment = _advance(
-                    group_keys, posterior, sampler, evaluation, stein, baseline, states[i], span, settings, vectorize
-                )
-                part = jax.device_get(segment)
-                parts.append(part if vectorize else jax.tree.map(lambda x: x[None], part))
-                bar.update(count * (num_chains if vectorize else 1))
-            recorder.add(start, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
-
-    constants = {
-        "init_loss": init_loss,
-        "nbeta": float(posterior.nbeta),
-        "gamma": float(posterior.gamma),  # pyright: ignore[reportArgumentType] - checked above
-        "num_data": num_data,
-        "num_params": posterior.num_params,
-        "eval_size": num_data if rows is None else len(rows),
-    }
-    if stein is not None:
-        constants["trace_curved"] = float(stein.trace)
-    attributes = {
-        "sampler": type(sampler).__name__,
-        "settings": json.dumps(
-            {
-                "sampler": describe(sampler),
-                "num_chains": num_chains,
-                "num_warmup": num_warmup,
-                "num_draws": num_draws,
-                "thinning": thinning,
-                "batch_size": num_data if batch_size is None else batch_size,
-                "eval_size": constants["eval_size"],
-                "chain_method": method,
-            }
-        ),
-        "seed": json.dumps(np.asarray(jax.random.key_data(key)).tolist()),
-        "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
-    }
-    ends = [jax.device_get(state.position) for state in states]
-    if vectorize:
-        ends = [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(num_chains)]  # noqa: B023 - used at once
-    return recorder.tree(constants, attributes, posterior), ends
-
-
-class _Settings(NamedTuple):
-    """Static settings of the compiled loop."""
-
-    batch_size: int | None
-    capacity: int  # draws that a segment can hold
-    keep_params: bool
-
-
-@eqx.filter_jit
-def _start(keys, posterior, sampler, num_warmup, vectorize):
-    def start(key):
-        return sampler.init(key, posterior, num_warmup=num_warmup)
-
-    return jax.vmap(start)(keys) if vectorize else start(keys)
-
-
-@eqx.filter_jit
-def _advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, settings, vectorize):
-    """`count` draws (settings.capacity at most) from number `start` on, with `span` = (start, count, thinning)."""
-    start, count, thinning = span
-
-    def chain(key, state):
-        step_and_batch = tuple(jax.random.split(key))
-
-        def take(i, loop):
-            state, draws, moments = loop
-            first = (start + i) * thinning
-            state, info = _steps(step_and_batch, posterior, sampler, state, first, thinning, settings.batch_size)
-            position = state.position
-            offset = optax.tree.sub(position, posterior.position)
-            if stein is None:
-                losses, slopes, residuals = evaluation.losses(posterior, position), None, None
-            else:
-                directions = stein.directions(offset)
-                losses, slopes = evaluation.losses_and_slopes(posterior, position, directions)
-                slope = slopes @ jnp.asarray(evaluation.weights, slopes.dtype)
-                residuals = stein.residuals(posterior, offset, directions, slope)
-            difference = losses - baseline
-            draw = Draw(
-                delta=jnp.sum(jnp.asarray(evaluation.weights, difference.dtype) * difference),
-                distance=optax.tree.norm(offset),
-                info=info,
-                stein=residuals,
-                params=position if settings.keep_params else None,
-            )
-            draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
-            if moments is not None:
-                update = Moments(difference, difference**2, jnp.exp(-difference), *(() if slopes is None else slopes))
-                moments = jax.tree.map(jnp.add, moments, update)
-            return state, draws, moments
-
-        shapes = eqx.filter_eval_shape(
-            lambda c: Draw(
-                jnp.sum(baseline),
-                jnp.sum(baseline),
-                _info(jnp.sum(baseline)),
-                None if stein is None else jnp.stack([jnp.sum(baseline)] * 2),
-                c.position if settings.keep_params else None,
-            ),
-            state,
+    def __init__(
+        self,
+        key,
+        posterior,
+        sampler,
+        *,
+        num_chains,
+        num_warmup,
+        num_draws,
+        thinning,
+        batch_size,
+        eval_size=None,
+        spectrum=None,
+        chain_method="auto",
+        keep_params=False,
+    ):
+        check_settings(
+            posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
         )
-        buffers = jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
-        moments = None
-        if evaluation.pointwise:
-            moments = Moments(*[jnp.zeros_like(baseline)] * (3 if stein is None else 5))
-        state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
-        return state, (draws, moments)
+        self.posterior = _on_device(posterior)  # w* in float64 is sampled in JAX's precision
+        self.sampler, self.num_chains, self.thinning = sampler, num_chains, thinning
+        self.method = choose_method(chain_method, posterior, num_chains)
+        self.vectorize = self.method != "sequential"
+        step_key, subset_key, init_key = jax.random.split(key, 3)
 
-    return jax.vmap(chain)(keys, state) if vectorize else chain(keys, state)
+        num_data = posterior.num_data
+        rows = None
+        if eval_size is not None and eval_size < num_data:
+            rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
+        self.evaluation = _on_device(make_evaluation(self.posterior, rows))
+        self.stein = make_stein(self.posterior, spectrum)
+        self.baseline = losses_at_center(self.posterior, self.evaluation)
+
+        self.warmup = math.ceil(num_warmup / thinning)
+        self.size = max(1, math.ceil((self.warmup + num_draws) / _NUM_SEGMENTS))
+        capacity = max(_CAPACITY, 2 ** math.ceil(math.log2(self.size)))  # few different ones: a program each
+        self.settings = Settings(None if batch_size == num_data else batch_size, capacity, keep_params)
+        keys, init_keys = jax.random.split(step_key, num_chains), jax.random.split(init_key, num_chains)
+        if self.method == "parallel":
+            keys, init_keys = _spread(keys, num_chains), _spread(init_keys, num_chains)
+        self.keys = [keys] if self.vectorize else list(keys)
+        # A sampler that does not adapt starts the same whatever the length: one program for all.
+        adapts = self.warmup * thinning if sampler.full_batch else 0
+        self.states = [
+            start(k, self.posterior, sampler, adapts, self.vectorize)
+            for k in ([init_keys] if self.vectorize else init_keys)
+        ]
+        self.recorder = Recorder(self.warmup, num_draws)
+        self.done = 0  # draws so far, of the warm-up too
+        self.constants = {
+            "init_loss": posterior.init_loss(rows),
+            "nbeta": float(self.posterior.nbeta),
+            "gamma": float(self.posterior.gamma),
+            "num_data": num_data,
+            "num_params": posterior.num_params,
+            "eval_size": num_data if rows is None else len(rows),
+        }
+        if self.stein is not None:
+            self.constants["trace_curved"] = float(self.stein.trace)
+        self.record = {
+            "sampler": describe(sampler),
+            "num_chains": num_chains,
+            "num_warmup": num_warmup,
+            "thinning": thinning,
+            "batch_size": num_data if batch_size is None else batch_size,
+            "eval_size": self.constants["eval_size"],
+            "chain_method": self.method,
+        }
+        self.seed = np.asarray(jax.random.key_data(key)).tolist()
+
+    def draw(self, num_draws: int, *, progress: bool | None = None) -> None:
+        """`num_draws` more draws of every chain; the first ones after the warm-up."""
+        end = max(self.done, self.warmup) + num_draws
+        with tqdm(
+            total=(end - self.done) * self.num_chains,
+            disable=None if progress is None else not progress,
+            desc="sampling",
+            unit="draw",
+        ) as bar:
+            for first, count in _segments(self.done, self.warmup, end, self.size):
+                span = np.int32(first), np.int32(count), np.int32(self.thinning)  # Python integers would retrace
+                parts = []
+                for i, keys in enumerate(self.keys):
+                    self.states[i], segment = advance(
+                        keys,
+                        self.posterior,
+                        self.sampler,
+                        self.evaluation,
+                        self.stein,
+                        self.baseline,
+                        self.states[i],
+                        span,
+                        self.settings,
+                        self.vectorize,
+                    )
+                    part = jax.device_get(segment)
+                    parts.append(part if self.vectorize else jax.tree.map(lambda x: x[None], part))
+                    bar.update(count * (self.num_chains if self.vectorize else 1))
+                self.recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
+        self.done = end
+
+    @property
+    def positions(self) -> list[PyTree]:
+        """Where each chain stands."""
+        ends = [jax.device_get(state.position) for state in self.states]
+        if not self.vectorize:
+            return ends
+        return [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(self.num_chains)]  # noqa: B023 - used at once
+
+    def tree(self) -> xr.DataTree:
+        """All draws so far, as `sample` returns them."""
+        attributes = {
+            "sampler": type(self.sampler).__name__,
+            "settings": json.dumps(self.record | {"num_draws": self.done - self.warmup}),
+            "seed": json.dumps(self.seed),
+            "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
+        }
+        return self.recorder.tree(self.constants, attributes, self.posterior)
 
 
-def _steps(step_and_batch, posterior, sampler, state, first, thinning, batch_size):
-    """`thinning` steps from number `first` on: the new state, and the steps' Info: means, gradients counted."""
-    step_key, batch_key = step_and_batch
-
-    def one(j, loop):
-        state, total = loop
-        step = first + j
-        batch = posterior.data
-        if batch_size is not None:
-            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, batch_size)
-        state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
-        mean = jax.tree.map(lambda t, x: t + x / thinning.astype(zero.dtype), total, info)
-        num_gradients = total.num_gradients + info.num_gradients
-        return state, mean._replace(num_gradients=num_gradients, diverging=total.diverging | info.diverging)
-
-    zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
-    state, info = jax.lax.fori_loop(0, thinning, one, (state, _info(zero)))
-    return state, info
-
-
-@eqx.filter_jit
-def _losses_at_center(posterior, evaluation):
-    return evaluation.losses(posterior, posterior.position)
-
-
-def _info(value: Array) -> Info:
-    return Info(value, value, value, value, value, diverging=jnp.zeros((), bool))
-
-
-def _segments(warmup: int, num_draws: int, size: int) -> Iterator[tuple[int, int]]:
+def _segments(done: int, warmup: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     """(first draw, number of draws) of every segment; none crosses the end of the warm-up."""
-    for begin, end in ((0, warmup), (warmup, warmup + num_draws)):
-        for start in range(begin, end, size):
-            yield start, min(size, end - start)
+    for begin, stop in ((done, warmup), (max(done, warmup), end)):
+        for first in range(begin, stop, size):
+            yield first, min(size, stop - first)
 
 
 def _on_device(tree: PyTree) -> PyTree:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from llc.posterior import LocalPosterior
 from llc.sampling.kernel import Info
 
-_NUM_BLOCKS = 5  # blocks a chain in which per-example moments are kept, for jackknife errors
+_NUM_BLOCKS = 5  # blocks a chain (more after a top-up) in which per-example moments are kept, for jackknife errors
 
 
 class Draw(NamedTuple):
@@ -38,23 +38,24 @@ class Moments(NamedTuple):
 
 
 class Recorder:
-    """Collects segments on the host and turns them into a DataTree."""
+    """Collects segments on the host and turns them into a DataTree; blocks are fifths of the first `num_draws`."""
 
     def __init__(self, warmup: int, num_draws: int):
-        self.warmup, self.num_draws = warmup, num_draws
+        self.warmup = warmup
         self.draws: list[Draw] = []
-        self.moments: list[list[Moments]] = [[] for _ in range(min(_NUM_BLOCKS, num_draws))]
-        self.counts = np.zeros(len(self.moments))
+        self.length = num_draws / min(_NUM_BLOCKS, num_draws)  # of a block
+        self.moments: dict[int, Moments] = {}
+        self.counts: dict[int, int] = {}
 
     def add(self, start: int, count: int, segment: tuple[Draw, Moments | None]) -> None:
         """Takes one segment with leading axes (chain, draw)."""
         draws, moments = segment
         self.draws.append(jax.tree.map(lambda x: x[:, :count], draws))
         if moments is not None and start >= self.warmup:
-            block = (start - self.warmup) * len(self.moments) // self.num_draws
-            before = self.moments[block]
-            self.moments[block] = [jax.tree.map(np.add, *before, moments)] if before else [moments]
-            self.counts[block] += count
+            block = int((start - self.warmup) / self.length)
+            before = self.moments.get(block)
+            self.moments[block] = moments if before is None else jax.tree.map(np.add, before, moments)
+            self.counts[block] = self.counts.get(block, 0) + count
 
     def tree(self, constants: dict[str, float], attributes: dict[str, str], posterior: LocalPosterior) -> xr.DataTree:
         """Everything recorded, with the warm-up apart."""
@@ -81,7 +82,7 @@ class Recorder:
             warnings.filterwarnings("ignore", message="Found chain dimension to be longer than draw dimension")
             tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
         tree.attrs.update(attributes)
-        blocks = [(total[0], count) for total, count in zip(self.moments, self.counts, strict=True) if total]
+        blocks = [(self.moments[block], self.counts[block]) for block in sorted(self.moments)]
         if blocks:
             dims = ("block", "chain", "example" if posterior.per_example else "piece")
             means: dict[str, Any] = {
@@ -89,7 +90,7 @@ class Recorder:
                 for name in Moments._fields
                 if getattr(blocks[0][0], name) is not None
             }
-            means["num_draws"] = (("block",), np.array([count for _, count in blocks]))
+            means["num_draws"] = (("block",), np.array([float(count) for _, count in blocks]))
             tree["pointwise"] = xr.DataTree(xr.Dataset(means))
         return tree
 

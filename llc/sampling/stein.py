@@ -16,6 +16,7 @@ The second knows nothing of the curvature, but where the loss grows as |x|^(2k),
 Only x·A∇L is needed, the derivative of the loss along A x: one forward pass a direction, of every example.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -81,6 +82,8 @@ def make_stein(posterior: LocalPosterior, spectrum: Any) -> Stein | None:
     dtype = jnp.result_type(*jax.tree.leaves(posterior.position))
     curvatures = nbeta * np.sort(spectrum.nodes[0])[::-1][: len(spectrum.vectors)]
     shares = curvatures / (curvatures + gamma)
-    most = _BYTES // (dtype.itemsize * posterior.num_params)
-    kept = min(int(np.sum(shares > _VISIBLE)), max(1, most))
+    most = max(1, _BYTES // (dtype.itemsize * posterior.num_params))
+    visible = int(np.sum(shares > _VISIBLE))
+    # Powers of two, so that another γ is no other program.
+    kept = min(2 ** math.ceil(math.log2(visible)) if visible else 0, most, len(shares))
     return Stein(jnp.asarray(spectrum.vectors[:kept], dtype), jnp.asarray(0.5 * shares[:kept], dtype))

@@ -158,15 +158,10 @@ def test_draws_are_of_their_parameters():
 @pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
 def test_ends_of_the_chains(chain_method):
     lengths = {"num_chains": 4, "num_warmup": 3, "num_draws": 5, "thinning": 2, "batch_size": None}
-    draws, ends = chains.run(
-        jax.random.key(0),
-        make_posterior(),
-        llc.SGLD(0.01),
-        **lengths,
-        chain_method=chain_method,
-        keep_params=True,
-        progress=False,
-    )
+    settings = {**lengths, "chain_method": chain_method, "keep_params": True}
+    run = chains.Chains(jax.random.key(0), make_posterior(), llc.SGLD(0.01), **settings)
+    run.draw(5, progress=False)
+    draws, ends = run.tree(), run.positions
     assert len(ends) == 4
     for end, expected in zip(ends, kept(draws)[:, -1], strict=True):
         np.testing.assert_array_equal([*end["layer"]["w"], end["b"]], expected)

@@ -1,0 +1,262 @@
+r"""Settings of a run from the curvature at w* and from short pilot runs, each with its reason.
+
+The step size and γ come from h_max (see sampling/calibration.py). Far from w* the curvature may be many times that of
+w* (68 times in a three-layer linear net at n = 500 and γ = 1, where SGLD was 34 % too hot). Pilot runs show it: where
+their ends are more than twice as stiff as w*, the tether is too weak to be local, so γ grows if it is ours to choose,
+and the step shrinks if not.
+
+A minibatch of B rows heats the curved directions, at ε (nβ h_max + γ) = c, by about
+
+$$ \frac{c}{4} \cdot \frac{2 \lambda_{quad}}{B} \qquad\text{and}\qquad
+   \frac{\epsilon\, (n\beta)^2\, \mathrm{tr}(\Sigma A)}{4 B\, \lambda_{quad}} : $$
+
+by the curvature that differs between examples, and by their gradients at w*, of covariance Σ, with
+A = ½ nβH (nβH + γ)⁻¹. B keeps each below 3 %.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from llc.geometry.spectrum import Spectrum, top_eigenvalue
+from llc.geometry.spectrum import spectrum as hessian_spectrum
+from llc.posterior import LocalPosterior
+from llc.sampling.calibration import COURANT, RELAXATIONS, settings_from_curvature
+from llc.sampling.chains import Chains
+from llc.sampling.kernel import Sampler
+from llc.sampling.sgmcmc import SGLD
+from llc.sampling.stein import make_stein
+
+_FULL_BATCH, _MINIBATCH = 4096, 512
+_HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order of it away, `virial_curved` sees it
+_NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
+_WARMUP, _THINNING = 2000, 10
+_PILOTS, _PILOT_STEPS, _PILOT_MATVECS = 8, 1000, 12
+_PILOT_RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
+_LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
+_FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
+_CHEAP = 5e4  # parameters × rows of a step below which it costs little more than its overhead
+_LONGER = 100  # times that a run may be longer where a step is cheap
+
+
+class Pilot(NamedTuple):
+    """A short run: its settings, and ε (nβ h_max + γ) where it ended, in units of what was aimed at."""
+
+    gamma: float
+    step_size: float
+    stiffness: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings of a run, with the reason for each.
+
+    Attributes:
+        posterior: with γ.
+        sampler: with its step size.
+        lengths: `num_chains`, `num_warmup`, `num_draws`, `thinning`, `batch_size` and `eval_size` of `llc.sample`.
+        reasons: why each setting is what it is.
+        pilots: the short runs that γ and ε come from.
+        spectrum: of the Hessian at w*.
+    """
+
+    posterior: LocalPosterior
+    sampler: Sampler
+    lengths: dict[str, Any]
+    reasons: dict[str, str]
+    pilots: tuple[Pilot, ...]
+    spectrum: Spectrum
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a chain, the warm-up included."""
+        return self.lengths["num_warmup"] + self.lengths["num_draws"] * self.lengths["thinning"]
+
+    def __str__(self) -> str:
+        step_size = getattr(self.sampler, "step_size", None)
+        values = {
+            "sampler": type(self.sampler).__name__,
+            "step_size": "adapted" if step_size is None else f"{float(step_size):.4g}",
+            "gamma": f"{float(self.posterior.gamma):.4g}",  # pyright: ignore[reportArgumentType] - set by calibrate
+            "nbeta": f"{float(self.posterior.nbeta):.4g}",
+            **{name: "all" if value is None else f"{value:,}" for name, value in self.lengths.items()},
+        }
+        return "\n".join(f"{name:<11} {value:>9}  {self.reasons[name]}" for name, value in values.items())
+
+
+def calibrate(
+    key: PRNGKeyArray,
+    posterior: LocalPosterior,
+    *,
+    sampler: Sampler | None = None,
+    num_chains: int = 4,
+    num_warmup: int | None = None,
+    num_draws: int = 2000,
+    thinning: int | None = None,
+    batch_size: int | None = None,
+    eval_size: int | None = None,
+    budget: int | None = None,
+) -> Calibration:
+    """Settings for `llc.sample` from the spectrum at w* and pilot runs; what is given is kept.
+
+    Args:
+        key: `jax.random.key(seed)`.
+        posterior: loss, data and w*, trained to a minimum; its γ is kept if it has one.
+        sampler: None takes SGLD with ε = 0.5 / (nβ h_max + γ).
+        num_chains: independent chains.
+        num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
+        num_draws: recorded draws a chain.
+        thinning: steps between draws. None takes 10 steps, more (up to 1,000) where a given γ is so weak that the
+            chains relax slowly and the model is small, and 1 of HMC and NUTS, whose steps take many gradients.
+        batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
+            step), and beyond as many as keep the heating of the curved directions below 3 %, at least 512.
+        eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
+        budget: most steps of a chain; None sets no limit. Draws are left out to keep to it.
+
+    Raises:
+        ValueError: if a setting is out of range or the curvature at w* gives no scale.
+    """
+    if budget is not None and budget < 1:
+        raise ValueError(f"budget needs an integer >= 1 steps of a chain, got {budget}.")
+    reasons = {"nbeta": "of the posterior", "num_chains": "independent, so that they can disagree"}
+    given = {"num_warmup": num_warmup, "thinning": thinning, "batch_size": batch_size}
+    spectrum = hessian_spectrum(posterior)
+    reasons["eval_size"] = "rows of L(w) − L(w*)"
+    if budget is not None:
+        num_warmup = min(budget // 10, _WARMUP) if num_warmup is None else num_warmup
+        thinning = min(_THINNING, max(1, (budget - num_warmup) // num_draws)) if thinning is None else thinning
+        num_draws = max(1, min(num_draws, (budget - num_warmup) // thinning))
+    num_steps = (num_warmup or _WARMUP) + num_draws * (thinning or _THINNING)  # of gradients, about
+    scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
+    accepts = sampler is not None and sampler.full_batch
+    if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
+        batch_size = _choose_batch(posterior.with_scale(gamma=scale.gamma), spectrum, scale.step_size)
+    longest = 1
+    if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:
+        longest = _LONGER
+    free, pilots = posterior.gamma is None, ()
+    if sampler is None:
+        settings = num_steps, longest, num_chains, batch_size, eval_size
+        posterior, sampler, pilots = _settle(key, posterior, spectrum.largest, *settings)
+        gamma = float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
+        step_size = float(np.asarray(sampler.step_size))
+        rate = step_size * gamma
+        if thinning is None:
+            relaxed = math.ceil(RELAXATIONS / (rate * num_draws)) if rate else longest * _THINNING
+            thinning = min(max(_THINNING, relaxed), longest * _THINNING)
+        stiffness = rate + step_size * float(posterior.nbeta) * spectrum.largest
+        reasons["sampler"] = "costs one gradient a step; `llc.NUTS()` is the reference on a small model"
+        reasons["step_size"] = f"ε (nβ h_max + γ) = {stiffness:.2g}, stable below 4; h_max = {spectrum.largest:.3g}"
+        relaxations = rate * (num_steps if thinning is None else num_draws * thinning) / 2
+        why = f"a flat direction relaxes {relaxations:.0f} times over the run"
+        if free and len(pilots) > 1:
+            why += f", and {len(pilots)} pilots asked for a tether {gamma / scale.gamma:.3g} times as strong"
+        reasons["gamma"] = why if free else "of the posterior"
+    else:
+        posterior = posterior.with_scale(gamma=scale.gamma)
+        reasons |= {"sampler": "given", "step_size": "of the sampler"}
+        reasons["gamma"] = "for the length of the run" if free else "of the posterior"
+    thinning = thinning or (1 if sampler.trajectories else _THINNING)
+    if num_warmup is None:
+        num_warmup = max(_WARMUP, num_draws * thinning // 10)
+    reasons["num_warmup"] = "steps that are discarded"
+    reasons["num_draws"] = "of a chain; `target_mcse` adds to them"
+    reasons["thinning"] = "steps between draws: an evaluation of the loss on all rows costs as much as some steps"
+    reasons["batch_size"] = "full batches have no heating"
+    if batch_size is not None and batch_size < posterior.num_data:
+        reasons["batch_size"] = "rows; the curved directions are heated by less than 3 %"
+    reasons |= {name: "given" for name, value in given.items() if value is not None}
+    return Calibration(
+        posterior=posterior,
+        sampler=sampler,
+        lengths={
+            "num_chains": num_chains,
+            "num_warmup": num_warmup,
+            "num_draws": num_draws,
+            "thinning": thinning,
+            "batch_size": batch_size,
+            "eval_size": eval_size,
+        },
+        reasons=reasons,
+        pilots=pilots,
+        spectrum=spectrum,
+    )
+
+
+def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: float) -> int | None:
+    """Rows of a minibatch, or None where they would be half of the data."""
+    nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set before
+    quad = max(spectrum.quad(gamma / nbeta), 0.5)
+    rows = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad / _HEATING
+    stein = make_stein(posterior, spectrum)
+    if stein is not None:
+        some = jax.tree.map(lambda x: x[:: max(1, len(x) // _NOISE_ROWS)][:_NOISE_ROWS], posterior.data)
+        noise = float(_gradient_noise(posterior, stein.vectors, stein.shares, some))
+        rows = max(rows, 0.25 * step_size * nbeta**2 * noise / (_HEATING * quad))
+    rows = max(_MINIBATCH, 2 ** math.ceil(math.log2(max(rows, 1.0))))
+    return None if rows > posterior.num_data // 2 else rows
+
+
+@eqx.filter_jit
+def _gradient_noise(posterior: LocalPosterior, vectors: Array, shares: Array, data: Any) -> Float[Array, ""]:
+    """Trace of Σ A over examples: the variance of their gradients along the curved directions, weighted by A."""
+
+    def along(example):
+        batch = jax.tree.map(lambda x: x[None], example)
+        gradient = jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
+        return vectors @ ravel_pytree(gradient)[0]
+
+    return jnp.sum(shares * jnp.var(jax.lax.map(along, data, batch_size=32), axis=0))
+
+
+def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size, eval_size):
+    """γ and a step size that hold where the chains go, not only at w*; and the pilots that showed it."""
+    free, limit = posterior.gamma is None, _LOCAL
+    settings = settings_from_curvature(posterior, largest, num_steps)
+    pilots = []
+    for pilot_key in jax.random.split(key, _PILOTS):
+        posterior = posterior.with_scale(gamma=settings.gamma)
+        relaxed = math.ceil(_PILOT_RELAXATIONS / max(settings.step_size * settings.gamma, 1e-12))
+        chains = Chains(
+            pilot_key,
+            posterior,
+            SGLD(step_size=settings.step_size),
+            num_chains=num_chains,
+            num_warmup=0,
+            num_draws=1,
+            thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS),
+            batch_size=batch_size,
+            eval_size=eval_size,
+        )
+        chains.draw(1, progress=False)
+        ratio = _stiffness_at(chains.positions, posterior, settings)
+        pilots.append(Pilot(settings.gamma, settings.step_size, ratio))
+        if ratio <= limit:
+            break
+        if free:
+            settings = settings._replace(gamma=2 * settings.gamma)
+            posterior = posterior.with_scale(gamma=settings.gamma)
+            settings = settings_from_curvature(posterior, largest, num_steps)
+        else:
+            limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
+            settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))
+    return posterior, SGLD(step_size=settings.step_size), tuple(pilots)
+
+
+def _stiffness_at(positions, posterior, settings) -> float:
+    """Largest ε (nβ h_max + γ) at the positions, in units of what was aimed at."""
+    stiffest = 0.0
+    for position in positions:
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(position)):
+            return np.inf
+        there = eqx.tree_at(lambda p: p.center, posterior, posterior.params_at(position))
+        largest = top_eigenvalue(there, num_matvecs=_PILOT_MATVECS)
+        stiffest = max(stiffest, settings.step_size * (float(posterior.nbeta) * largest + settings.gamma))
+    return stiffest / COURANT
