@@ -1,4 +1,4 @@
-"""The command line: `llc demo | sample | bounds | report`.
+"""The command line: `llc demo | calibrate | sample | bounds | report`.
 
 Flags equal the keyword names of the functions they call. A posterior is named `FILE.py:NAME`, a `LocalPosterior` or a
 function without arguments that returns one.
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add(commands, "demo", _demo, "the whole way on a small real problem, in about a minute", _demo_flags)
+    _add(commands, "calibrate", _calibrate, "settings for llc sample, with the reason for each", _calibrate_flags)
     _add(commands, "sample", _sample, "draws from a posterior into a netCDF file", _sample_flags)
     _add(commands, "bounds", _bounds, "spectrum of the Hessian at w*, rank and bounds on λ", _bounds_flags)
     _add(commands, "report", _report, "estimates, bounds, checks and verdict from a file", _report_flags)
@@ -82,6 +83,33 @@ def _demo(arguments: argparse.Namespace) -> int:
     llc.save(report.draws, arguments.out)
     llc.plot_report(report).savefig(arguments.figure)
     print(f"Dashboard: {arguments.figure}. Draws and spectrum: {arguments.out} (llc report {arguments.out}).")
+    return 0
+
+
+def _calibrate_flags(command: argparse.ArgumentParser) -> None:
+    _posterior_flag(command)
+    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
+    command.add_argument("--gamma", type=float, help="default: the posterior's, or chosen")
+    command.add_argument("--num-chains", type=int, default=4)
+    command.add_argument("--num-warmup", type=int, help="default: chosen")
+    command.add_argument("--num-draws", type=int, default=2000)
+    command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
+    command.add_argument("--batch-size", type=int, help="default: chosen")
+    command.add_argument("--budget", type=int, help="most steps of a chain; default: no limit")
+    command.add_argument("--seed", type=int, default=0, help="of the pilot runs")
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    posterior = _load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "budget")
+    settings = {name: getattr(arguments, name) for name in names}
+    calibration = llc.calibrate(jax.random.key(arguments.seed), posterior, **settings)
+    print(calibration)
+    flags = {"step_size": getattr(calibration.sampler, "step_size", None), "gamma": calibration.posterior.gamma}
+    flags = {name: float(value) for name, value in flags.items() if value is not None}
+    flags |= {name: value for name, value in calibration.lengths.items() if value is not None}
+    words = " ".join(f"--{name.replace('_', '-')} {value:.6g}" for name, value in flags.items())
+    print(f"\nllc sample {arguments.posterior} {words} --out run.nc")
     return 0
 
 

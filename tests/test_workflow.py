@@ -1,5 +1,7 @@
 """The one call, against known values; and the finite-n value of a singular model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,66 @@ def test_a_weak_tether_shrinks_the_step():
     draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(at_center), num_draws=4000, thinning=10)
     wrong = llc.mean_energy(draws)
     assert not abs(wrong.value - exact) < 4 * wrong.mcse, "negative control: the step of w*"
+
+
+def quartic(**scale):
+    """(w1² + w2⁴)/2 at n = 1000."""
+    data = np.zeros((1000, 1), np.float32)
+    return llc.LocalPosterior(lambda w, batch: 0.5 * (w[0] ** 2 + w[1] ** 4), jnp.zeros(2), data, **scale)
+
+
+def cross(w, _):
+    return 0.5 * (w[0] * w[1]) ** 2
+
+
+def test_draws_are_added_up_to_the_target():
+    posterior = llc.LocalPosterior(cross, jnp.zeros(2), np.zeros((1000, 1), np.float32), gamma=1.0)
+    settings = {"num_draws": 300, "num_warmup": 500, "thinning": 50}
+    report = llc.estimate(jax.random.key(0), posterior, **settings)
+    assert 300 < report.settings["num_draws"] <= 8 * 300
+    assert report.llc.mcse <= 0.02 * report.llc.value
+    assert report.draws["posterior"].sizes["draw"] == report.settings["num_draws"]
+    exact = log_grid(lambda a, b: (a * b) ** 2 / 2, 2, 1000 / np.log(1000)).mean
+    assert abs(report.llc.value - exact) < 4 * report.llc.mcse
+    enough = llc.estimate(jax.random.key(0), posterior, **settings, target_mcse=0.5)
+    assert enough.settings["num_draws"] == 300
+    first = enough.draws["posterior"]["llc"].to_numpy()
+    np.testing.assert_array_equal(report.draws["posterior"]["llc"].to_numpy()[:, :300], first)
+
+
+def test_no_draws_are_added_where_they_cure_nothing():
+    """Four chains on a quadratic, ε three times too large for Euler–Maruyama: hot for ever."""
+    posterior = quartic(gamma=1.0)
+    step_size = 1.5 / (1000 / np.log(1000) + 1)
+    sampler = llc.SGLD(step_size, integrator="euler_maruyama")
+    report = llc.estimate(jax.random.key(0), posterior, sampler=sampler, num_draws=300, target_mcse=1e-6)
+    assert report.settings["num_draws"] == 300
+    assert "not converged" in str(report)
+
+
+def test_the_correction_is_accepted_where_gamma_does_not_matter():
+    """λ_corr at 3γ and at γ: the same on a quadratic, and on w⁴ what the exact values at the two say."""
+    data = np.zeros((1000, 1), np.float32)
+    quadratic = llc.LocalPosterior(lambda w, batch: 0.5 * jnp.sum(w**2), jnp.zeros(2), data, gamma=1.0)
+    regular = llc.estimate(jax.random.key(0), quadratic, num_draws=500)
+    assert regular.accepted
+    assert "accepted as λ" in str(regular)
+    singular = llc.estimate(jax.random.key(0), quartic(gamma=1.0))
+    nbeta = 1000 / np.log(1000)
+    near, far = (log_grid(lambda w: w**4 / 2, 1, nbeta, gamma).mean for gamma in (1.0, 3.0))
+    assert abs(singular.shift.value - (near - far)) < 4 * singular.shift.mcse
+    assert singular.shift.mcse < 0.1 * (near - far)
+    assert not singular.accepted
+    assert "not the asymptotic λ" in str(singular)
+    # A lower bound that λ_corr = .740 has not reached yet is no contradiction: λ is 3/4.
+    spectrum = llc.spectrum(quartic())
+    bounds = dataclasses.replace(singular.bounds, lower=0.77, upper=1.0)
+    held = llc.report(singular.draws, bounds=bounds, spectrum=spectrum)
+    assert "below_bounds" in {check.name for check in held.failed}
+    assert held.verdict == "UNRESOLVED"
+    alone = singular.draws.copy()
+    del alone["tethered"]
+    assert llc.report(alone, bounds=bounds, spectrum=spectrum).verdict == "BELOW"
 
 
 def test_large_data_are_sampled_in_minibatches():

@@ -1,4 +1,4 @@
-"""Control variates from Stein's identity: exact where the loss is quadratic, of mean zero where the chains are right."""
+"""Control variates from Stein's identity: exact where the loss is quadratic, of mean zero if the chains are right."""
 
 import dataclasses
 

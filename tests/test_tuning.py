@@ -1,0 +1,118 @@
+"""Settings: each with its reason, none that was given is changed, and the batch heats no more than predicted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+from llc.tuning import _gradient_noise
+
+CURVATURES = np.array([4.0, 1.0, 0.25])
+
+
+def regression(num_data=6000, noise=1.0):
+    """Linear regression at its least-squares solution: the Hessian XᵀX/n is diag(CURVATURES), residuals stay."""
+    rng = np.random.default_rng(0)
+    x = np.linalg.qr(rng.normal(size=(num_data, 3)))[0] * np.sqrt(num_data * CURVATURES)
+    residual = noise * rng.normal(size=num_data)
+    residual -= x @ np.linalg.lstsq(x, residual, rcond=None)[0]
+    data = x.astype(np.float32), residual.astype(np.float32)
+
+    def losses(w, batch):
+        return 0.5 * (batch[0] @ w - batch[1]) ** 2
+
+    return llc.LocalPosterior(losses, jnp.zeros(3), data)
+
+
+def heating(posterior, step_size, batch_size):
+    """Predicted relative heating of λ̂ by the examples' gradients, in closed form (THEORY: ε s² / 4 a direction)."""
+    x, residual = (np.asarray(part, np.float64) for part in posterior.data)
+    nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)
+    shares = 0.5 * nbeta * CURVATURES / (nbeta * CURVATURES + gamma)
+    variances = (x * residual[:, None]).var(axis=0)
+    return step_size * nbeta**2 * np.sum(shares * variances) / (4 * batch_size * shares.sum())
+
+
+def test_gradient_noise_is_that_of_the_closed_form():
+    posterior = regression().with_scale(gamma=5.0)
+    shares = 0.5 * float(posterior.nbeta) * CURVATURES / (float(posterior.nbeta) * CURVATURES + 5.0)
+    found = float(_gradient_noise(posterior, jnp.eye(3), jnp.asarray(shares, jnp.float32), posterior.data))
+    quad = shares.sum()
+    expected = heating(posterior, 1.0, 1) * 4 * quad / float(posterior.nbeta) ** 2
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.3, 4.0])
+def test_the_batch_follows_the_noise(noise):
+    posterior = regression(noise=noise)
+    calibration = llc.calibrate(jax.random.key(0), posterior, num_draws=500)
+    step_size = float(np.asarray(calibration.sampler.step_size))
+    rows = calibration.lengths["batch_size"] or posterior.num_data
+    if rows < posterior.num_data:
+        assert heating(calibration.posterior, step_size, rows) < 0.03 * 1.3  # of 512 of the examples: ± 4 √(2 / 512)
+    assert noise == 0.3 or rows > 512, "and 512 would not do"
+    assert (heating(calibration.posterior, step_size, 512) > 0.03 / 1.3) == (noise == 4.0)
+
+
+def test_heating_is_seen_and_taken_away():
+    """Minibatches of 16: as hot as predicted (.37–1 of it without replacement), and the estimate knows."""
+    posterior = regression().with_scale(gamma=5.0)
+    nbeta = float(posterior.nbeta)
+    step_size = 0.5 / (4 * nbeta + 5)
+    settings = {"batch_size": 16, "num_warmup": 500, "num_draws": 2000, "thinning": 5, "progress": False}
+    spectrum = llc.spectrum(posterior)
+    draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(step_size), spectrum=spectrum, **settings)
+    report = llc.report(draws, spectrum=spectrum)
+    plain = llc.mean_energy(draws)
+    assert report.quad is not None
+    hot, predicted = plain.value / report.quad - 1, heating(posterior, step_size, 16)
+    assert predicted > 0.1
+    assert abs(hot - predicted) < 4 * plain.mcse / report.quad + 0.15 * predicted
+    assert abs(report.singular) < 4 * report.llc.mcse
+    assert "virial_curved" in {check.name for check in report.failed}
+
+
+def test_what_is_given_is_kept():
+    posterior = regression().with_scale(gamma=7.0)
+    given = {"num_chains": 2, "num_warmup": 30, "num_draws": 40, "thinning": 3, "batch_size": 100, "eval_size": 200}
+    calibration = llc.calibrate(jax.random.key(0), posterior, **given)
+    assert calibration.lengths == given
+    assert float(calibration.posterior.gamma) == 7.0
+    text = str(calibration)
+    assert "gamma               7  of the posterior" in text
+    assert "thinning            3  given" in text
+    sampler = llc.calibrate(jax.random.key(0), posterior, sampler=llc.NUTS(), **given | {"batch_size": None})
+    assert sampler.sampler == llc.NUTS()
+    assert "step_size     adapted  of the sampler" in str(sampler)
+
+
+def test_every_setting_has_a_reason():
+    calibration = llc.calibrate(jax.random.key(0), regression(num_data=100))
+    names = {"sampler", "step_size", "gamma", "nbeta", *calibration.lengths}
+    assert set(calibration.reasons) == names
+    assert all(calibration.reasons.values())
+    assert len(calibration.pilots) >= 1
+    relaxations = int(calibration.reasons["gamma"].split("relaxes ")[1].split(" times")[0])
+    assert 35 < relaxations < 50  # 40 by design, thinning rounded up
+
+
+def test_a_budget_is_kept():
+    calibration = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=1000)
+    assert calibration.num_steps <= 1000
+    assert calibration.num_steps > 500
+    report = llc.estimate(jax.random.key(0), regression(num_data=100), budget=1000, target_mcse=1e-9)
+    lengths = report.settings
+    assert lengths["num_warmup"] + lengths["num_draws"] * lengths["thinning"] <= 1000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 0}, "budget needs an integer >= 1 steps of a chain, got 0"),
+        ({"target_mcse": 0.0}, r"target_mcse needs a number > 0, relative to λ̂, got 0.0"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        llc.estimate(jax.random.key(0), regression(num_data=100), **settings)
