@@ -102,10 +102,9 @@ def superposition_minimum(columns: int) -> tuple[list[list[float]], list[float]]
     def loss(w):
         return superposition(w[: 2 * columns].reshape(2, columns), w[2 * columns :])
 
+    w, derivatives = start, jax.jit(lambda w: (jax.hessian(loss)(w), jax.grad(loss)(w)))
     with float64():
-        w = jnp.asarray(start)
-        gradient, hessian = jax.jit(jax.grad(loss)), jax.jit(jax.hessian(loss))
         for _ in range(8):
-            w = w - jnp.linalg.lstsq(hessian(w), gradient(w), rcond=1e-6)[0]  # the rotation stays where it is
-        matrix, bias = w[: 2 * columns].reshape(2, columns).tolist(), w[2 * columns :].tolist()
-    return matrix, bias
+            hessian, gradient = map(np.asarray, derivatives(w))
+            w = w - np.linalg.lstsq(hessian, gradient, rcond=1e-6)[0]  # the rotation stays where it is
+    return w[: 2 * columns].reshape(2, columns).tolist(), w[2 * columns :].tolist()

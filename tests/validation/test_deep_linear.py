@@ -1,5 +1,7 @@
+import dataclasses
 import functools
 import itertools
+import json
 
 import deep_linear as study
 import exact
@@ -163,7 +165,8 @@ def test_reference_is_exact_where_the_integral_is_known():
     posterior = study._posterior(net, np.sqrt(2) * np.eye(2), nbeta=nbeta)  # XᵀX / n = 1, K = ½‖W₁W₂‖²
     truth = exact.reduced_rank(2, 2, nbeta, gamma)
     settings = study.Settings(reference_warmup=500, reference_draws=500, reference_error=0.02)
-    found = study.reference(jax.random.key(0), posterior.with_scale(gamma=gamma), truth.mean, settings)
+    found = study.reference(jax.random.key(0), posterior.with_scale(gamma=gamma), None, settings)
+    assert found.plain == found.value
     assert abs(found.value - truth.mean) < 4 * found.mcse
     assert found.mcse < 0.02 * found.value
     assert abs(found.virial - 1) < 0.03
@@ -187,3 +190,21 @@ def test_one_network_from_end_to_end():
     assert "order of pairs" in study.report(summary)
     assert study.table([row], study.COLUMNS)
     assert len(study.plot([row], settings).axes) == 3
+
+
+def test_a_reference_serves_again_at_the_same_scale(tmp_path, monkeypatch):
+    fields = {f"reference_{name}": float(i) for i, name in enumerate(study.Reference._fields)}
+    row = {"case": "7", "nbeta": 10.0, "gamma": 2.0, **fields}
+    (tmp_path / "results").mkdir()
+    record = {"settings": dataclasses.asdict(study.Settings()), "rows": [row]}
+    (tmp_path / "results" / "deep_linear.json").write_text(json.dumps(record))
+    monkeypatch.setattr(study, "__file__", str(tmp_path / "deep_linear.py"))
+    net = study.Net([np.zeros((2, 2), np.float32)] * 2, [0, 0])
+    posterior = study._posterior(net, np.eye(2), nbeta=10.0)
+    same = study.committed("7", posterior.with_scale(gamma=2.0), study.Settings())
+    assert same is not None
+    assert same._asdict() == {name: float(i) for i, name in enumerate(study.Reference._fields)}
+    assert study.committed("8", posterior.with_scale(gamma=2.0), study.Settings()) is None
+    assert study.committed("7", posterior.with_scale(gamma=2.1), study.Settings()) is None
+    other = study.Settings(reference_error=0.01)
+    assert study.committed("7", posterior.with_scale(gamma=2.0), other) is None
