@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from llc.analysis.files import write_whole
 
+_CASES = 50  # that one process runs: some 800 different ones take all the memory maps that Linux allows
 _PACKAGES = ("llc", "jax", "numpyro", "numpy", "scipy", "arviz")
 
 Row = dict[str, Any]
@@ -155,14 +156,14 @@ def _attempt(run: Callable[[str, Any], Row], case: str, settings: Any) -> Row:
 
 def _run_all(run: Callable, cases: Sequence[str], settings: Any, processes: int) -> Iterator[tuple[str, Row]]:
     """(case, row) in the order of completion."""
-    if processes == 1 or len(cases) < 2:
+    if processes == 1 and len(cases) <= _CASES:
         yield from ((case, run(case, settings)) for case in cases)
         return
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a thread a process: more only wait for one another
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     context = multiprocessing.get_context("spawn")  # JAX has threads: no fork
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=_CASES) as pool:
         futures = {pool.submit(run, case, settings): case for case in cases}
         try:
             for future in as_completed(futures):
