@@ -196,7 +196,7 @@ def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: floa
     quad = max(spectrum.quad(gamma / nbeta), 0.5)
     rows = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad / _HEATING
     stein = make_stein(posterior, spectrum)
-    if stein is not None:
+    if stein is not None and stein.shares.size:
         some = jax.tree.map(lambda x: x[:: max(1, len(x) // _NOISE_ROWS)][:_NOISE_ROWS], posterior.data)
         noise = float(_gradient_noise(posterior, stein.vectors, stein.shares, some))
         rows = max(rows, 0.25 * step_size * nbeta**2 * noise / (_HEATING * quad))

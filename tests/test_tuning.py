@@ -116,3 +116,10 @@ def test_a_budget_is_kept():
 def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         llc.estimate(jax.random.key(0), regression(num_data=100), **settings)
+
+
+def test_no_curvature_has_no_noise_to_heat():
+    data = np.zeros((5000, 1), np.float32)
+    posterior = llc.LocalPosterior(lambda w, x: jnp.sum(w**4) + 0 * x[:, 0], jnp.zeros(2), data, gamma=1.0)
+    calibration = llc.calibrate(jax.random.key(0), posterior, num_draws=10, num_warmup=10)
+    assert calibration.lengths["batch_size"] == 512
