@@ -5,6 +5,8 @@ from .analysis.dashboard import plot_report as plot_report
 from .analysis.dashboard import save_figures as save_figures
 from .sampling.chains import sample as sample
 from .sampling.sgmcmc import SGLD as SGLD
+from .sampling.sgmcmc import SGHMC as SGHMC
+from .sampling.sgmcmc import SGNHT as SGNHT
 from .sampling.preconditioner import Identity as Identity
 from .sampling.preconditioner import RMSProp as RMSProp
 from .sampling.mcmc import NUTS as NUTS

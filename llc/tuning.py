@@ -144,7 +144,7 @@ def calibrate(
     free, pilots = posterior.gamma is None, ()
     if sampler is None:
         settings = num_steps, longest, num_chains, batch_size, eval_size
-        posterior, sampler, pilots = _settle(key, posterior, spectrum.largest, *settings)
+        posterior, sampler, pilots = _settle(key, posterior, spectrum, *settings)
         gamma = float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
         step_size = float(np.asarray(sampler.step_size))
         rate = step_size * gamma
@@ -216,10 +216,10 @@ def _gradient_noise(posterior: LocalPosterior, vectors: Array, shares: Array, da
     return jnp.sum(shares * jnp.var(jax.lax.map(along, data, batch_size=32), axis=0))
 
 
-def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size, eval_size):
+def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch_size, eval_size):
     """γ and a step size that hold where the chains go, not only at w*; and the pilots that showed it."""
     free, limit = posterior.gamma is None, _LOCAL
-    settings = settings_from_curvature(posterior, largest, num_steps)
+    settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
     pilots = []
     for pilot_key in jax.random.split(key, _PILOTS):
         posterior = posterior.with_scale(gamma=settings.gamma)
@@ -234,6 +234,7 @@ def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size,
             thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS),
             batch_size=batch_size,
             eval_size=eval_size,
+            spectrum=spectrum,  # needless here, but so the run that follows is the same program
         )
         chains.draw(1, progress=False)
         ratio = _stiffness_at(chains.positions, posterior, settings)
@@ -243,7 +244,7 @@ def _settle(key, posterior, largest, num_steps, longest, num_chains, batch_size,
         if free:
             settings = settings._replace(gamma=2 * settings.gamma)
             posterior = posterior.with_scale(gamma=settings.gamma)
-            settings = settings_from_curvature(posterior, largest, num_steps)
+            settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
         else:
             limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
             settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))

@@ -7,6 +7,10 @@ import pathlib
 import jax
 import pytest
 
+# One thread each, for the workers and the subprocesses of tests: on small matrices a second one mostly waits, busily.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
 # What one test compiled another one reads, in this run and in the next.
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
@@ -17,7 +21,7 @@ os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_M
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 
-_LONG = ("mcmc", "test_workflow", "test_examples", "test_readme", "test_studies", "deep_linear", "test_best_of")
+_LONG = ("test_workflow", "test_examples", "test_readme", "test_studies", "deep_linear", "test_best_of")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+import llc.demo
+
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
@@ -20,8 +22,10 @@ def _load(name):
     return module
 
 
-def test_digits(tmp_path, capsys):
+def test_digits(tmp_path, capsys, monkeypatch):
     example = _load("digits")
+    images, labels = example.load_digits(return_X_y=True)
+    monkeypatch.setattr(example, "load_digits", lambda **_: (images[:300], labels[:300]))
     settings = example.Settings(hidden=2, train_steps=300, num_draws=100, out=tmp_path / "digits.png")
     report = example.main(settings)
     assert str(report) in capsys.readouterr().out
@@ -32,6 +36,8 @@ def test_digits(tmp_path, capsys):
 
 def test_reference(capsys, monkeypatch):
     example = _load("reference")
+    inputs, targets = llc.demo._digits()
+    monkeypatch.setattr("llc.demo._digits", lambda: (inputs[:300], targets[:300]))
     monkeypatch.setattr("llc.demo._HIDDEN", 2)
     monkeypatch.setattr("llc.demo._STEPS", 300)
     estimates = example.main(example.Settings(gamma=1000.0, num_chains=2, nuts_draws=150, sgld_draws=500))

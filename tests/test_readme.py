@@ -17,7 +17,9 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"run.nc", "report.png", "report.html"}
 
 
-@pytest.mark.parametrize("line", re.findall(r"^llc (?:calibrate|sample|bounds|report) .*$", README.read_text(), re.MULTILINE))
+@pytest.mark.parametrize(
+    "line", re.findall(r"^llc (?:calibrate|sample|bounds|report) .*$", README.read_text(), re.MULTILINE)
+)
 def test_commands_parse(line):
     words = line.split("    ")[0].split()[1:]
     assert cli._parser().parse_args(words).command == words[0]

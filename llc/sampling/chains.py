@@ -119,10 +119,10 @@ class Chains:
         chain_method="auto",
         keep_params=False,
     ):
-        check_settings(
-            posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
-        )
         self.posterior = _on_device(posterior)  # w* in float64 is sampled in JAX's precision
+        check_settings(
+            self.posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
+        )
         self.sampler, self.num_chains, self.thinning = sampler, num_chains, thinning
         self.method = choose_method(chain_method, posterior, num_chains)
         self.vectorize = self.method != "sequential"

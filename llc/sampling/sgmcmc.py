@@ -6,6 +6,14 @@ $$ w_{k+1} = w_k - \tfrac{\epsilon}{2} P \nabla U(w_k) + \sqrt{\epsilon P}\, \xi
 
 Euler–Maruyama takes $\xi_k = \eta_k$, standard normal. Leimkuhler–Matthews (2013, arXiv 1203.5428, eq. 8) takes
 $\xi_k = (\eta_k + \eta_{k+1}) / 2$, which has no step-size bias on a quadratic potential.
+
+SGHMC and SGNHT have a momentum p and the leapfrog step h = √ε. A step is a kick, half a drift, friction, half a drift,
+
+$$ p \leftarrow p - h \nabla U(w), \quad w \leftarrow w + \tfrac h2 p, \quad
+   p \leftarrow e^{-\alpha h} p + \sqrt{v}\, \eta, \quad w \leftarrow w + \tfrac h2 p : $$
+
+the splitting BAOAB, whose positions have no step-size bias on a quadratic potential either. SGHMC has a fixed friction
+α, SGNHT one that follows the kinetic energy and so takes away what minibatches heat.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -15,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import ArrayLike, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior import LocalPosterior
-from llc.sampling.kernel import Info, Sampler, potential_gradient, virial
+from llc.sampling.kernel import Gradient, Info, Sampler, potential_gradient, virial
 from llc.sampling.preconditioner import Identity, Preconditioner
 
 _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
@@ -93,16 +101,157 @@ class SGLD(Sampler):
             return w - 0.5 * eps * g + jnp.sqrt(eps) * xi
 
         position = jax.tree.map(move, state.position, drift, noise)
-        grad_norm = optax.tree.norm(gradient.grad)
-        info = Info(
-            potential=gradient.potential,
-            virial=virial(posterior, gradient.offset, gradient.grad),
-            grad_norm=grad_norm,
-            acceptance_rate=jnp.full((), jnp.nan, gradient.potential.dtype),
-            num_gradients=jnp.ones((), gradient.potential.dtype),
-            diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
-        )
+        info = _info(posterior, gradient)
         return SGLDState(position, scaling, None if state.noise is None else fresh), info
+
+
+class SGHMCState(NamedTuple):
+    """Position and momentum."""
+
+    position: PyTree
+    momentum: PyTree
+
+
+class SGHMC(Sampler):
+    r"""Stochastic gradient Hamiltonian Monte Carlo: underdamped Langevin dynamics.
+
+    Minibatch noise of variance s² in ∇U heats the momentum: each step adds h² s² to what friction takes away. Where s²
+    is known (`noise`), friction's own noise is that much weaker, $v = 1 - e^{-2 \alpha h} - e^{-2 \alpha h} h^2 s^2$.
+
+    Args:
+        step_size: ε = h², in units of 1/U's curvature: stable below 4 / (nβ·h_max + γ).
+        friction: α, in units of 1/h's: momentum is forgotten after 1/(α h) steps. Critical damping is 2 √curvature.
+        noise: s², the variance of the minibatch estimate of ∂U/∂w, the same for every parameter.
+
+    Raises:
+        ValueError: if the step size or the friction is not positive, or the noise is negative.
+
+    References:
+        Chen, Fox & Guestrin, Stochastic gradient Hamiltonian Monte Carlo, ICML 2014, eq. 13.
+        Leimkuhler & Matthews, Rational construction of stochastic numerical methods for molecular sampling, 2013.
+    """
+
+    step_size: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
+    friction: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
+    noise: Float[ArrayLike, ""] = eqx.field(default=0.0, converter=_as_array)
+
+    full_batch: ClassVar[bool] = False
+
+    def __check_init__(self):
+        _require_positive("SGHMC", step_size=self.step_size, friction=self.friction)
+        if isinstance(self.noise, np.ndarray) and not 0 <= self.noise < np.inf:
+            raise ValueError(
+                f"SGHMC needs a finite noise >= 0, the variance of ∂U/∂w on a minibatch, got {self.noise}."
+            )
+
+    def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> SGHMCState:  # noqa: ARG002
+        """State at w* with a momentum of the stationary law."""
+        return SGHMCState(posterior.position, _normal_like(key, posterior.position))
+
+    def step(
+        self, key: PRNGKeyArray, posterior: LocalPosterior, state: SGHMCState, batch: PyTree
+    ) -> tuple[SGHMCState, Info]:
+        """One step on `batch`."""
+        gradient = potential_gradient(posterior, state.position, batch)
+        h = jnp.sqrt(jnp.asarray(self.step_size))
+        kept = jnp.exp(-jnp.asarray(self.friction) * h)
+        fresh = jnp.sqrt(jnp.maximum(1 - kept**2 * (1 + h**2 * jnp.asarray(self.noise)), 0.0))
+        momentum = _axpy(-h, gradient.grad, state.momentum)
+        position = _axpy(h / 2, momentum, state.position)
+        momentum = _axpy(fresh, _normal_like(key, momentum), _scaled(kept, momentum))
+        position = _axpy(h / 2, momentum, position)
+        return SGHMCState(position, momentum), _info(posterior, gradient)
+
+
+class SGNHTState(NamedTuple):
+    """Position, momentum and thermostat: the friction at this time."""
+
+    position: PyTree
+    momentum: PyTree
+    thermostat: Float[Array, ""]
+
+
+class SGNHT(Sampler):
+    r"""Stochastic gradient Nosé–Hoover thermostat: friction ξ that keeps the kinetic energy at its temperature.
+
+    With ξ' = ‖p‖² / d − 1 the stationary law of w is exact whatever the variance of the minibatch noise, as long as
+    that is the same everywhere and for every parameter; where it is not, only the mean kinetic energy is right.
+
+    Args:
+        step_size: ε = h², in units of 1/U's curvature: stable below 4 / (nβ·h_max + γ).
+        friction: α, the mean of ξ without minibatch noise; it sets the noise that is put in, 2α h a step.
+
+    Raises:
+        ValueError: if the step size or the friction is not positive.
+
+    References:
+        Ding et al., Bayesian sampling using stochastic gradient thermostats, NeurIPS 2014, eq. 6.
+        Leimkuhler & Shang, Adaptive thermostats for noisy gradient systems, 2016, §4 (BADODAB).
+    """
+
+    step_size: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
+    friction: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
+
+    full_batch: ClassVar[bool] = False
+
+    def __check_init__(self):
+        _require_positive("SGNHT", step_size=self.step_size, friction=self.friction)
+
+    def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> SGNHTState:  # noqa: ARG002
+        """State at w* with a momentum of the stationary law, and the friction α."""
+        momentum = _normal_like(key, posterior.position)
+        dtype = jnp.result_type(*jax.tree.leaves(momentum))
+        return SGNHTState(posterior.position, momentum, jnp.asarray(self.friction, dtype))
+
+    def step(
+        self, key: PRNGKeyArray, posterior: LocalPosterior, state: SGNHTState, batch: PyTree
+    ) -> tuple[SGNHTState, Info]:
+        """One step on `batch`."""
+        gradient = potential_gradient(posterior, state.position, batch)
+        dtype = state.thermostat.dtype
+        h, alpha = jnp.sqrt(jnp.asarray(self.step_size, dtype)), jnp.asarray(self.friction, dtype)
+
+        def heat(momentum, thermostat):
+            kinetic = optax.tree.norm(momentum, squared=True) / posterior.num_params
+            return thermostat + h / 2 * (jnp.asarray(kinetic, dtype) - 1)
+
+        momentum = _axpy(-h, gradient.grad, state.momentum)
+        position = _axpy(h / 2, momentum, state.position)
+        xi = heat(momentum, state.thermostat)
+        # ∫₀ʰ 2α e^(−2ξt) dt, also where ξ is zero or negative
+        rate = 2 * xi * h
+        variance = 2 * alpha * h * jnp.where(jnp.abs(rate) < 1e-4, 1 - rate / 2, -jnp.expm1(-rate) / rate)
+        momentum = _axpy(jnp.sqrt(variance), _normal_like(key, momentum), _scaled(jnp.exp(-xi * h), momentum))
+        xi = heat(momentum, xi)
+        position = _axpy(h / 2, momentum, position)
+        return SGNHTState(position, momentum, xi), _info(posterior, gradient)
+
+
+def _require_positive(name: str, **values: Any) -> None:
+    for setting, value in values.items():
+        if isinstance(value, np.ndarray) and not 0 < value < np.inf:
+            raise ValueError(f"{name} needs a finite {setting} > 0, got {value}.")
+
+
+def _info(posterior: LocalPosterior, gradient: Gradient) -> Info:
+    grad_norm = optax.tree.norm(gradient.grad)
+    return Info(
+        potential=gradient.potential,
+        virial=virial(posterior, gradient.offset, gradient.grad),
+        grad_norm=grad_norm,
+        acceptance_rate=jnp.full((), jnp.nan, gradient.potential.dtype),
+        num_gradients=jnp.ones((), gradient.potential.dtype),
+        diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
+    )
+
+
+def _axpy(scale: Any, x: PyTree, y: PyTree) -> PyTree:
+    """Scale · x + y, in the dtype of y."""
+    return jax.tree.map(lambda a, b: b + jnp.asarray(scale, b.dtype) * a, x, y)
+
+
+def _scaled(scale: Any, x: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jnp.asarray(scale, a.dtype) * a, x)
 
 
 def _normal_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:

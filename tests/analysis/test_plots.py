@@ -182,6 +182,7 @@ def no_figure_stays_open():
 def render(figure):
     """Draws the figure once, as a file would, but without the layout, which is slow and tested with whole reports."""
     figure.set_layout_engine("none")
+    figure.set_dpi(40)
     FigureCanvasAgg(figure).draw()
 
 

@@ -21,6 +21,8 @@ SAMPLERS = {
     "SGLD": (llc.SGLD(1e-2), 1),
     "SGLD Euler–Maruyama": (llc.SGLD(1e-2, integrator="euler_maruyama"), 1),
     "SGLD RMSProp": (llc.SGLD(1e-2, preconditioner=llc.RMSProp()), 1),
+    "SGHMC": (llc.SGHMC(1e-2, friction=1.0), 1),
+    "SGNHT": (llc.SGNHT(1e-2, friction=1.0), 1),
     "MALA": (llc.MALA(), 2),
     "HMC": (llc.HMC(num_steps=3), 2),
     "NUTS": (llc.NUTS(max_tree_depth=3), 2),
