@@ -35,8 +35,9 @@ _VISIBLE = 0.01  # share of its full ½ below which a direction is left out
 class Stein(eqx.Module):
     """Directions A x, and the traces that x·A∇U have as their means: along the curved ones, and along the rest."""
 
-    vectors: Float[Array, "curved dim"]
+    vectors: Float[Array, "curved dim"]  # orthonormal rows, and rows of zeros
     shares: Float[Array, "curved"]
+    rest: Float[Array, ""]  # dimension of the rest
 
     @property
     def trace(self) -> Float[Array, ""]:
@@ -60,8 +61,7 @@ class Stein(eqx.Module):
             jnp.sum((x * leaf).reshape(2, -1), axis=1)
             for x, leaf in zip(jax.tree.leaves(offset), jax.tree.leaves(directions), strict=True)
         )
-        rest = self.vectors.shape[1] - self.vectors.shape[0]
-        return nbeta * slopes + gamma * tether - jnp.stack([self.trace, jnp.asarray(rest, dtype)])
+        return nbeta * slopes + gamma * tether - jnp.stack([self.trace, self.rest]).astype(dtype)
 
 
 def make_stein(posterior: LocalPosterior, spectrum: Any) -> Stein | None:
@@ -84,6 +84,11 @@ def make_stein(posterior: LocalPosterior, spectrum: Any) -> Stein | None:
     shares = curvatures / (curvatures + gamma)
     most = max(1, _BYTES // (dtype.itemsize * posterior.num_params))
     visible = int(np.sum(shares > _VISIBLE))
-    # Powers of two, so that another γ is no other program.
-    kept = min(2 ** math.ceil(math.log2(visible)) if visible else 0, most, len(shares))
-    return Stein(jnp.asarray(spectrum.vectors[:kept], dtype), jnp.asarray(0.5 * shares[:kept], dtype))
+    rows = min(2 ** math.ceil(math.log2(visible)) if visible else 0, most)  # a power of two: few different programs
+    kept = min(rows, len(shares))
+    missing = rows - kept
+    return Stein(
+        vectors=jnp.asarray(np.pad(spectrum.vectors[:kept], ((0, missing), (0, 0))), dtype),
+        shares=jnp.asarray(np.pad(0.5 * shares[:kept], (0, missing)), dtype),
+        rest=jnp.asarray(posterior.num_params - kept, dtype),
+    )

@@ -96,7 +96,7 @@ def test_the_thermostat_is_exact_without_minibatches():
 
 
 def test_the_thermostat_takes_off_noise_that_it_does_not_know():
-    """The same noise in all directions, which heats SGHMC by 37 %; what is left is of second order in the heat h² s²."""
+    """One noise for all directions heats SGHMC by 37 %; what is left is of second order in the heat h² s² of a kick."""
     rng = np.random.default_rng(3)
     x = rng.choice([-1.0, 1.0], size=(4096, 20)).astype(np.float32)
     y = (x + 0.2 * rng.normal(size=x.shape)).astype(np.float32)
