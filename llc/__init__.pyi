@@ -46,6 +46,9 @@ from .analysis.estimators import energy_variance as energy_variance
 from .analysis.estimators import wbic as wbic
 from .analysis.estimators import waic as waic
 from .analysis.estimators import singular_fluctuation as singular_fluctuation
+from .analysis.temperature import temperature_curve as temperature_curve
+from .analysis.temperature import TemperatureCurve as TemperatureCurve
+from .analysis.temperature import plot_temperature as plot_temperature
 from .analysis.checks import Check as Check
 from .analysis.files import save as save
 from .analysis.files import load as load
