@@ -6,11 +6,12 @@ import sys
 
 import accuracy
 import coverage
+import no_knobs
 import pytest
 import temperature
 from study import Study, table
 
-QUICK = {"accuracy": accuracy, "coverage": coverage, "temperature": temperature}
+QUICK = {"accuracy": accuracy, "coverage": coverage, "no_knobs": no_knobs, "temperature": temperature}
 
 
 def _run(module, folder, monkeypatch):
