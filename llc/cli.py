@@ -211,8 +211,9 @@ def _load_posterior(name: str) -> Any:
     file = Path(path)
     if not path or not attribute:
         raise ValueError(f"the posterior needs the form FILE.py:NAME, got {name!r}; for instance model.py:posterior.")
-    if not file.exists():
-        raise ValueError(f"the posterior needs a Python file, got {path!r}, which does not exist.")
+    if file.suffix != ".py" or not file.exists():
+        reason = "which does not end in .py" if file.suffix != ".py" else "which does not exist"
+        raise ValueError(f"the posterior needs a Python file, got {path!r}, {reason}.")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None

@@ -89,6 +89,7 @@ def test_exit_status(folder, capsys):
     [
         (["bounds", "model.py"], "needs the form FILE.py:NAME"),
         (["bounds", "other.py:posterior"], "which does not exist"),
+        (["bounds", "model.txt:posterior"], "which does not end in .py"),
         (["bounds", "model.py:nothing"], "needs a posterior called 'nothing'"),
         (["bounds", "model.py:number"], "needs to be (or return) a LocalPosterior, got int"),
         (["report", "none.nc"], "no file none.nc"),

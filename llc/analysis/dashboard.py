@@ -84,7 +84,7 @@ def _write_summary(report: Report, ax: Axes) -> None:
 def _numbers(report: Report) -> list[tuple[str, str, str]]:
     """Rows of the summary: name, value, note."""
     draws, llc, bounds, corrected = report.draws, report.llc, report.bounds, report.corrected
-    rows = [(canvas.HAT, plus_minus(llc.value, llc.mcse), f"ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}")]
+    rows = [(canvas.HAT, plus_minus(llc.value, llc.mcse), f"{llc.method}, ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}")]
     if bounds is None:
         rows.append(("bounds", "none", "no spectrum of the Hessian was given"))
     else:
@@ -94,6 +94,10 @@ def _numbers(report: Report) -> list[tuple[str, str, str]]:
             rows.append((f"{canvas.HAT} − {canvas.QUAD}", singular, "singular contribution"))
         if corrected is not None:
             rows.append((canvas.CORR, plus_minus(corrected.value, corrected.mcse), "γ-corrected, for the bounds"))
+        if report.shift is not None:
+            moved = plus_minus(report.shift.value, report.shift.mcse)
+            told = "accepted as λ" if report.accepted else "not yet λ"
+            rows.append((f"change of {canvas.CORR}", moved, f"from a larger γ: {told}"))
         rows.append(("bounds", canvas.bounds_text(bounds), "of the asymptotic λ"))
         rows.append(("rank", canvas.rank_text(bounds), f"of d = {bounds.dim}, above τ = {bounds.threshold:.2g}"))
     rows += [(estimate.method, plus_minus(estimate.value, estimate.mcse), "") for estimate in report.estimates[1:]]
