@@ -2,7 +2,7 @@ r"""Settings of a run from the curvature at w* and from short pilot runs, each w
 
 The step size and γ come from h_max (see sampling/calibration.py). Far from w* the curvature may be many times that of
 w* (68 times in a three-layer linear net at n = 500 and γ = 1, where SGLD was 34 % too hot). Pilot runs show it: where
-their ends are more than twice as stiff as w*, the tether is too weak to be local, so γ grows if it is ours to choose,
+they pass places more than twice as stiff as w*, the tether is too weak to be local, so γ grows if it is ours to choose,
 and the step shrinks if not.
 
 A minibatch of B rows heats the curved directions, at ε (nβ h_max + γ) = c, by about
@@ -39,6 +39,7 @@ _HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order 
 _NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
 _WARMUP, _THINNING = 2000, 10
 _PILOTS, _PILOT_STEPS, _PILOT_MATVECS = 8, 1000, 12
+_LOOKS = 8  # positions of a pilot chain at which the curvature is looked at where that is cheap: narrow arms are rare
 _PILOT_RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
 _LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
 _FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
@@ -47,7 +48,7 @@ _LONGER = 100  # times that a run may be longer where a step is cheap
 
 
 class Pilot(NamedTuple):
-    """A short run: its settings, and ε (nβ h_max + γ) where it ended, in units of what was aimed at."""
+    """A short run: its settings, and the largest ε (nβ h_max + γ) where it was, in units of what was aimed at."""
 
     gamma: float
     step_size: float
@@ -220,6 +221,7 @@ def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch_size
     """γ and a step size that hold where the chains go, not only at w*; and the pilots that showed it."""
     free, limit = posterior.gamma is None, _LOCAL
     settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
+    looks = _LOOKS if longest > 1 else 1
     pilots = []
     for pilot_key in jax.random.split(key, _PILOTS):
         posterior = posterior.with_scale(gamma=settings.gamma)
@@ -230,14 +232,16 @@ def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch_size
             SGLD(step_size=settings.step_size),
             num_chains=num_chains,
             num_warmup=0,
-            num_draws=1,
-            thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS),
+            num_draws=looks,
+            thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS) // looks,
             batch_size=batch_size,
             eval_size=eval_size,
             spectrum=spectrum,  # needless here, but so the run that follows is the same program
         )
-        chains.draw(1, progress=False)
-        ratio = _stiffness_at(chains.positions, posterior, settings)
+        ratio = 0.0
+        for _ in range(looks):
+            chains.draw(1, progress=False)
+            ratio = max(ratio, _stiffness_at(chains.positions, posterior, settings))
         pilots.append(Pilot(settings.gamma, settings.step_size, ratio))
         if ratio <= limit:
             break
