@@ -34,7 +34,7 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.sgmcmc import SGLD
 from llc.sampling.stein import make_stein
 
-_FULL_BATCH, _MINIBATCH = 4096, 512
+_FULL_BATCH, _MINIBATCH, _LARGEST_BATCH = 4096, 512, 8192
 _HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order of it away, `virial_curved` sees it
 _NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
 _WARMUP, _THINNING = 2000, 10
@@ -117,9 +117,9 @@ def calibrate(
         thinning: steps between draws. None takes 10 steps, more (up to 1,000) where a given γ is so weak that the
             chains relax slowly and the model is small, and 1 of HMC and NUTS, whose steps take many gradients.
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
-            step), and beyond as many as keep the heating of the curved directions below 3 %, at least 512.
+            step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
-        budget: most steps of a chain; None sets no limit. Draws are left out to keep to it.
+        budget: most steps of a chain, pilots apart; None sets no limit. Draws are left out to keep to it.
 
     Raises:
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
@@ -136,9 +136,9 @@ def calibrate(
         num_draws = max(1, min(num_draws, (budget - num_warmup) // thinning))
     num_steps = (num_warmup or _WARMUP) + num_draws * (thinning or _THINNING)  # of gradients, about
     scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
-    accepts = sampler is not None and sampler.full_batch
+    accepts, heating = sampler is not None and sampler.full_batch, 0.0
     if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
-        batch_size = _choose_batch(posterior.with_scale(gamma=scale.gamma), spectrum, scale.step_size)
+        batch_size, heating = _choose_batch(posterior.with_scale(gamma=scale.gamma), spectrum, scale.step_size)
     longest = 1
     if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:
         longest = _LONGER
@@ -172,7 +172,7 @@ def calibrate(
     reasons["thinning"] = "steps between draws: an evaluation of the loss on all rows costs as much as some steps"
     reasons["batch_size"] = "full batches have no heating"
     if batch_size is not None and batch_size < posterior.num_data:
-        reasons["batch_size"] = "rows; the curved directions are heated by less than 3 %"
+        reasons["batch_size"] = f"rows; predicted to heat the curved directions by {heating:.1%}"
     reasons |= {name: "given" for name, value in given.items() if value is not None}
     return Calibration(
         posterior=posterior,
@@ -191,18 +191,19 @@ def calibrate(
     )
 
 
-def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: float) -> int | None:
-    """Rows of a minibatch, or None where they would be half of the data."""
+def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: float) -> tuple[int | None, float]:
+    """Rows of a minibatch (None where they would be half of the data), and by how much they heat."""
     nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set before
     quad = max(spectrum.quad(gamma / nbeta), 0.5)
-    rows = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad / _HEATING
+    heat = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad  # of one row
     stein = make_stein(posterior, spectrum)
     if stein is not None and stein.shares.size:
         some = jax.tree.map(lambda x: x[:: max(1, len(x) // _NOISE_ROWS)][:_NOISE_ROWS], posterior.data)
         noise = float(_gradient_noise(posterior, stein.vectors, stein.shares, some))
-        rows = max(rows, 0.25 * step_size * nbeta**2 * noise / (_HEATING * quad))
-    rows = max(_MINIBATCH, 2 ** math.ceil(math.log2(max(rows, 1.0))))
-    return None if rows > posterior.num_data // 2 else rows
+        heat = max(heat, 0.25 * step_size * nbeta**2 * noise / quad)
+    rows = 2 ** math.ceil(math.log2(max(heat / _HEATING, 1.0)))
+    rows = min(max(rows, _MINIBATCH), _LARGEST_BATCH)
+    return (None, 0.0) if rows > posterior.num_data // 2 else (rows, heat / rows)
 
 
 @eqx.filter_jit

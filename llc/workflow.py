@@ -51,7 +51,7 @@ def estimate(
         batch_size: rows of a minibatch; None: see `llc.calibrate`.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
         target_mcse: standard error to be reached, relative to λ̂.
-        budget: most steps of a chain; None allows eight times the first draws.
+        budget: most steps of a chain, apart from pilots and the run at 3γ; None allows eight times the first draws.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:

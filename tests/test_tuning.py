@@ -55,6 +55,17 @@ def test_the_batch_follows_the_noise(noise):
     assert (heating(calibration.posterior, step_size, 512) > 0.03 / 1.3) == (noise == 4.0)
 
 
+def test_a_batch_has_a_largest_size_and_says_what_it_heats():
+    posterior = regression(num_data=20_000, noise=4.0)
+    calibration = llc.calibrate(jax.random.key(0), posterior, num_draws=500)
+    assert calibration.lengths["batch_size"] == 8192
+    step_size = float(np.asarray(calibration.sampler.step_size))
+    predicted = float(calibration.reasons["batch_size"].split()[-1].rstrip("%")) / 100
+    # From 512 of the examples: ± 4 √(2 / 512).
+    assert predicted == pytest.approx(heating(calibration.posterior, step_size, 8192), rel=0.25)
+    assert predicted > 0.03
+
+
 def test_heating_is_seen_and_taken_away():
     """Minibatches of 16: as hot as predicted (.37–1 of it without replacement), and the estimate knows."""
     posterior = regression().with_scale(gamma=5.0)

@@ -255,7 +255,11 @@ def _number_lines(report: Report) -> list[str]:
         value = plus_minus(report.corrected.value, report.corrected.mcse)
         lines.append(_row("λ_corr", value, "γ-corrected, to be compared with the bounds"))
     if report.shift is not None:
-        told = "less than 2 %, accepted as λ" if report.accepted else "not the asymptotic λ, it still moves with γ"
+        told = (
+            "accepted as λ: below 2 %, or its own error"
+            if report.accepted
+            else "not the asymptotic λ, it still moves with γ"
+        )
         scale = constant(_tethered(report.draws), "gamma") / gamma
         name = f"λ_corr − λ_corr({scale:.3g}γ)"
         lines.append(_row(name, plus_minus(report.shift.value, report.shift.mcse), told))
