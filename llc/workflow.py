@@ -1,5 +1,7 @@
 """The whole way from a loss and a minimum to a checked estimate: settings, draws, bounds, report."""
 
+import math
+
 import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray
@@ -97,7 +99,8 @@ def estimate(
 
 def _missing(result: Report, target_mcse: float, done: int) -> int:
     """Draws to add for the target, at most as many as there are; 0 where it is reached or out of reach."""
-    if {check.name for check in result.failed_of_chains} - _CURABLE:
+    curable = {check.name for check in result.failed_of_chains} <= _CURABLE
+    if not curable or not math.isfinite(result.llc.value):
         return 0
     excess = result.llc.mcse / (target_mcse * abs(result.llc.value)) if result.llc.value else 0.0
     if excess <= 1 and not result.failed_of_chains:

@@ -96,7 +96,7 @@ def _numbers(report: Report) -> list[tuple[str, str, str]]:
             rows.append((canvas.CORR, plus_minus(corrected.value, corrected.mcse), "γ-corrected, for the bounds"))
         if report.shift is not None:
             moved = plus_minus(report.shift.value, report.shift.mcse)
-            told = "accepted as λ" if report.accepted else "not yet λ"
+            told = {True: "accepted as λ", False: "not yet λ", None: "undecided"}[report.accepted]
             rows.append((f"change of {canvas.CORR}", moved, f"from a larger γ: {told}"))
         rows.append(("bounds", canvas.bounds_text(bounds), "of the asymptotic λ"))
         rows.append(("rank", canvas.rank_text(bounds), f"of d = {bounds.dim}, above τ = {bounds.threshold:.2g}"))

@@ -88,10 +88,14 @@ class Report:
 
     @property
     def accepted(self) -> bool | None:
-        """Whether λ_corr is the same at a larger γ, to 2 % or within two standard errors; None without a second run."""
+        """Whether λ_corr is the same at a larger γ, to 2 %; None without a second run, or if the errors can't tell."""
         if self.shift is None or self.corrected is None:
             return None
-        return abs(self.shift.value) <= max(_MOVES * abs(self.corrected.value), 2 * self.shift.mcse)
+        moved, error = abs(self.shift.value), 2 * self.shift.mcse
+        limit = _MOVES * abs(self.corrected.value)
+        if moved + error <= limit:
+            return True
+        return False if moved - error > limit else None
 
     @property
     def failed_of_chains(self) -> tuple[Check, ...]:
@@ -255,11 +259,11 @@ def _number_lines(report: Report) -> list[str]:
         value = plus_minus(report.corrected.value, report.corrected.mcse)
         lines.append(_row("λ_corr", value, "γ-corrected, to be compared with the bounds"))
     if report.shift is not None:
-        told = (
-            "accepted as λ: below 2 %, or its own error"
-            if report.accepted
-            else "not the asymptotic λ, it still moves with γ"
-        )
+        told = {
+            True: "below 2 %, accepted as λ",
+            False: "not the asymptotic λ, it still moves with γ",
+            None: "undecided: its error is too large for 2 %",
+        }[report.accepted]
         scale = constant(_tethered(report.draws), "gamma") / gamma
         name = f"λ_corr − λ_corr({scale:.3g}γ)"
         lines.append(_row(name, plus_minus(report.shift.value, report.shift.mcse), told))
