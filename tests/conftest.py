@@ -21,13 +21,10 @@ os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_M
 gc.freeze()
 gc.set_threshold(100_000, 50, 100)
 
-_LONG = ("test_workflow", "test_examples", "test_readme", "test_studies", "deep_linear", "test_best_of")
+_LONG = ("information_loss", "coverage", "no_knobs", "temperature", "deep_linear", "test_best_of")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation(request):
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
     """Without most of LLVM's optimizations, but where chains run for long."""
-    long = any(name in request.path.name for name in _LONG)
-    jax.config.update("jax_disable_most_optimizations", not long)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", not any(name in item.nodeid for name in _LONG))

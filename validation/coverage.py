@@ -36,7 +36,7 @@ class Settings:
     )
 
 
-QUICK = Settings(num_repeats=10, cases=("SGLD | w^2/2", "SGLD | w^4/2"))
+QUICK = Settings(num_repeats=5, cases=("SGLD | w^2/2", "SGLD | w^4/2"))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior import LocalPosterior
@@ -255,4 +256,6 @@ def _scaled(scale: Any, x: PyTree) -> PyTree:
 
 
 def _normal_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:
-    return optax.tree.random_like(key, tree, jax.random.normal)
+    """Standard normal numbers for all leaves from one call, each of which takes a tenth of a second to compile."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.random.normal(key, flat.shape, flat.dtype))

@@ -69,9 +69,11 @@ def test_mean_and_variance_of_a_gamma_energy(learning_coefficient):
 def test_standard_error_covers(correlation):
     """The 95 % interval holds the truth in 95 % of 400 repeats, within 4 binomial standard errors."""
     rng = np.random.default_rng(1)
-    covered = 0
+    covered, draws = 0, make_draws(np.zeros((4, 500)))
     for _ in range(400):
-        estimate = llc.mean_energy(make_draws(autoregressive(rng, (4, 500), correlation)))
+        values = autoregressive(rng, (4, 500), correlation)
+        draws["posterior"] = draws["posterior"].to_dataset().assign(llc=(("chain", "draw"), values))
+        estimate = llc.mean_energy(draws)
         covered += abs(estimate.value) < 1.96 * estimate.mcse
     share, error = covered / 400, np.sqrt(0.95 * 0.05 / 400)
     assert abs(share - 0.95) < 4 * error, share
@@ -204,3 +206,27 @@ def test_energy_variance_subtracts_the_subset_noise():
     error = np.std(corrected) / np.sqrt(200)
     assert abs(np.mean(corrected) - full) < 4 * error
     assert abs(np.mean(raw) - full) > 4 * error
+
+
+def test_the_error_of_fitted_coefficients_is_counted():
+    """A heavy-tailed control variate bends its own coefficient: only with that part of the error do intervals cover."""
+    rng, repeats = np.random.default_rng(0), 200
+    covered = {"zero variance": 0, "its draws alone": 0}
+    energies = rng.gamma(0.5, size=(repeats, 4, 100))
+    controls = energies**3 - 0.5 * 1.5 * 2.5  # E[x³] of Gamma(½, 1)
+    draws = make_draws(energies[0])
+    stats, values = draws["sample_stats"].to_dataset(), draws["posterior"].to_dataset()
+    draws["constant_data"] = draws["constant_data"].to_dataset().assign(trace_curved=0.0)
+    for energy, control in zip(energies, controls, strict=True):
+        dims = ("chain", "draw")
+        draws["posterior"] = values.assign(llc=(dims, energy))
+        draws["sample_stats"] = stats.assign(stein_curved=(dims, control), stein_flat=(dims, 0 * control))
+        found = llc.zero_variance(draws)
+        assert found is not None
+        fitted = (energy.mean() - found.value) / control.mean()
+        alone = monte_carlo_error(energy - fitted * control)
+        covered["zero variance"] += abs(found.value - 0.5) < 1.96 * found.mcse
+        covered["its draws alone"] += abs(found.value - 0.5) < 1.96 * alone
+    lowest = 0.95 - 4 * np.sqrt(0.95 * 0.05 / repeats)
+    assert covered["zero variance"] / repeats > lowest
+    assert not covered["its draws alone"] / repeats > lowest, "negative control"

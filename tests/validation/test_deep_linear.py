@@ -180,7 +180,7 @@ def test_order_counts_pairs_with_different_truths():
 
 
 def test_one_network_from_end_to_end():
-    settings = study.Settings(num_nets=1, layers=(2, 2), widths=(2, 3), large=None, reference_warmup=300)
+    settings = study.Settings(num_nets=1, layers=(2, 2), widths=(2, 3), num_data=1000, large=None, reference_warmup=300)
     row = study.run("0", settings) | {"case": "0"}
     summary = study.summarize([row, {"case": "1", "error": "ValueError: no"}], settings)
     assert study.kept(row, settings)
