@@ -30,6 +30,7 @@ from llc.posterior import LocalPosterior
 
 _BYTES = 2**30  # of the eigenvectors
 _VISIBLE = 0.01  # share of its full ½ below which a direction is left out
+_FEWEST = 16  # rows, so that small networks of different rank share a program
 
 
 class Stein(eqx.Module):
@@ -84,8 +85,8 @@ def make_stein(posterior: LocalPosterior, spectrum: Any) -> Stein | None:
     shares = curvatures / (curvatures + gamma)
     most = max(1, _BYTES // (dtype.itemsize * posterior.num_params))
     visible = int(np.sum(shares > _VISIBLE))
-    rows = min(2 ** math.ceil(math.log2(visible)) if visible else 0, most)  # a power of two: few different programs
-    kept = min(rows, len(shares))
+    rows = min(max(2 ** math.ceil(math.log2(max(visible, 1))), _FEWEST), most)  # a power of two: few programs
+    kept = min(visible, rows)
     missing = rows - kept
     return Stein(
         vectors=jnp.asarray(np.pad(spectrum.vectors[:kept], ((0, missing), (0, 0))), dtype),
