@@ -78,7 +78,7 @@ def test_the_networks_of_information_loss_are_one_function():
 def test_connection_cost(tmp_path, capsys, monkeypatch):
     example = _load("connection_cost")
     monkeypatch.setattr(example, "STRENGTHS", (1e-5, 5e-2))
-    sizes = {"hidden": 4, "num_data": 50, "train_steps": 500, "gamma": 1000.0, "num_draws": 100}
+    sizes = {"hidden": 4, "num_data": 50, "train_steps": 500, "gamma": 10_000.0, "num_draws": 100}
     settings = example.Settings(**sizes, out=tmp_path / "cost.png")
     (free, loose), (costly, tight) = example.main(settings).values()
     assert costly.rank < free.rank

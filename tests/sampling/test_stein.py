@@ -132,7 +132,7 @@ def test_directions_add_up():
     spectrum = llc.spectrum(posterior)
     stein = make_stein(posterior, spectrum)
     assert stein is not None
-    assert stein.vectors.shape == (4, 4)  # three directions, and zeros up to a power of two
+    assert stein.vectors.shape == (16, 4)  # three directions, and zeros up to the least number of rows
     assert float(stein.rest) == 1
     offset = {"a": jnp.array([1.0]), "b": jnp.array([2.0, 3.0, 4.0])}
     pair = stein.directions(offset)
