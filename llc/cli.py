@@ -109,6 +109,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     flags = {name: float(value) for name, value in flags.items() if value is not None}
     flags |= {name: value for name, value in calibration.lengths.items() if value is not None}
     words = " ".join(f"--{name.replace('_', '-')} {value:.6g}" for name, value in flags.items())
+    words += " --control-variates" * getattr(calibration.sampler, "control_variates", False)
     print(f"\nllc sample {arguments.posterior} {words} --out run.nc")
     return 0
 
@@ -118,6 +119,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, help="netCDF file; a spectrum that is in it stays")
     command.add_argument("--sampler", choices=sorted(_SAMPLERS), default="sgld")
     command.add_argument("--step-size", type=float, help="default: from the curvature (sgld), adapted (others)")
+    command.add_argument("--control-variates", action="store_true", help="of sgld: for labels with noise")
     command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
     command.add_argument("--gamma", type=float, help="default: the posterior's, or from the curvature and run length")
     command.add_argument("--num-chains", type=int, default=4)
@@ -139,12 +141,15 @@ def _sample(arguments: argparse.Namespace) -> int:
         settings = llc.settings_from_curvature(posterior, llc.top_eigenvalue(posterior), num_steps)
         posterior = posterior.with_scale(gamma=settings.gamma)
         step_size = settings.step_size if arguments.sampler == "sgld" and step_size is None else step_size
+    if arguments.control_variates and arguments.sampler != "sgld":
+        raise ValueError(f"--control-variates needs --sampler sgld, got {arguments.sampler}: it has no minibatches.")
+    controls = {"control_variates": True} if arguments.control_variates else {}
     names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
     names += ("chain_method", "keep_params")
     draws = llc.sample(
         jax.random.key(arguments.seed),
         posterior,
-        getattr(llc, _SAMPLERS[arguments.sampler])(step_size=step_size),
+        getattr(llc, _SAMPLERS[arguments.sampler])(step_size=step_size, **controls),
         **{name: getattr(arguments, name) for name in names},
     )
     if arguments.out.exists() and "curvature" in (before := llc.load(arguments.out)):

@@ -11,7 +11,8 @@ $$ \frac{c}{4} \cdot \frac{2 \lambda_{quad}}{B} \qquad\text{and}\qquad
    \frac{\epsilon\, (n\beta)^2\, \mathrm{tr}(\Sigma A)}{4 B\, \lambda_{quad}} : $$
 
 by the curvature that differs between examples, and by their gradients at w*, of covariance Σ, with
-A = ½ nβH (nβH + γ)⁻¹. B keeps each below 3 %.
+A = ½ nβH (nβH + γ)⁻¹. B keeps each below 3 %. Control variates take the second away, for twice the gradients: they are
+used where it asks for more than twice the rows.
 """
 
 import math
@@ -136,15 +137,17 @@ def calibrate(
         num_draws = max(1, min(num_draws, (budget - num_warmup) // thinning))
     num_steps = (num_warmup or _WARMUP) + num_draws * (thinning or _THINNING)  # of gradients, about
     scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
-    accepts, heating = sampler is not None and sampler.full_batch, 0.0
+    accepts, batch = sampler is not None and sampler.full_batch, _Batch(batch_size, 0.0)
     if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
-        batch_size, heating = _choose_batch(posterior.with_scale(gamma=scale.gamma), spectrum, scale.step_size)
+        free = sampler is None
+        batch = _choose_batch(posterior.with_scale(gamma=scale.gamma), spectrum, scale.step_size, free=free)
+        batch_size = batch.rows
     longest = 1
     if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:
         longest = _LONGER
     free, pilots = posterior.gamma is None, ()
     if sampler is None:
-        settings = num_steps, longest, num_chains, batch_size, eval_size
+        settings = num_steps, longest, num_chains, batch, eval_size
         posterior, sampler, pilots = _settle(key, posterior, spectrum, *settings)
         gamma = float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
         step_size = float(np.asarray(sampler.step_size))
@@ -154,6 +157,8 @@ def calibrate(
             thinning = min(max(_THINNING, relaxed), longest * _THINNING)
         stiffness = rate + step_size * float(posterior.nbeta) * spectrum.largest
         reasons["sampler"] = "costs one gradient a step; `llc.NUTS()` is the reference on a small model"
+        if batch.without:
+            reasons["sampler"] = f"with control variates; without, noise at w* takes batches of {batch.without:,} rows"
         reasons["step_size"] = f"ε (nβ h_max + γ) = {stiffness:.2g}, stable below 4; h_max = {spectrum.largest:.3g}"
         relaxations = rate * (num_steps if thinning is None else num_draws * thinning) / 2
         why = f"a flat direction relaxes {relaxations:.0f} times over the run"
@@ -172,7 +177,7 @@ def calibrate(
     reasons["thinning"] = "steps between draws: an evaluation of the loss on all rows costs as much as some steps"
     reasons["batch_size"] = "full batches have no heating"
     if batch_size is not None and batch_size < posterior.num_data:
-        reasons["batch_size"] = f"rows; predicted to heat the curved directions by {heating:.1%}"
+        reasons["batch_size"] = f"rows; predicted to heat the curved directions by {batch.heating:.1%}"
     reasons |= {name: "given" for name, value in given.items() if value is not None}
     return Calibration(
         posterior=posterior,
@@ -191,19 +196,37 @@ def calibrate(
     )
 
 
-def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: float) -> tuple[int | None, float]:
-    """Rows of a minibatch (None where they would be half of the data), and by how much they heat."""
+class _Batch(NamedTuple):
+    """Rows of a minibatch (None: all), the heating they are predicted to bring, and the rows without control variates.
+
+    The last is 0 where they are not used.
+    """
+
+    rows: int | None
+    heating: float
+    without: int = 0
+
+
+def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: float, *, free: bool) -> _Batch:
+    """A minibatch (all rows where it would be half of the data); with control variates if `free` and they pay."""
     nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set before
     quad = max(spectrum.quad(gamma / nbeta), 0.5)
-    heat = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad  # of one row
+    of_curvature, of_gradients = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad, 0.0  # of one row
     stein = make_stein(posterior, spectrum)
     if stein is not None and stein.shares.size:
         some = jax.tree.map(lambda x: x[:: max(1, len(x) // _NOISE_ROWS)][:_NOISE_ROWS], posterior.data)
         noise = float(_gradient_noise(posterior, stein.vectors, stein.shares, some))
-        heat = max(heat, 0.25 * step_size * nbeta**2 * noise / quad)
-    rows = 2 ** math.ceil(math.log2(max(heat / _HEATING, 1.0)))
-    rows = min(max(rows, _MINIBATCH), _LARGEST_BATCH)
-    return (None, 0.0) if rows > posterior.num_data // 2 else (rows, heat / rows)
+        of_gradients = 0.25 * step_size * nbeta**2 * noise / quad
+
+    def rows_for(heat):
+        rows = 2 ** math.ceil(math.log2(max(heat / _HEATING, 1.0)))
+        return min(max(rows, _MINIBATCH), _LARGEST_BATCH)
+
+    heat, without = max(of_curvature, of_gradients), 0
+    rows = rows_for(heat)
+    if free and rows > 2 * rows_for(of_curvature):
+        heat, without, rows = of_curvature, rows, rows_for(of_curvature)
+    return _Batch(None, 0.0) if rows > posterior.num_data // 2 else _Batch(rows, heat / rows, without)
 
 
 @eqx.filter_jit
@@ -218,7 +241,7 @@ def _gradient_noise(posterior: LocalPosterior, vectors: Array, shares: Array, da
     return jnp.sum(shares * jnp.var(jax.lax.map(along, data, batch_size=32), axis=0))
 
 
-def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch_size, eval_size):
+def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch, eval_size):
     """γ and a step size that hold where the chains go, not only at w*; and the pilots that showed it."""
     free, limit = posterior.gamma is None, _LOCAL
     settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
@@ -230,12 +253,12 @@ def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch_size
         chains = Chains(
             pilot_key,
             posterior,
-            SGLD(step_size=settings.step_size),
+            SGLD(step_size=settings.step_size, control_variates=batch.without > 0),
             num_chains=num_chains,
             num_warmup=0,
             num_draws=looks,
             thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS) // looks,
-            batch_size=batch_size,
+            batch_size=batch.rows,
             eval_size=eval_size,
             spectrum=spectrum,  # needless here, but so the run that follows is the same program
         )
@@ -253,7 +276,8 @@ def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch_size
         else:
             limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
             settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))
-    return posterior, SGLD(step_size=settings.step_size), tuple(pilots)
+    sampler = SGLD(step_size=settings.step_size, control_variates=batch.without > 0)
+    return posterior, sampler, tuple(pilots)
 
 
 def _stiffness_at(positions, posterior, settings) -> float:

@@ -58,6 +58,14 @@ def test_calibrate_names_settings_that_sample_takes(folder, capsys):
     assert cli._parser().parse_args(words[1:]).num_draws == 100
 
 
+def test_control_variates_are_for_minibatches(folder, capsys):
+    assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", "--control-variates", "--sampler", "nuts"]) == 3
+    assert "--control-variates needs --sampler sgld, got nuts" in capsys.readouterr().err
+    flags = ["--control-variates", "--batch-size", "10", *QUICK]
+    assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", *flags]) == 0
+    assert json.loads(llc.load("run.nc").attrs["settings"])["sampler"]["control_variates"]
+
+
 def test_sgld_takes_its_step_from_the_curvature(folder, capsys):
     assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", *QUICK]) == 0
     settings = json.loads(llc.load("run.nc").attrs["settings"])

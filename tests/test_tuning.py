@@ -43,26 +43,39 @@ def test_gradient_noise_is_that_of_the_closed_form():
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def step_size_of(calibration):
+    return float(np.asarray(calibration.sampler.step_size))
+
+
 @pytest.mark.parametrize("noise", [0.3, 4.0])
-def test_the_batch_follows_the_noise(noise):
+def test_control_variates_follow_the_noise(noise):
     posterior = regression(noise=noise)
     calibration = llc.calibrate(jax.random.key(0), posterior, num_draws=500)
-    step_size = float(np.asarray(calibration.sampler.step_size))
-    rows = calibration.lengths["batch_size"] or posterior.num_data
-    if rows < posterior.num_data:
-        assert heating(calibration.posterior, step_size, rows) < 0.03 * 1.3  # of 512 of the examples: ± 4 √(2 / 512)
-    assert noise == 0.3 or rows > 512, "and 512 would not do"
-    assert (heating(calibration.posterior, step_size, 512) > 0.03 / 1.3) == (noise == 4.0)
+    assert calibration.lengths["batch_size"] == 512
+    without = heating(calibration.posterior, step_size_of(calibration), 512)
+    assert (without > 2 * 0.03) == calibration.sampler.control_variates == (noise == 4.0)
+    assert ("with control variates" in calibration.reasons["sampler"]) == (noise == 4.0)
+
+
+def test_the_batch_follows_the_noise():
+    """A sampler that is given stays as it is, so that only the rows are left to choose."""
+    posterior = regression(num_data=20_000, noise=1.0).with_scale(gamma=5.0)
+    sampler = llc.SGLD(0.5 / (float(posterior.nbeta) * 4 + 5))
+    calibration = llc.calibrate(jax.random.key(0), posterior, sampler=sampler)
+    rows = calibration.lengths["batch_size"]
+    # From 512 of the examples: ± 4 √(2 / 512).
+    assert heating(posterior, float(sampler.step_size), rows) < 0.03 * 1.25
+    assert heating(posterior, float(sampler.step_size), rows // 2) > 0.03 / 1.25, "half as many would not do"
+    assert rows > 512
 
 
 def test_a_batch_has_a_largest_size_and_says_what_it_heats():
-    posterior = regression(num_data=20_000, noise=4.0)
-    calibration = llc.calibrate(jax.random.key(0), posterior, num_draws=500)
+    posterior = regression(num_data=20_000, noise=4.0).with_scale(gamma=5.0)
+    sampler = llc.SGLD(0.5 / (float(posterior.nbeta) * 4 + 5))
+    calibration = llc.calibrate(jax.random.key(0), posterior, sampler=sampler)
     assert calibration.lengths["batch_size"] == 8192
-    step_size = float(np.asarray(calibration.sampler.step_size))
     predicted = float(calibration.reasons["batch_size"].split()[-1].rstrip("%")) / 100
-    # From 512 of the examples: ± 4 √(2 / 512).
-    assert predicted == pytest.approx(heating(calibration.posterior, step_size, 8192), rel=0.25)
+    assert predicted == pytest.approx(heating(posterior, float(sampler.step_size), 8192), rel=0.25)
     assert predicted > 0.03
 
 

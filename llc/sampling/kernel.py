@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from llc.posterior import LocalPosterior
+from llc.sampling.evaluation import make_evaluation
 
 
 class Info(NamedTuple):
@@ -65,15 +66,40 @@ class Gradient(NamedTuple):
     offset: PyTree
 
 
-def potential_gradient(posterior: LocalPosterior, position: PyTree, batch: PyTree) -> Gradient:
-    """U, ∇L and ∇U = nβ ∇L + γ (w − w*) on `batch`."""
-    loss, loss_grad = jax.value_and_grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
+def potential_gradient(
+    posterior: LocalPosterior, position: PyTree, batch: PyTree, center_grad: PyTree = None
+) -> Gradient:
+    """U, ∇L and ∇U = nβ ∇L + γ (w − w*) on `batch`; with ∇L(w*) of all data, that on `batch` is replaced by it."""
+    loss, loss_grad = _loss_gradient(posterior, position, batch)
+    if center_grad is not None:
+        there = _loss_gradient(posterior, posterior.position, batch)[1]
+        loss_grad = jax.tree.map(lambda g, c, all_: g - c + all_, loss_grad, there, center_grad)
     offset = optax.tree.sub(position, posterior.position)
     dtype = jnp.result_type(*jax.tree.leaves(position))  # not the loss's: data may be of another one
     loss, nbeta, gamma = (jnp.asarray(x, dtype) for x in (loss, posterior.nbeta, posterior.gamma))
     grad = jax.tree.map(lambda g, x: (nbeta * g + gamma * x).astype(x.dtype), loss_grad, offset)
     potential = nbeta * loss + 0.5 * gamma * optax.tree.norm(offset, squared=True)
     return Gradient(potential, loss_grad, grad, offset)
+
+
+def center_gradient(posterior: LocalPosterior) -> PyTree:
+    """∇L(w*) over all data, a piece of rows at a time."""
+    evaluation = make_evaluation(posterior, None)
+
+    def add(total, piece):
+        return jax.tree.map(jnp.add, total, _loss_gradient(posterior, posterior.position, piece)[1]), None
+
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, posterior.position), evaluation.pieces)
+    num_pieces, length = jax.tree.leaves(evaluation.pieces)[0].shape[:2]
+    share = num_pieces * length / posterior.num_data
+    if evaluation.rest is None:
+        return jax.tree.map(lambda g: g / num_pieces, total)
+    rest = _loss_gradient(posterior, posterior.position, evaluation.rest)[1]
+    return jax.tree.map(lambda g, last: share / num_pieces * g + (1 - share) * last, total, rest)
+
+
+def _loss_gradient(posterior, position, batch):
+    return jax.value_and_grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
 
 
 def virial(posterior: LocalPosterior, offset: PyTree, grad: PyTree) -> Float[Array, ""]:

@@ -6,6 +6,8 @@ $$ w_{k+1} = w_k - \tfrac{\epsilon}{2} P \nabla U(w_k) + \sqrt{\epsilon P}\, \xi
 
 Euler–Maruyama takes $\xi_k = \eta_k$, standard normal. Leimkuhler–Matthews (2013, arXiv 1203.5428, eq. 8) takes
 $\xi_k = (\eta_k + \eta_{k+1}) / 2$, which has no step-size bias on a quadratic potential.
+With control variates $\nabla L(w)$ on a minibatch B is $\nabla L_B(w) - \nabla L_B(w^*) + \nabla L(w^*)$: what the
+gradients of the examples differ by at w*, with noisy labels nearly all of their noise, drops out.
 
 SGHMC and SGNHT have a momentum p and the leapfrog step h = √ε. A step is a kick, half a drift, friction, half a drift,
 
@@ -27,7 +29,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior import LocalPosterior
-from llc.sampling.kernel import Gradient, Info, Sampler, potential_gradient, virial
+from llc.sampling.kernel import Gradient, Info, Sampler, center_gradient, potential_gradient, virial
 from llc.sampling.preconditioner import Identity, Preconditioner
 
 _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
@@ -39,11 +41,12 @@ def _as_array(step_size: Any) -> Any:
 
 
 class SGLDState(NamedTuple):
-    """Position, preconditioner state, and the last normal vector η_k (None for Euler–Maruyama)."""
+    """Position, preconditioner state, the last normal vector η_k, and ∇L(w*): None where it is not used."""
 
     position: PyTree
     preconditioner: Any
     noise: PyTree
+    center_grad: PyTree
 
 
 class SGLD(Sampler):
@@ -59,18 +62,22 @@ class SGLD(Sampler):
             `llc.estimate` takes an eighth of that.
         integrator: `"leimkuhler_matthews"` (exact on quadratics) or `"euler_maruyama"` (what other tools run).
         preconditioner: `Identity()` or `RMSProp()`.
+        control_variates: whether minibatch gradients take those at w* as control variates. Twice the gradients; worth
+            it where the examples have large gradients at w* (noisy labels), useless where they have none.
 
     Raises:
         ValueError: if the step size is not positive or the integrator is unknown.
 
     References:
         Welling & Teh, Bayesian learning via stochastic gradient Langevin dynamics, ICML 2011.
+        Baker et al., Control variates for stochastic gradient MCMC, 2019, eq. 6.
         Leimkuhler & Matthews, Rational construction of stochastic numerical methods for molecular sampling, 2013.
     """
 
     step_size: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
     integrator: str = "leimkuhler_matthews"
     preconditioner: Preconditioner = Identity()
+    control_variates: bool = False
 
     full_batch: ClassVar[bool] = False
 
@@ -84,13 +91,14 @@ class SGLD(Sampler):
         """State at w*; nothing adapts, so `num_warmup` has no effect."""
         position = posterior.position
         noise = _normal_like(key, position) if self.integrator == "leimkuhler_matthews" else None
-        return SGLDState(position, self.preconditioner.init(position), noise)
+        center_grad = center_gradient(posterior) if self.control_variates else None
+        return SGLDState(position, self.preconditioner.init(position), noise, center_grad)
 
     def step(
         self, key: PRNGKeyArray, posterior: LocalPosterior, state: SGLDState, batch: PyTree
     ) -> tuple[SGLDState, Info]:
         """One step on `batch`."""
-        gradient = potential_gradient(posterior, state.position, batch)
+        gradient = potential_gradient(posterior, state.position, batch, state.center_grad)
         scaling = self.preconditioner.update(state.preconditioner, gradient.loss_grad)
         fresh = _normal_like(key, state.position)
         noise = fresh if state.noise is None else jax.tree.map(lambda a, b: 0.5 * (a + b), state.noise, fresh)
@@ -102,8 +110,8 @@ class SGLD(Sampler):
             return w - 0.5 * eps * g + jnp.sqrt(eps) * xi
 
         position = jax.tree.map(move, state.position, drift, noise)
-        info = _info(posterior, gradient)
-        return SGLDState(position, scaling, None if state.noise is None else fresh), info
+        info = _info(posterior, gradient, num_gradients=1 + self.control_variates)
+        return SGLDState(position, scaling, None if state.noise is None else fresh, state.center_grad), info
 
 
 class SGHMCState(NamedTuple):
@@ -234,14 +242,14 @@ def _require_positive(name: str, **values: Any) -> None:
             raise ValueError(f"{name} needs a finite {setting} > 0, got {value}.")
 
 
-def _info(posterior: LocalPosterior, gradient: Gradient) -> Info:
+def _info(posterior: LocalPosterior, gradient: Gradient, num_gradients: int = 1) -> Info:
     grad_norm = optax.tree.norm(gradient.grad)
     return Info(
         potential=gradient.potential,
         virial=virial(posterior, gradient.offset, gradient.grad),
         grad_norm=grad_norm,
         acceptance_rate=jnp.full((), jnp.nan, gradient.potential.dtype),
-        num_gradients=jnp.ones((), gradient.potential.dtype),
+        num_gradients=jnp.full((), num_gradients, gradient.potential.dtype),
         diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
     )
 

@@ -33,6 +33,8 @@ from arviz_stats import mcse
 
 import llc
 from llc import LocalPosterior
+from llc.sampling.evaluation import make_evaluation
+from llc.sampling.kernel import center_gradient
 
 NUM_DATA, GAMMA, STEP_SIZE = 256, 5.0, 0.01
 NBETA = NUM_DATA / np.log(NUM_DATA)
@@ -151,6 +153,33 @@ def test_minibatches_are_not_white_noise(sampled, integrator):
     mean, error = estimate(squares(sampled(integrator, 64)))
     for wrong in (0.0, white_heating(64)):
         assert (np.abs(mean - langevin_variance(integrator) - wrong) > 4 * error).any()
+
+
+def test_control_variates_take_off_the_noise_of_the_labels():
+    """The Hessian is that of every minibatch, so nothing is left of their noise; without them it shows."""
+    shifted = (CENTER + 0.3).astype(np.float32)  # not quite the minimum: ∇L(w*) counts
+    posterior = LocalPosterior(loss, jnp.asarray(shifted), {"x": X, "y": Y}, gamma=GAMMA)
+    mean = (NBETA * CURVATURES * CENTER + GAMMA * shifted) / A
+    for control_variates, right in ((True, True), (False, False)):
+        sampler = llc.SGLD(STEP_SIZE, control_variates=control_variates)
+        settings = {"num_warmup": 640, "num_draws": 16_000, "batch_size": 4, "keep_params": True, "progress": False}
+        draws = llc.sample(jax.random.key(8), posterior, sampler, **settings)
+        params = draws["posterior"]["params.w"]
+        location, error = estimate(params)
+        assert (np.abs(location - mean) < 4 * error).all()
+        variance, error = estimate((params - xr.DataArray(mean, dims=params.dims[-1])) ** 2)
+        assert (np.abs(variance - 1 / A) < 4 * error).all() == right
+        assert (draws["sample_stats"]["num_gradients"] == 1 + control_variates).all()
+
+
+@pytest.mark.parametrize("rows", [256, 251])  # in pieces of equal length, and with a rest
+def test_gradient_at_the_center(rows, monkeypatch):
+    monkeypatch.setattr("llc.sampling.evaluation._EVAL_ROWS", 100)
+    data = {"x": X[:rows], "y": Y[:rows]}
+    assert (make_evaluation(LocalPosterior(loss, jnp.zeros(5), data), None).rest is None) == (rows == 256)
+    found = center_gradient(LocalPosterior(loss, jnp.zeros(5), data))
+    exact = -CURVATURES * (data["x"] * data["y"]).mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 
 def test_heating_tends_to_that_of_white_noise():
