@@ -8,10 +8,17 @@ import accuracy
 import coverage
 import no_knobs
 import pytest
+import sabotage
 import temperature
 from study import Study, table
 
-QUICK = {"accuracy": accuracy, "coverage": coverage, "no_knobs": no_knobs, "temperature": temperature}
+QUICK = {
+    "accuracy": accuracy,
+    "coverage": coverage,
+    "no_knobs": no_knobs,
+    "sabotage": sabotage,
+    "temperature": temperature,
+}
 
 
 def _run(module, folder, monkeypatch):
