@@ -2,6 +2,7 @@ from . import demo as demo
 from .posterior import LocalPosterior as LocalPosterior
 from .workflow import estimate as estimate
 from .analysis.dashboard import plot_report as plot_report
+from .analysis.dashboard import save_figure as save_figure
 from .analysis.dashboard import save_figures as save_figures
 from .sampling.chains import sample as sample
 from .sampling.sgmcmc import SGLD as SGLD
@@ -60,5 +61,6 @@ from .analysis.plots import plot_autocorrelation as plot_autocorrelation
 from .analysis.plots import plot_distance as plot_distance
 from .analysis.spectrum_plots import plot_spectrum as plot_spectrum
 from .analysis.spectrum_plots import plot_curve as plot_curve
+from .analysis.calibration_plots import plot_calibration as plot_calibration
 from .analysis.selection_plots import plot_selected as plot_selected
 from .analysis.selection_plots import plot_sigma_ladder as plot_sigma_ladder

@@ -81,7 +81,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     report = llc.estimate(key, posterior)
     print(f"\n{report}\n")
     llc.save(report.draws, arguments.out)
-    llc.plot_report(report).savefig(arguments.figure)
+    llc.save_figure(llc.plot_report(report), arguments.figure)
     print(f"Dashboard: {arguments.figure}. Draws and spectrum: {arguments.out} (llc report {arguments.out}).")
     return 0
 
@@ -97,6 +97,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, help="default: chosen")
     command.add_argument("--budget", type=int, help="most steps of a chain; default: no limit")
     command.add_argument("--seed", type=int, default=0, help="of the pilot runs")
+    command.add_argument("--figure", type=Path, help="predicted bias and cost over ε and γ, with the pilots (PNG)")
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
@@ -111,6 +112,11 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     words = " ".join(f"--{name.replace('_', '-')} {value:.6g}" for name, value in flags.items())
     words += " --control-variates" * getattr(calibration.sampler, "control_variates", False)
     print(f"\nllc sample {arguments.posterior} {words} --out run.nc")
+    if arguments.figure is not None:
+        figure = llc.plot_calibration(calibration).get_figure(root=True)
+        assert figure is not None
+        llc.save_figure(figure, arguments.figure)
+        print(f"\nFigure: {arguments.figure}")
     return 0
 
 

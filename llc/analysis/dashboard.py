@@ -124,10 +124,11 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
     for name, plot in _OF_SPECTRUM.items() if report.spectrum is not None else ():
         figures[name] = canvas.panel_figure()
         plot(report.spectrum, report.bounds, ax=figures[name].add_subplot())
-    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [save_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a figure as a PNG file, whole or not at all, and returns its path."""
     picture = to_png(figure)
     files.write_whole(path, lambda part: part.write_bytes(picture))
     return path
