@@ -272,8 +272,14 @@ def _assumptions(spectrum, nbeta, noise_scale):
     message = f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if noise_scale else "not judged without nβ and γ"
     stationary = Assumption("stationary", bool(not noise_scale or tilt <= _TILT * unit), message)
     assumptions = minimum, stationary, _smooth(spectrum.smoothness)
-    if spectrum.matrix != "ggn":
+    if spectrum.matrix != "ggn" and spectrum.misfit <= _MISFIT:
         return assumptions
+    if spectrum.matrix != "ggn":
+        message = (
+            f"{spectrum.misfit:.2g} of the Hessian's norm comes from residuals (label noise?) and may add to its rank: "
+            "λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the outputs"
+        )
+        return *assumptions, Assumption("of the loss on these data", True, message)  # noqa: FBT003
     message = f"the Hessian differs from the Gauss–Newton matrix by {spectrum.misfit:.2g} of its norm"
     if spectrum.misfit > _MISFIT:
         message += "; take the rank of the Hessian (matrix='hessian')"

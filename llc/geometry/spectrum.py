@@ -60,8 +60,8 @@ class Spectrum:
         noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
             found), in the unit of the nodes; 0 where unmeasured.
         smoothness: of the loss at w*; None in files of before it was probed.
-        misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and a Gauss–Newton matrix G; 0
-            for the Hessian itself.
+        misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the Gauss–Newton matrix G:
+            the part of H that comes from residuals; 0 without `predict_fn`.
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
         vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
@@ -251,15 +251,16 @@ def spectrum(
         )
     with float64():
         hessian = curvature_operator(posterior)
-        operator = hessian if matrix == "hessian" else gauss_newton_operator(posterior, output_loss=output_loss)
+        outputs = _of_outputs(posterior, output_loss, needed=matrix == "ggn")
+        operator = hessian if matrix == "hessian" or outputs is None else outputs
         chosen = _choose(operator, posterior, matrix) if method == "auto" else method
         if chosen == "dense":
-            return _dense(operator, hessian, matrix)
+            return _dense(operator, hessian, outputs, matrix)
         check_symmetric(hessian)
         gradient, products = map(np.asarray, _first_order(hessian, jnp.asarray(directions(operator.dim))))
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
-        misfit = _misfit(operator, products) if matrix == "ggn" else 0.0
+        misfit = _misfit(outputs, products)
         common = operator.dim, matrix, misfit, probe_smoothness(hessian, gradient, products), measure
         precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
         if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
@@ -280,17 +281,32 @@ def spectrum(
         return result
 
 
-def _dense(operator: CurvatureOperator, hessian: CurvatureOperator, matrix: str) -> Spectrum:
+def _of_outputs(posterior: LocalPosterior, output_loss: OutputLoss, *, needed: bool) -> CurvatureOperator | None:
+    """The Gauss–Newton matrix; None where it is not needed and the posterior does not say what its outputs are."""
+    if needed or posterior.predict_fn is not None:
+        try:
+            return gauss_newton_operator(posterior, output_loss=output_loss)
+        except ValueError:  # no known loss of its outputs
+            if needed:
+                raise
+    return None
+
+
+def _dense(
+    operator: CurvatureOperator, hessian: CurvatureOperator, outputs: CurvatureOperator | None, matrix: str
+) -> Spectrum:
     found, squares, full, gradient = dense(operator)
     vectors = directions(operator.dim)
     products = vectors @ full if matrix == "hessian" else np.asarray(_first_order(hessian, jnp.asarray(vectors))[1])
-    misfit = _misfit(operator, products) if matrix == "ggn" else 0.0
+    misfit = _misfit(outputs, products)
     smoothness = probe_smoothness(hessian, gradient, products)
     return _exact(found, "dense", operator.dim, matrix, misfit, smoothness, (found.nodes, squares))
 
 
-def _misfit(operator: CurvatureOperator, products: np.ndarray) -> float:
-    """‖H − G‖ / ‖H‖ from the Hessian's products with Gaussian directions."""
+def _misfit(operator: CurvatureOperator | None, products: np.ndarray) -> float:
+    """‖H − G‖ / ‖H‖ from the Hessian's products with Gaussian directions; 0 without a G."""
+    if operator is None:
+        return 0.0
     difference = products - np.asarray(_first_order(operator, jnp.asarray(directions(operator.dim)))[1])
     return float(np.linalg.norm(difference) / max(np.linalg.norm(products), np.finfo(np.float64).tiny))
 

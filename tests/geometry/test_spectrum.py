@@ -147,7 +147,11 @@ def test_the_hessian_is_not_its_gauss_newton_part(method):
     hessian, gauss_newton, vectors = _oracle(posterior)[0], _gauss_newton(posterior), directions(posterior.num_params).T
     exact = np.linalg.norm((hessian - gauss_newton) @ vectors) / np.linalg.norm(hessian @ vectors)
     assert llc.spectrum(posterior, matrix="ggn", method=method).misfit == pytest.approx(exact, rel=1e-9)
-    assert llc.spectrum(posterior).misfit == 0
+    of_hessian = llc.spectrum(posterior)
+    assert of_hessian.misfit == pytest.approx(exact, rel=1e-9)
+    message = next(a.message for a in llc.rank_bounds(of_hessian).assumptions if a.name == "of the loss on these data")
+    assert f"{exact:.2g} of the Hessian's norm comes from residuals" in message
+    assert llc.spectrum(llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data)).misfit == 0
     assert exact > 1e-3, "negative control: the two differ"
 
 
