@@ -10,6 +10,8 @@ from .sampling.sgmcmc import SGHMC as SGHMC
 from .sampling.sgmcmc import SGNHT as SGNHT
 from .sampling.preconditioner import Identity as Identity
 from .sampling.preconditioner import RMSProp as RMSProp
+from .sampling.preconditioner import Diagonal as Diagonal
+from .sampling.preconditioner import Curvature as Curvature
 from .sampling.mcmc import NUTS as NUTS
 from .sampling.mcmc import HMC as HMC
 from .sampling.mcmc import MALA as MALA

@@ -106,4 +106,9 @@ def describe(module: Any) -> Any:
     if isinstance(module, eqx.Module):
         fields = {field.name: describe(getattr(module, field.name)) for field in dataclasses.fields(module)}
         return {"name": type(module).__name__, **fields}
-    return module if isinstance(module, (str, int, float, bool, type(None))) else np.asarray(module).tolist()
+    if isinstance(module, (str, int, float, bool, type(None))):
+        return module
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(module)]
+    if len(shapes) != 1 or shapes[0]:
+        return f"arrays of shapes {shapes}"
+    return np.asarray(module).tolist()

@@ -3,6 +3,12 @@ r"""Preconditioners P of stochastic gradient samplers: drift $P \nabla U$, noise
 Identity: $P = I$. RMSProp (Li et al. 2016, arXiv 1512.07666, Algorithm 1), from gradients g of the mean loss:
 
 $$ V \leftarrow \alpha V + (1 - \alpha) g \odot g, \qquad P = \mathrm{diag}\big(1 / (\epsilon + \sqrt{V})\big). $$
+
+Diagonal: a P that is given. Curvature: the damped inverse of the Hessian at w*, from its eigenpairs $(h_i, v_i)$,
+
+$$ P = I + \sum_i \Big( \frac{\delta}{\max(h_i, 0) + \delta} - 1 \Big) v_i v_i^\top . $$
+
+A P that is constant leaves the stationary law as it is.
 """
 
 import abc
@@ -11,12 +17,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int, PyTree
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
 
 
 class Preconditioner(eqx.Module):
-    """A positive diagonal matrix P that may follow the gradients."""
+    """A positive definite matrix P that may follow the gradients."""
 
     @abc.abstractmethod
     def init(self, position: PyTree) -> Any:
@@ -43,6 +52,95 @@ class Identity(Preconditioner):
     def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
         """`tree` itself."""
         return tree
+
+
+class Diagonal(Preconditioner):
+    """P = diag(scales), constant: each parameter has its own step size, ε times its scale.
+
+    Args:
+        scales: positive numbers, a pytree of arrays like the parameters that move; 1 / (nβ h_ii + γ) for instance, with
+            ε = 0.5 then.
+
+    Raises:
+        ValueError: if a scale is not positive and finite.
+    """
+
+    scales: PyTree
+
+    def __check_init__(self):
+        for leaf in jax.tree.leaves(self.scales):
+            if not isinstance(leaf, Tracer) and not bool(np.all((np.asarray(leaf) > 0) & np.isfinite(leaf))):
+                raise ValueError(f"Diagonal needs finite scales > 0, got one of {np.min(leaf):.3g}.")
+
+    def init(self, position: PyTree) -> None:
+        """Nothing to remember; the scales have to fit the parameters that move."""
+        shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (self.scales, position)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Diagonal needs scales like the parameters that move, of shapes {shapes[1]}, got {shapes[0]}."
+            )
+
+    def update(self, state: None, loss_grad: PyTree) -> None:
+        """Nothing to learn."""
+
+    def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
+        """P^power · tree."""
+        scales = jax.tree.leaves(self.scales)
+        leaves, structure = jax.tree.flatten(tree)
+        scaled = [x * jnp.asarray(s, x.dtype) ** power for s, x in zip(scales, leaves, strict=True)]
+        return jax.tree.unflatten(structure, scaled)
+
+
+class Curvature(Preconditioner):
+    r"""The damped inverse of the Hessian at w*: P = δ (H + δ)⁻¹ on the eigenvectors of a spectrum, 1 on the rest.
+
+    Stiff directions take shorter steps, flat ones keep theirs, so that ε may be up to nβ h_max / (nβ δ + γ) times as
+    large. It helps where the spectrum is wide and the loss is nearly quadratic; without damping flat directions would
+    take off, and stiffen away from w*. Build it with `Curvature.of(spectrum)`.
+
+    Args:
+        vectors: eigenvectors, as orthonormal rows.
+        scales: δ / (h + δ) of each.
+    """
+
+    vectors: Float[Array, "curved dim"]
+    scales: Float[Array, "curved"]
+
+    @classmethod
+    def of(cls, spectrum: Any, damping: float = 0.1) -> "Curvature":
+        """From `llc.spectrum(posterior)`, with δ = damping · h_max.
+
+        Raises:
+            ValueError: if the damping is not positive, or the spectrum has no eigenvectors or no positive eigenvalue.
+        """
+        if not damping > 0:
+            raise ValueError(f"Curvature needs damping > 0, in units of h_max, got {damping}; 0.1 is usual.")
+        if spectrum.vectors is None or not spectrum.largest > 0:
+            raise ValueError(
+                "Curvature needs a spectrum with eigenvectors (method 'dense' or 'block') and a positive eigenvalue, "
+                f"got method {spectrum.method!r} with h_max = {spectrum.largest:.3g}."
+            )
+        curvatures = np.sort(spectrum.nodes[0])[::-1][: len(spectrum.vectors)]
+        delta = damping * spectrum.largest
+        scales = delta / (np.maximum(curvatures, 0.0) + delta)
+        return cls(jnp.asarray(spectrum.vectors, jnp.float32), jnp.asarray(scales, jnp.float32))
+
+    def init(self, position: PyTree) -> None:
+        """Nothing to remember; the vectors have to be of the parameters that move."""
+        size = sum(leaf.size for leaf in jax.tree.leaves(position))
+        if size != self.vectors.shape[1]:
+            raise ValueError(
+                f"Curvature needs the spectrum of the {size} parameters that move, got d = {self.vectors.shape[1]}."
+            )
+
+    def update(self, state: None, loss_grad: PyTree) -> None:
+        """Nothing to learn."""
+
+    def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
+        """P^power · tree."""
+        flat, unravel = ravel_pytree(tree)
+        vectors, scales = self.vectors.astype(flat.dtype), self.scales.astype(flat.dtype)
+        return unravel(flat + ((scales**power - 1) * (vectors @ flat)) @ vectors)
 
 
 class RMSPropState(NamedTuple):

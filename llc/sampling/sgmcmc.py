@@ -61,7 +61,7 @@ class SGLD(Sampler):
         step_size: ε, in units of 1/U's curvature: stable below 4 / (nβ·h_max + γ).
             `llc.estimate` takes an eighth of that.
         integrator: `"leimkuhler_matthews"` (exact on quadratics) or `"euler_maruyama"` (what other tools run).
-        preconditioner: `Identity()` or `RMSProp()`.
+        preconditioner: `Identity()`, `Curvature.of(spectrum)`, `Diagonal(scales)` or `RMSProp()`.
         control_variates: whether minibatch gradients take those at w* as control variates. Twice the gradients; worth
             it where the examples have large gradients at w* (noisy labels), useless where they have none.
 

@@ -1,4 +1,4 @@
-"""RMSProp against its equations in NumPy, and where its law is known in closed form."""
+"""RMSProp against its equations in NumPy; all preconditioners where their law is known in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,57 @@ def test_constant_gradient_is_sgld_with_a_step_of_its_own_for_each_parameter():
             error = mcse(xr.Dataset({"x": statistic}))["x"].to_numpy()
             assert (np.abs(statistic.mean(("chain", "draw")).to_numpy() - exact) < 4 * error).all()
             assert (error < 0.1 * variance).all()
+
+
+ROTATION = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+HESSIAN = (ROTATION * [20.0, 1.0, 0.0]) @ ROTATION.T
+STIFFNESS = NBETA * HESSIAN + GAMMA * np.eye(3)
+
+
+def quadratic(mask=None):
+    def loss(w, batch):
+        x = jnp.concatenate([w["a"], w["b"]])
+        return 0.5 * x @ HESSIAN.astype(np.float32) @ x + 0 * batch[0, 0]
+
+    return LocalPosterior(loss, {"a": jnp.zeros(1), "b": jnp.zeros(2)}, DATA, nbeta=NBETA, gamma=GAMMA, mask=mask)
+
+
+@pytest.mark.parametrize(("name", "mask"), [("curvature", None), ("curvature", "b"), ("diagonal", None)])
+def test_a_constant_preconditioner_keeps_the_law(name, mask):
+    """Covariance (nβH + γ)⁻¹ at a step size at which SGLD without it is unstable."""
+    posterior = quadratic(mask)
+    stiffness = STIFFNESS if mask is None else STIFFNESS[1:, 1:]
+    step_size = 5 / np.linalg.eigvalsh(stiffness)[-1]
+    preconditioner = llc.Curvature.of(llc.spectrum(posterior))
+    if name == "diagonal":
+        scales = 0.5 / np.diag(stiffness) / step_size  # εP a is at most 0.5 times d = 3
+        preconditioner = llc.Diagonal({"a": scales[:1], "b": scales[1:]})
+    settings = {"num_warmup": 500, "num_draws": 20_000, "keep_params": True, "progress": False}
+    draws = llc.sample(jax.random.key(5), posterior, llc.SGLD(step_size, preconditioner=preconditioner), **settings)
+    params = [draws["posterior"][f"params.{leaf}"].to_numpy() for leaf in ("a", "b") if mask in (None, leaf)]
+    x = np.concatenate(params, axis=-1)
+    products = np.einsum("cdi,cdj->cdij", x, x).reshape(*x.shape[:2], -1)
+    error = mcse(xr.Dataset({"x": (("chain", "draw", "entry"), products)}))["x"].to_numpy()
+    exact = np.linalg.inv(stiffness).ravel()
+    assert (np.abs(products.mean(axis=(0, 1)) - exact) < 4 * error).all()
+    assert (error < 0.05 * exact.max()).all()
+    assert "arrays of shapes" in draws.attrs["settings"], "settings hold no matrices"
+    plain = llc.sample(jax.random.key(5), posterior, llc.SGLD(step_size), **settings | {"num_draws": 500})
+    assert not np.isfinite(plain["posterior"]["llc"].to_numpy()).all(), "negative control"
+
+
+def test_what_does_not_fit_is_refused():
+    spectrum = llc.spectrum(quadratic())
+    with pytest.raises(ValueError, match=r"damping > 0, in units of h_max, got 0"):
+        llc.Curvature.of(spectrum, damping=0.0)
+    with pytest.raises(ValueError, match=r"a spectrum with eigenvectors .*got method 'lanczos'"):
+        llc.Curvature.of(llc.spectrum(quadratic(), method="lanczos", num_matvecs=2))
+    with pytest.raises(ValueError, match="the spectrum of the 2 parameters that move, got d = 3"):
+        llc.Curvature.of(spectrum).init({"b": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="finite scales > 0, got one of -1"):
+        llc.Diagonal({"a": np.array([1.0, -1.0])})
+    with pytest.raises(ValueError, match=r"shapes \[\(3,\)\], got \[\(2,\)\]"):
+        llc.Diagonal(np.ones(2)).init(jnp.zeros(3))
 
 
 @pytest.mark.parametrize(
