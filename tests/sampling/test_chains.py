@@ -103,6 +103,7 @@ def test_attributes_tell_how_the_draws_were_made():
         "step_size": 0.05,
         "integrator": "leimkuhler_matthews",
         "preconditioner": {"name": "Identity"},
+        "control_variates": False,
     }
     assert settings == {
         "num_chains": 4,
