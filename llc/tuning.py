@@ -139,8 +139,8 @@ def calibrate(
     scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
     accepts, batch = sampler is not None and sampler.full_batch, _Batch(batch_size, 0.0)
     if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
-        free = sampler is None
-        batch = _choose_batch(posterior.with_scale(gamma=scale.gamma), spectrum, scale.step_size, free=free)
+        scaled = posterior.with_scale(gamma=scale.gamma)
+        batch = _choose_batch(scaled, spectrum, scale.step_size, free=sampler is None)
         batch_size = batch.rows
     longest = 1
     if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:

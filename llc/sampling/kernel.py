@@ -73,7 +73,7 @@ def potential_gradient(
     loss, loss_grad = _loss_gradient(posterior, position, batch)
     if center_grad is not None:
         there = _loss_gradient(posterior, posterior.position, batch)[1]
-        loss_grad = jax.tree.map(lambda g, c, all_: g - c + all_, loss_grad, there, center_grad)
+        loss_grad = jax.tree.map(lambda g, c, whole: g - c + whole, loss_grad, there, center_grad)
     offset = optax.tree.sub(position, posterior.position)
     dtype = jnp.result_type(*jax.tree.leaves(position))  # not the loss's: data may be of another one
     loss, nbeta, gamma = (jnp.asarray(x, dtype) for x in (loss, posterior.nbeta, posterior.gamma))
