@@ -22,7 +22,7 @@ else:  # at run time any object with the same fields serves
     Calibration = Any
 
 _DECADES = 1.5  # to each side of all that is shown
-_POINTS = 120  # of each axis of the map
+_POINTS = 40  # of each axis of the map
 _BIAS = (1e-3, 1e-2, 1e-1, 1.0)
 _RELAXATIONS = 40
 _STABLE = 4.0
@@ -64,7 +64,8 @@ def plot_calibration(calibration: Calibration, *, ax: Axes | None = None) -> Axe
         color = canvas.GREEN if pilot.stiffness <= _TRUSTED else canvas.RED
         ax.plot(pilot.step_size, pilot.gamma, "o", ms=7, color=color)
         row = len({other.gamma for other in pilots}) == 1  # of one γ: side by side
-        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "zorder": 5}
+        style["bbox"] = {"fc": "white", "alpha": 0.7, "lw": 0, "pad": 0.5}
         style |= {"xytext": (-3, 10), "rotation": 50} if row else {"xytext": (10, -3)}
         ax.annotate(f"{number}: ×{pilot.stiffness:.2g}", (pilot.step_size, pilot.gamma), **style)
     if pilots:
