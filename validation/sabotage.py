@@ -7,8 +7,8 @@ each, and CONSISTENT with no failed check for the runs that were left alone.
 L(w*) from four minibatches of 32 rows is off by a random amount, sometimes by little: "harmless" counts the repeats in
 which it moved λ̂ by less than a tenth, which nothing needs to catch; they are left out of the share.
 
-The tanh net has directions so flat that 500 examples don't show them: λ_quad is less than half of r/2. Left alone it is
-UNRESOLVED by `localization`, rightly, and stays in the table.
+The tanh net has directions so flat that 500 examples often don't show them: λ_quad is less than half of r/2. Left alone
+it is mostly UNRESOLVED by `localization`, rightly, and stays in the table.
 """
 
 import dataclasses
