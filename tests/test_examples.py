@@ -34,6 +34,7 @@ def test_digits(tmp_path, capsys, monkeypatch):
     assert settings.out.stat().st_size > 100_000
 
 
+@pytest.mark.slow
 def test_reference(capsys, monkeypatch):
     example = _load("reference")
     inputs, targets = llc.demo._digits()
@@ -47,6 +48,8 @@ def test_reference(capsys, monkeypatch):
     assert "standard errors" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.optimized
 def test_information_loss(tmp_path, capsys):
     """Rank and λ̂ grow, and the basin shrinks, the further the information reaches."""
     example = _load("information_loss")
@@ -75,6 +78,7 @@ def test_the_networks_of_information_loss_are_one_function():
     assert np.abs(np.asarray(example.predict(networks["output"], inputs)) - first).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_connection_cost(tmp_path, capsys, monkeypatch):
     example = _load("connection_cost")
     monkeypatch.setattr(example, "STRENGTHS", (1e-5, 5e-2))

@@ -69,6 +69,7 @@ def test_the_batch_follows_the_noise():
     assert rows > 512
 
 
+@pytest.mark.slow
 def test_a_batch_has_a_largest_size_and_says_what_it_heats():
     posterior = regression(num_data=20_000, noise=4.0).with_scale(gamma=5.0)
     sampler = llc.SGLD(0.5 / (float(posterior.nbeta) * 4 + 5))

@@ -11,6 +11,7 @@ from exact import log_grid
 
 import llc
 
+pytestmark = pytest.mark.optimized
 NBETA = 1000 / np.log(1000)
 
 

@@ -11,6 +11,7 @@ import scipy.stats
 import llc
 from llc.geometry.best_of import _subset_weights
 
+pytestmark = pytest.mark.optimized
 KEY = jax.random.key(1)
 
 
@@ -41,7 +42,7 @@ MODELS = {  # loss, d, λ, P(K > k) up to the scale of K, which no slope sees
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "w^2")) for n in MODELS])
 def test_slope_is_that_of_order_statistics(name):
     loss, dim, coefficient, survival = MODELS[name]
     result = llc.best_of_slope(KEY, _population(loss, dim), sigma=0.1, progress=False)

@@ -58,6 +58,7 @@ def test_least_squares_in_one_step(monkeypatch):
         assert polished.distance == pytest.approx(np.linalg.norm(exact))
 
 
+@pytest.mark.slow
 def test_only_what_moves_is_moved_and_samplers_take_it():
     before = _disturbed()
     masked = llc.LocalPosterior(before.loss_fn, before.center, before.data, gamma=1.0, mask="1")

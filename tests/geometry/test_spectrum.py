@@ -61,6 +61,7 @@ def test_full_order_lanczos_is_exact_for_its_probes():
     assert not np.isclose(spectrum.sum(np.square), 1.001 * exact, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_lanczos_quad_is_within_its_error():
     posterior = deep_linear([12, 8, 12], [8, 8])
     dense = llc.spectrum(posterior)
@@ -123,6 +124,7 @@ def _gauss_newton(posterior):
 
 
 # Fewer outputs than parameters, and more.
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_data", "methods"), [(5, ("gram", "block")), (30, ("dense", "gram", "block"))])
 def test_gauss_newton_by_every_method(num_data, methods):
     posterior = _classifier(num_data)

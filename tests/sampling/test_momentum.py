@@ -95,6 +95,7 @@ def test_the_thermostat_is_exact_without_minibatches():
     assert (np.abs(mean - 1 / A) < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_the_thermostat_takes_off_noise_that_it_does_not_know():
     """One noise for all directions heats SGHMC by 37 %; what is left is of second order in the heat h² s² of a kick."""
     rng = np.random.default_rng(3)

@@ -102,7 +102,9 @@ def quadratic(mask=None):
     return LocalPosterior(loss, {"a": jnp.zeros(1), "b": jnp.zeros(2)}, DATA, nbeta=NBETA, gamma=GAMMA, mask=mask)
 
 
-@pytest.mark.parametrize(("name", "mask"), [("curvature", None), ("curvature", "b"), ("diagonal", None)])
+@pytest.mark.parametrize(
+    ("name", "mask"), [("curvature", None), pytest.param("curvature", "b", marks=pytest.mark.slow), ("diagonal", None)]
+)
 def test_a_constant_preconditioner_keeps_the_law(name, mask):
     """Covariance (nβH + γ)⁻¹ at a step size at which SGLD without it is unstable."""
     posterior = quadratic(mask)

@@ -27,6 +27,7 @@ SAMPLERS = {
     "HMC": (llc.HMC(num_steps=3), 2),
     "NUTS": (llc.NUTS(max_tree_depth=3), 2),
 }
+RELATED = ("SGLD Euler–Maruyama", "MALA")  # in all but a line the code of SGLD and of HMC
 # vmap and jit reorder float32 sums: a few roundings of 6e-8 a step, on numbers of order 1, grow over three steps
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -68,7 +69,9 @@ class Kernel:
         return state.position, info
 
 
-@pytest.fixture(scope="module", params=SAMPLERS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in RELATED)) for name in SAMPLERS]
+)
 def kernel(request):
     return Kernel(request.param)
 

@@ -44,8 +44,11 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("mask", [None, "b"])
+@pytest.mark.parametrize(
+    ("mask", "name"),
+    [(None, name) for name in SAMPLERS]
+    + [pytest.param("b", name, marks=[pytest.mark.slow] * (name != "minibatches")) for name in SAMPLERS],
+)
 def test_a_quadratic_has_no_variance(name, mask):
     sampler, settings = SAMPLERS[name]
     posterior = quadratic_posterior(mask)

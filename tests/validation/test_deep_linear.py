@@ -159,6 +159,8 @@ def test_few_rows_have_the_same_density(scale):
     assert (abs(short / full - 1) < tolerance) == (scale == 1.0)
 
 
+@pytest.mark.slow
+@pytest.mark.optimized
 def test_reference_is_exact_where_the_integral_is_known():
     nbeta, gamma = 300.0, 1.0
     net = study.Net([np.zeros((2, 2), np.float32)] * 2, [0, 0])
@@ -179,6 +181,8 @@ def test_order_counts_pairs_with_different_truths():
     assert study.ordered([2.0, 1.0, 3.0], [1.0, 1.0, 3.0]) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.optimized
 def test_one_network_from_end_to_end():
     settings = study.Settings(num_nets=1, layers=(2, 2), widths=(2, 3), num_data=1000, large=None, reference_warmup=300)
     row = study.run("0", settings) | {"case": "0"}

@@ -12,13 +12,8 @@ import sabotage
 import temperature
 from study import Study, table
 
-QUICK = {
-    "accuracy": accuracy,
-    "coverage": coverage,
-    "no_knobs": no_knobs,
-    "sabotage": sabotage,
-    "temperature": temperature,
-}
+QUICK = {module.__name__: module for module in (accuracy, coverage, no_knobs, sabotage, temperature)}
+LONG = ("coverage", "no_knobs", "temperature")
 
 
 def _run(module, folder, monkeypatch):
@@ -27,7 +22,9 @@ def _run(module, folder, monkeypatch):
     return json.loads((folder / f"{module.__name__}.json").read_text())
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.optimized] * (n in LONG)) for n in QUICK]
+)
 def test_quick_size(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accuracy, "QUICK", dataclasses.replace(accuracy.QUICK, cases=("(w1 w2)^2/2",)))
     record = _run(QUICK[name], tmp_path, monkeypatch)

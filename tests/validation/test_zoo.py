@@ -107,6 +107,7 @@ _EXPONENT = {"(y^2 - x^3)^2": 1 / 12}  # t^(5/12 − 1/2), from the smooth part 
 # In their tether the two points on a line see each other, and the larger polynomial nets are far from asymptotic at any
 # such t (a ~ t^(−1/12) and slower): they have tests of their own below.
 _ELSEWHERE = {name for name in CASES if "|w|^8" in name or ("polynomial net" in name and "1 layer" not in name)}
+_LONG = ("tanh, 2 units", "(a b - 1)^2", "(y^2 - x^3)^2")
 _FITTED = [name for name, case in CASES.items() if case.moments and name not in _ELSEWHERE]
 
 
@@ -140,7 +141,7 @@ def _fits(name):
     return [_fit(times[:k], means[:k], case.multiplicity, _EXPONENT.get(name)) for k in (4, 3)]
 
 
-@pytest.mark.parametrize("name", _FITTED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _LONG)) for n in _FITTED])
 def test_integrals_give_the_learning_coefficient(name):
     """The fit converges like t^−δ, so that its last step of t bounds what is left where it halves at least."""
     fine, coarse = _fits(name)
@@ -205,6 +206,7 @@ def test_polynomial_nets_have_the_coefficients_of_their_networks():
         assert zoo_losses.polynomial_net(layers, power, a, b) == pytest.approx(np.sum(coefficients**2), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [5, 6])
 def test_superposition_in_closed_form(columns):
     """Against quadrature of the definition, at the polygon (a minimum away from all kinks) and at random weights."""
