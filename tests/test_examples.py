@@ -22,6 +22,7 @@ def _load(name):
     return module
 
 
+@pytest.mark.slow
 def test_digits(tmp_path, capsys, monkeypatch):
     example = _load("digits")
     images, labels = example.load_digits(return_X_y=True)

@@ -48,6 +48,7 @@ def test_what_a_bound_closes():
     assert (closed["squared loss"]["proven"], closed["squared loss"]["left"]) == (0, None)
 
 
+@pytest.mark.slow
 def test_quick_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["higher_bounds.py", "--quick", "--out", str(tmp_path)])
     higher_bounds.main()
