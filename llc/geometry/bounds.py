@@ -87,6 +87,7 @@ class Bounds:
         source: the spectrum's matrix and method, and the two bounds.
         assumptions: conditions with their state at this point.
         records: the bounds beyond the rank, used or not.
+        note: what to know of their meaning here; empty if nothing.
     """
 
     lower: float
@@ -102,6 +103,7 @@ class Bounds:
     source: str
     assumptions: tuple[Assumption, ...]
     records: tuple[Bound, ...] = ()
+    note: str = ""
 
     def __str__(self) -> str:
         low, high = self.rank_interval
@@ -117,6 +119,7 @@ class Bounds:
         ]
         lines += [f"{'ok  ' if a.holds else 'FAIL'}    {a.name}: {a.message}" for a in self.assumptions]
         lines += [f"beyond  {record}" for record in self.records]
+        lines += [f"note    {self.note}"] * bool(self.note)
         return "\n".join(lines)
 
     @property
@@ -168,6 +171,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         noise_scale=noise_scale,
         source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
         assumptions=assumptions,
+        note=_note(spectrum),
     )
 
 
@@ -272,18 +276,21 @@ def _assumptions(spectrum, nbeta, noise_scale):
     message = f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if noise_scale else "not judged without nβ and γ"
     stationary = Assumption("stationary", bool(not noise_scale or tilt <= _TILT * unit), message)
     assumptions = minimum, stationary, _smooth(spectrum.smoothness)
-    if spectrum.matrix != "ggn" and spectrum.misfit <= _MISFIT:
-        return assumptions
     if spectrum.matrix != "ggn":
-        message = (
-            f"{spectrum.misfit:.2g} of the Hessian's norm comes from residuals (label noise?) and may add to its rank: "
-            "λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the outputs"
-        )
-        return *assumptions, Assumption("of the loss on these data", True, message)  # noqa: FBT003
+        return assumptions
     message = f"the Hessian differs from the Gauss–Newton matrix by {spectrum.misfit:.2g} of its norm"
     if spectrum.misfit > _MISFIT:
         message += "; take the rank of the Hessian (matrix='hessian')"
     return *assumptions, Assumption("Gauss–Newton is the Hessian", spectrum.misfit <= _MISFIT, message)
+
+
+def _note(spectrum: Spectrum) -> str:
+    if spectrum.matrix == "ggn" or not spectrum.misfit > _MISFIT:
+        return ""
+    return (
+        f"{spectrum.misfit:.2g} of the Hessian's norm comes from residuals (label noise?) and may add to its rank: "
+        "λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the outputs"
+    )
 
 
 def _smooth(smoothness: Smoothness | None) -> Assumption:

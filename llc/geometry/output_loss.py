@@ -32,6 +32,10 @@ _MISFIT = 1e-3  # of the losses; float64 leaves 1e-12, a loss that computes in f
 _AFFINE = 1e-9  # share of ψ beyond its affine part, below which s is not seen
 
 
+class UnknownOutputLossError(ValueError):
+    """The loss is no known function of the outputs."""
+
+
 def _squared_error(outputs: Array, _batch: PyTree) -> Float[Array, "batch"]:
     return 0.5 * jnp.sum(outputs.reshape(len(outputs), -1) ** 2, axis=1)
 
@@ -76,7 +80,7 @@ def scaled_output_loss(
     predict_fn: Any = posterior.predict_fn
     num_outputs = eqx.filter_eval_shape(predict_fn, posterior.center, rows).size // len(jax.tree.leaves(rows)[0])
     if num_outputs > _MAX_OUTPUTS:
-        raise ValueError(
+        raise UnknownOutputLossError(
             f"an output loss by name needs at most {_MAX_OUTPUTS} outputs an example, got {num_outputs}; give the loss "
             "as a callable output_loss(outputs, batch)."
         )
@@ -87,7 +91,7 @@ def scaled_output_loss(
     best = min(fits, key=lambda name: fits[name][1])
     scale, misfit = fits[best]
     if not (misfit < _MISFIT and scale > 0):
-        raise ValueError(
+        raise UnknownOutputLossError(
             f"loss_fn needs to be {' or '.join(names)} of the outputs of predict_fn, but a share of {misfit:.2g} of it "
             "is not; leave regularizers out, or give the loss as a callable output_loss(outputs, batch)."
         )

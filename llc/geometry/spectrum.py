@@ -15,12 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from llc.geometry.eigenvalues import MAX_ORDER, Eigenvalues, block, dense, gram
 from llc.geometry.lanczos import quadrature, quadratures
@@ -33,6 +32,7 @@ from llc.geometry.operators import (
     jacobian_operator,
 )
 from llc.geometry.output_loss import OutputLoss
+from llc.geometry.residuals import first_order, gauss_newton_part, residual_share
 from llc.geometry.smoothness import Smoothness, directions, probe_smoothness
 from llc.posterior import LocalPosterior, float64
 
@@ -61,7 +61,7 @@ class Spectrum:
             found), in the unit of the nodes; 0 where unmeasured.
         smoothness: of the loss at w*; None in files of before it was probed.
         misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the Gauss–Newton matrix G:
-            the part of H that comes from residuals; 0 without `predict_fn`.
+            the part of H that comes from residuals; nan where unmeasured, without `predict_fn` for instance.
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
         vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
@@ -77,7 +77,7 @@ class Spectrum:
     gradient_weights: Float[np.ndarray, "gradient_node"]
     noise: float = 0.0
     smoothness: Smoothness | None = None
-    misfit: float = 0.0
+    misfit: float = math.nan
     half_nodes: Float[np.ndarray, "probe half_node"] | None = None
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
     vectors: Float[np.ndarray, "kept dim"] | None = None
@@ -181,7 +181,7 @@ class Spectrum:
             matrix=str(attributes["matrix"]),
             method=str(attributes["method"]),
             noise=float(attributes["noise"]),
-            misfit=float(attributes.get("misfit", 0.0)),
+            misfit=float(attributes.get("misfit", math.nan)),
             smoothness=smoothness,
         )
 
@@ -251,16 +251,18 @@ def spectrum(
         )
     with float64():
         hessian = curvature_operator(posterior)
-        outputs = _of_outputs(posterior, output_loss, needed=matrix == "ggn")
-        operator = hessian if matrix == "hessian" or outputs is None else outputs
+        if matrix == "ggn":
+            operator = outputs = gauss_newton_operator(posterior, output_loss=output_loss)
+        else:
+            operator, outputs = hessian, gauss_newton_part(posterior, output_loss)
         chosen = _choose(operator, posterior, matrix) if method == "auto" else method
         if chosen == "dense":
             return _dense(operator, hessian, outputs, matrix)
         check_symmetric(hessian)
-        gradient, products = map(np.asarray, _first_order(hessian, jnp.asarray(directions(operator.dim))))
+        gradient, products = map(np.asarray, first_order(hessian, jnp.asarray(directions(operator.dim))))
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
-        misfit = _misfit(outputs, products)
+        misfit = residual_share(outputs, products)
         common = operator.dim, matrix, misfit, probe_smoothness(hessian, gradient, products), measure
         precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
         if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
@@ -281,34 +283,15 @@ def spectrum(
         return result
 
 
-def _of_outputs(posterior: LocalPosterior, output_loss: OutputLoss, *, needed: bool) -> CurvatureOperator | None:
-    """The Gauss–Newton matrix; None where it is not needed and the posterior does not say what its outputs are."""
-    if needed or posterior.predict_fn is not None:
-        try:
-            return gauss_newton_operator(posterior, output_loss=output_loss)
-        except ValueError:  # no known loss of its outputs
-            if needed:
-                raise
-    return None
-
-
 def _dense(
     operator: CurvatureOperator, hessian: CurvatureOperator, outputs: CurvatureOperator | None, matrix: str
 ) -> Spectrum:
     found, squares, full, gradient = dense(operator)
     vectors = directions(operator.dim)
-    products = vectors @ full if matrix == "hessian" else np.asarray(_first_order(hessian, jnp.asarray(vectors))[1])
-    misfit = _misfit(outputs, products)
+    products = vectors @ full if matrix == "hessian" else np.asarray(first_order(hessian, jnp.asarray(vectors))[1])
+    misfit = residual_share(outputs, products)
     smoothness = probe_smoothness(hessian, gradient, products)
     return _exact(found, "dense", operator.dim, matrix, misfit, smoothness, (found.nodes, squares))
-
-
-def _misfit(operator: CurvatureOperator | None, products: np.ndarray) -> float:
-    """‖H − G‖ / ‖H‖ from the Hessian's products with Gaussian directions; 0 without a G."""
-    if operator is None:
-        return 0.0
-    difference = products - np.asarray(_first_order(operator, jnp.asarray(directions(operator.dim)))[1])
-    return float(np.linalg.norm(difference) / max(np.linalg.norm(products), np.finfo(np.float64).tiny))
 
 
 def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:
@@ -352,8 +335,3 @@ def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: in
         probe = jax.random.normal(jax.random.key(seed), (operator.dim,), jnp.float64)
         nodes, _ = quadrature(operator, probe, num_matvecs)
     return float(nodes.max())
-
-
-@eqx.filter_jit
-def _first_order(operator: CurvatureOperator, vectors: Float[Array, "vector dim"]):
-    return operator.gradient(), jax.lax.map(operator.product, vectors)

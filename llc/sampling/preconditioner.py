@@ -40,8 +40,8 @@ class Preconditioner(eqx.Module):
         """P^power · tree."""
 
 
-class Identity(Preconditioner):
-    """P = I: the sampler's stationary law is the posterior up to its step-size bias."""
+class Constant(Preconditioner):
+    """P that learns nothing from gradients."""
 
     def init(self, position: PyTree) -> None:
         """Nothing to remember."""
@@ -49,12 +49,16 @@ class Identity(Preconditioner):
     def update(self, state: None, loss_grad: PyTree) -> None:
         """Nothing to learn."""
 
+
+class Identity(Constant):
+    """P = I: the sampler's stationary law is the posterior up to its step-size bias."""
+
     def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
         """`tree` itself."""
         return tree
 
 
-class Diagonal(Preconditioner):
+class Diagonal(Constant):
     """P = diag(scales), constant: each parameter has its own step size, ε times its scale.
 
     Args:
@@ -80,9 +84,6 @@ class Diagonal(Preconditioner):
                 f"Diagonal needs scales like the parameters that move, of shapes {shapes[1]}, got {shapes[0]}."
             )
 
-    def update(self, state: None, loss_grad: PyTree) -> None:
-        """Nothing to learn."""
-
     def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
         """P^power · tree."""
         scales = jax.tree.leaves(self.scales)
@@ -91,7 +92,7 @@ class Diagonal(Preconditioner):
         return jax.tree.unflatten(structure, scaled)
 
 
-class Curvature(Preconditioner):
+class Curvature(Constant):
     r"""The damped inverse of the Hessian at w*: P = δ (H + δ)⁻¹ on the eigenvectors of a spectrum, 1 on the rest.
 
     Stiff directions take shorter steps, flat ones keep theirs, so that ε may be up to nβ h_max / (nβ δ + γ) times as
@@ -132,9 +133,6 @@ class Curvature(Preconditioner):
             raise ValueError(
                 f"Curvature needs the spectrum of the {size} parameters that move, got d = {self.vectors.shape[1]}."
             )
-
-    def update(self, state: None, loss_grad: PyTree) -> None:
-        """Nothing to learn."""
 
     def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
         """P^power · tree."""

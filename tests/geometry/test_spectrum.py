@@ -151,10 +151,29 @@ def test_the_hessian_is_not_its_gauss_newton_part(method):
     assert llc.spectrum(posterior, matrix="ggn", method=method).misfit == pytest.approx(exact, rel=1e-9)
     of_hessian = llc.spectrum(posterior)
     assert of_hessian.misfit == pytest.approx(exact, rel=1e-9)
-    message = next(a.message for a in llc.rank_bounds(of_hessian).assumptions if a.name == "of the loss on these data")
-    assert f"{exact:.2g} of the Hessian's norm comes from residuals" in message
-    assert llc.spectrum(llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data)).misfit == 0
+    bounds = llc.rank_bounds(of_hessian)
+    assert f"{exact:.2g} of the Hessian's norm comes from residuals" in bounds.note
+    assert bounds.note in str(bounds)
+    without = llc.spectrum(llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data))
+    assert np.isnan(without.misfit)
+    assert not llc.rank_bounds(without).note
     assert exact > 1e-3, "negative control: the two differ"
+
+
+def test_outputs_that_do_not_make_the_loss_are_named():
+    posterior = _classifier()
+
+    def regularized(params, batch):
+        return posterior.loss_fn(params, batch) + 0.1 * jnp.sum(params["a"] ** 2)
+
+    mixed = llc.LocalPosterior(regularized, posterior.center, posterior.data, predict_fn=posterior.predict_fn)
+    with pytest.warns(
+        UserWarning, match="what residuals add to the Hessian is not measured: .* leave regularizers out"
+    ):
+        assert np.isnan(llc.spectrum(mixed).misfit)
+    wrong = llc.LocalPosterior(regularized, posterior.center, posterior.data, predict_fn=lambda w, batch: batch[0])
+    with pytest.raises(ValueError, match="outputs of predict_fn need to depend on the params"):
+        llc.spectrum(wrong)
 
 
 def _chain(params, batch):
