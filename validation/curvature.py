@@ -29,7 +29,14 @@ from study import Column, Row, Study, table
 
 import llc
 
-METHODS = {"dense": "#0072B2", "gram": "#E69F00", "block": "#009E73", "lanczos": "#CC79A7", "auto": "#000000"}
+METHODS = {
+    "dense": "#0072B2",
+    "gram": "#E69F00",
+    "block": "#009E73",
+    "sketch": "#56B4E9",
+    "lanczos": "#CC79A7",
+    "auto": "#000000",
+}
 
 
 @dataclasses.dataclass(frozen=True)

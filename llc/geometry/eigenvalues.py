@@ -26,9 +26,9 @@ MAX_ORDER = 5_000  # of a dense matrix that `auto` takes: 200 MB and about a min
 _COLUMNS = 32  # products computed at a time
 _OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
 _SMALL = 1e-3  # ‖(1 − QQᵀ)Hω‖ / ‖Hω‖ below which its direction is orthogonal to Q by less than 1e-13
-_RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
+RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
 _TINY = float(np.finfo(np.float64).tiny)
-_FLOOR = 16.0  # times the precision of w*
+ROUNDING = 16.0  # times the precision of w*
 _CURVED = 1e-9  # times h_max, above which eigenvectors are kept
 
 
@@ -100,7 +100,7 @@ def gram(curvature: GaussNewtonOperator, jacobian: JacobianOperator, *, progress
     asymmetry = 0.5 * (kernel - kernel.T)
     noise = 2 * float(np.linalg.norm(asymmetry)) / math.sqrt(order)
     nodes = np.linalg.eigvalsh(kernel - asymmetry)
-    return _with_null_space(nodes, curvature.dim, noise)
+    return with_null_space(nodes, curvature.dim, noise)
 
 
 @eqx.filter_jit
@@ -125,7 +125,7 @@ def block(
     Keeps r + 64 vectors of d float64. What H has beyond the range that is found is estimated from the last block,
     ‖(1 − QQᵀ)HΩ‖² / 64, and bounds the error of every eigenvalue (`noise`).
     """
-    tolerance = max(_RESIDUAL, _FLOOR * precision)
+    tolerance = max(RESIDUAL, ROUNDING * precision)
     keys = jax.random.split(jax.random.key(seed), -(-max_rank // _OVERSAMPLING) + 1)
     basis: list[np.ndarray] = []  # Q, in blocks
     image = np.zeros((0, 0))  # Qᵀ H Ω
@@ -143,7 +143,7 @@ def block(
             bar.close()
             return _from_range(operator, keys[: i + 1], basis, np.hstack([image, inside]), residual)
         fresh, sizes, mix = np.linalg.svd(block_image.T, full_matrices=False)
-        kept = sizes > _RESIDUAL * total
+        kept = sizes > RESIDUAL * total
         fresh = fresh[:, kept].T
         if sizes[kept][-1:].min(initial=np.inf) < _SMALL * total:
             _project(basis, fresh)  # what was small holds more round-off, in the directions of the basis
@@ -168,14 +168,14 @@ def _project(basis: list[np.ndarray], vectors: np.ndarray) -> np.ndarray:
 def _from_range(operator, keys, basis, image, residual):
     """Eigenvalues of H from Q and QᵀHΩ."""
     if not basis:
-        return _with_null_space(np.zeros(0), operator.dim, 0.0)
+        return with_null_space(np.zeros(0), operator.dim, 0.0)
     probes = (np.asarray(jax.device_get(_probes(operator, key))).T for key in keys)
     seen = np.hstack([np.vstack([block @ probe for block in basis]) for probe in probes])
     matrix = np.linalg.lstsq(seen.T, image.T)[0].T
     lost = max(residual, np.finfo(np.float64).eps * np.linalg.norm(image, 2))
     noise = lost / np.linalg.svd(seen, compute_uv=False)[-1]
     nodes, mix = np.linalg.eigh(0.5 * (matrix + matrix.T))
-    found = _with_null_space(nodes, operator.dim, float(noise))
+    found = with_null_space(nodes, operator.dim, float(noise))
     kept, start = _leading(nodes, mix), 0
     vectors = np.zeros((len(kept), operator.dim), np.float32)
     for block in basis:
@@ -193,7 +193,7 @@ def _images(operator: CurvatureOperator, key: Array):
     return jax.lax.map(operator.product, _probes(operator, key), batch_size=_COLUMNS)
 
 
-def _with_null_space(nodes: np.ndarray, dim: int, noise: float) -> Eigenvalues:
+def with_null_space(nodes: np.ndarray, dim: int, noise: float) -> Eigenvalues:
     """The `dim` largest in size, and zero as often as is missing."""
     nodes = nodes[np.sort(np.argsort(-np.abs(nodes))[:dim])]
     if len(nodes) == dim:

@@ -33,10 +33,12 @@ from llc.geometry.operators import (
 )
 from llc.geometry.output_loss import OutputLoss
 from llc.geometry.residuals import first_order, gauss_newton_part, residual_share
+from llc.geometry.sketch import sketch_size, sketched
 from llc.geometry.smoothness import Smoothness, directions, probe_smoothness
 from llc.posterior import LocalPosterior, float64
 
-_METHODS = ("auto", "dense", "gram", "block", "lanczos")
+_METHODS = ("auto", "dense", "gram", "block", "sketch", "lanczos")
+_RANGE = {"block": block, "sketch": sketched}  # find all non-zero eigenvalues where they are few
 _MATRICES = ("hessian", "ggn")
 
 _MIN_MATVECS, _MAX_MATVECS = 40, 400  # Lanczos steps a probe; each keeps a vector of d float64
@@ -54,7 +56,7 @@ class Spectrum:
         weights: multiplicity of each node; every row adds up to `dim`.
         dim: d, the order of the matrix.
         matrix: `"hessian"` or `"ggn"`.
-        method: `"dense"`, `"gram"`, `"block"` or `"lanczos"`.
+        method: `"dense"`, `"gram"`, `"block"`, `"sketch"` or `"lanczos"`.
         gradient_nodes: nodes of the measure of the gradient g of the mean loss.
         gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
         noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
@@ -65,7 +67,7 @@ class Spectrum:
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
         vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
-            does not find them (gram, lanczos) and in files, which do not hold them.
+            does not find them (gram, sketch, lanczos) and in files, which do not hold them.
     """
 
     nodes: Float[np.ndarray, "probe node"]
@@ -220,9 +222,12 @@ def spectrum(
               outputs; 24 (n k)² bytes.
             - `"block"`: all r non-zero eigenvalues from about r + 64 products; 8 (r + 64) d bytes. An error where
               there are more than 5,000.
+            - `"sketch"`: the same from two products for each of 1.25 … 1.5 r + 75 columns; 16 (1.5 r)² bytes and, for
+              any r, 96 vectors of d (at most 1 GiB). Without eigenvectors.
             - `"lanczos"`: stochastic Lanczos quadrature, num_probes · num_matvecs products; 8 · num_matvecs · d bytes.
-            - `"auto"`: dense up to d = 5,000; gram up to n·k = 5,000; else lanczos, and block where that counts few
-              eigenvalues (vectors of 4 GiB, four times the products of lanczos) and they turn out to be all.
+            - `"auto"`: dense up to d = 5,000; gram up to n·k = 5,000; else lanczos, and where that counts few
+              eigenvalues (four times the products of lanczos at most) block or, where its vectors would take more than
+              4 GiB, sketch, which see whether these are all.
         output_loss: for `"ggn"`: see `gauss_newton_operator`.
         num_matvecs: Lanczos steps a probe. None takes what resolves γ/nβ, (π/2) √(h_max nβ / γ), between 40 and 400
             (40 if the posterior has no γ), and at most 4 GiB of vectors: fewer steps smear null
@@ -233,7 +238,7 @@ def spectrum(
 
     Raises:
         ValueError: if a setting is unknown, out of range, needs more memory than is free, or the matrix has more
-            eigenvalues than `"block"` can find.
+            eigenvalues than `"block"` or `"sketch"` can find.
 
     References:
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
@@ -267,19 +272,20 @@ def spectrum(
         precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
         if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
             return _exact(gram(operator, jacobian_operator(posterior), progress=progress), "gram", *common)
-        if chosen == "block":
-            found = block(operator, MAX_ORDER, seed, precision=precision, progress=progress)
+        if chosen in _RANGE:
+            found = _RANGE[chosen](operator, MAX_ORDER, seed, precision=precision, progress=progress)
             if found is None:
                 raise ValueError(
-                    f"method 'block' needs at most {MAX_ORDER} eigenvalues that are not zero, got more; "
+                    f"method {chosen!r} needs at most {MAX_ORDER} eigenvalues that are not zero, got more; "
                     "take method='lanczos'."
                 )
-            return _exact(found, "block", *common)
+            return _exact(found, chosen, *common)
         rows, halves = quadratures(operator, steps, num_probes, seed, progress=progress)
         result = _spectrum(rows, halves, "lanczos", 0.0, *common)
-        if method == "auto" and (rank := _low_rank(result)):
-            found = block(operator, rank + _SPARE, seed, precision=precision, progress=progress)
-            result = result if found is None else _exact(found, "block", *common)
+        if method == "auto" and (finder := _range_finder(result)):
+            rank = _counted(result)
+            found = _RANGE[finder](operator, rank, seed, precision=precision, progress=progress)
+            result = result if found is None else _exact(found, finder, *common)
         return result
 
 
@@ -306,11 +312,17 @@ def _spectrum(rows, halves, method, noise, dim, matrix, misfit, smoothness, grad
     return Spectrum(**arrays, dim=dim, matrix=matrix, method=method, noise=noise, misfit=misfit, smoothness=smoothness)
 
 
-def _low_rank(result: Spectrum) -> int:
-    """What Lanczos counts, if a range of that size is worth a try; else 0."""
-    most = min(MAX_ORDER, _VECTOR_BYTES // (8 * result.dim), _WORTH * result.nodes.size) - _SPARE
-    count = math.ceil(result.count(result.resolution))
-    return count if count <= most else 0
+def _counted(result: Spectrum) -> int:
+    """A rank that Lanczos does not count beyond."""
+    return math.ceil(result.count(result.resolution)) + _SPARE
+
+
+def _range_finder(result: Spectrum) -> str:
+    """What may find all eigenvalues of as few as Lanczos counts; empty if nothing at its cost."""
+    rank, products = _counted(result), _WORTH * result.nodes.size
+    if rank <= min(MAX_ORDER, products, _VECTOR_BYTES // (8 * result.dim)):
+        return "block"
+    return "sketch" if rank <= MAX_ORDER and 2 * sketch_size(rank) <= products else ""
 
 
 def _choose(operator: CurvatureOperator, posterior: LocalPosterior, matrix: str) -> str:

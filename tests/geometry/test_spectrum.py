@@ -180,9 +180,10 @@ def _chain(params, batch):
     return functools.reduce(jnp.matmul, params, batch[0])
 
 
-def test_block_finds_a_rank_by_design():
+@pytest.mark.parametrize("method", ["block", "sketch"])
+def test_a_rank_by_design_is_found(method):
     posterior = deep_linear([12, 6, 12], [4, 4])  # 4 · (12 + 12 − 4) = 80 of 144
-    found = llc.spectrum(posterior, method="block")
+    found = llc.spectrum(posterior, method=method)
     dense = llc.spectrum(posterior)
     ggn = llc.spectrum(
         llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data, predict_fn=_chain), matrix="ggn"
@@ -206,6 +207,9 @@ def test_auto_finds_a_low_rank_in_a_large_model(monkeypatch):
     monkeypatch.setattr("llc.geometry.spectrum.MAX_ORDER", 143)
     monkeypatch.setattr("llc.geometry.spectrum._SPARE", 20)
     assert llc.spectrum(posterior).method == "block"
+    with monkeypatch.context() as patch:
+        patch.setattr("llc.geometry.spectrum._VECTOR_BYTES", 8 * 144 * 50)
+        assert llc.spectrum(posterior).method == "sketch"
     flat = 10.0 ** -np.linspace(0, 8, 200)  # no gap: nothing is low
     decaying = llc.LocalPosterior(
         lambda w, batch: 0.5 * jnp.sum(jnp.asarray(flat, w.dtype) * w**2), np.zeros(200, np.float32), np.zeros((10, 1))
