@@ -15,6 +15,7 @@ again with the same settings. A case that raises keeps a row with the error's te
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -163,15 +164,16 @@ def _run_all(run: Callable, cases: Sequence[str], settings: Any, processes: int)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a thread a process: more only wait for one another
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     context = multiprocessing.get_context("spawn")  # JAX has threads: no fork
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=_CASES) as pool:
-        futures = {pool.submit(run, case, settings): case for case in cases}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # or they would go on without a journal
-            raise
+    for some in itertools.batched(cases, _CASES * processes):  # with max_tasks_per_child, Python 3.12 can wait for ever
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            futures = {pool.submit(run, case, settings): case for case in some}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # or they would go on without a journal
+                raise
 
 
 def _read_journal(path: Path, settings: Any) -> dict[str, Row]:
