@@ -57,6 +57,7 @@ class Settings:
     dense_up_to: int = 5_000
     gram_up_to: int = 6_000  # outputs
     block_bytes: float = 5 * 2**30
+    sketch_up_to: int = 1_000_000  # parameters; beyond, `auto` takes it
 
 
 QUICK = Settings(networks=((((6, 8, 6), 2, 20)), ((8, 10, 10, 8), 2, 30)))
@@ -83,6 +84,7 @@ def fits(method: str, network: tuple[tuple[int, ...], int, int], settings: Setti
         "dense": dim <= settings.dense_up_to,
         "gram": num_inputs * widths[-1] <= settings.gram_up_to,
         "block": 8 * vectors * dim <= settings.block_bytes,
+        "sketch": dim <= settings.sketch_up_to,
     }.get(method, True)
 
 

@@ -27,7 +27,7 @@ from llc.geometry.memory import require_memory
 from llc.geometry.operators import CurvatureOperator
 
 _WIDTH = 32  # columns at a time, a bit each of a random word
-_BYTES = 2**30  # of the columns and their two images
+_BYTES = 2 * 2**30  # of the columns and their two images
 _FILLED = 0.8  # r / k of a sketch that is large enough: the least singular value of G is then at least 0.1 √k
 _SPARE = 64  # columns beyond r
 _GROWTH = 1.15  # of k between two looks at the rank
@@ -44,7 +44,7 @@ def sketched(
     """The non-zero eigenvalues, if there are at most `max_rank`, from 2.5 … 3 r + 150 products; None if there are more.
 
     Eigenvalues count whose part of S₁ is above 16 times `precision`, the relative error with which w* is known. Keeps
-    two k × k matrices, k ≤ 1.5 r + 75, and 96 vectors of d float64 (fewer where they would take more than 1 GiB).
+    two k × k matrices, k ≤ 1.5 r + 75, and 96 vectors of d float64 (fewer where they would take more than 2 GiB).
     """
     dim = operator.dim
     width = max(1, min(_WIDTH, _BYTES // (3 * 8 * dim)))

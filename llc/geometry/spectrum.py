@@ -223,7 +223,7 @@ def spectrum(
             - `"block"`: all r non-zero eigenvalues from about r + 64 products; 8 (r + 64) d bytes. An error where
               there are more than 5,000.
             - `"sketch"`: the same from two products for each of 1.25 … 1.5 r + 75 columns; 16 (1.5 r)² bytes and, for
-              any r, 96 vectors of d (at most 1 GiB). Without eigenvectors.
+              any r, 96 vectors of d (at most 2 GiB). Without eigenvectors.
             - `"lanczos"`: stochastic Lanczos quadrature, num_probes · num_matvecs products; 8 · num_matvecs · d bytes.
             - `"auto"`: dense up to d = 5,000; gram up to n·k = 5,000; else lanczos, and where that counts few
               eigenvalues (four times the products of lanczos at most) block or, where its vectors would take more than
