@@ -25,6 +25,7 @@ from llc.analysis.checks import OF_CHAINS, Check, run_checks
 from llc.analysis.dashboard import plot_report, to_png
 from llc.analysis.estimators import (
     Estimate,
+    best_energy,
     constant,
     energy_variance,
     mean_energy,
@@ -32,7 +33,6 @@ from llc.analysis.estimators import (
     singular_fluctuation,
     waic,
     wbic,
-    zero_variance,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Report:
     """All that is known of λ at one point.
 
     Attributes:
-        estimates: of λ̂ and its relatives: the zero-variance estimate (of draws with a spectrum), the mean energy, ….
+        estimates: of λ̂ and its relatives: the zero-variance estimate (of draws with a spectrum and without divergences),
+            the mean energy, ….
         corrected: λ_corr, counting the r_lo directions of `bounds.rank_interval`; None without bounds and spectrum.
         bounds: on the asymptotic λ, or None.
         checks: named checks with their cures.
@@ -73,7 +74,7 @@ class Report:
 
     @property
     def llc(self) -> Estimate:
-        """λ̂: the zero-variance estimate where there is one, else the mean energy."""
+        """λ̂: the zero-variance estimate where there is one to be trusted, else the mean energy (see `best_energy`)."""
         return self.estimates[0]
 
     @property
@@ -159,8 +160,9 @@ def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "S
     if missing:
         raise ValueError(f"draws need the groups that llc.sample writes, but they lack {sorted(missing)}.")
     mean, variance = mean_energy(draws), energy_variance(draws)
-    estimates = (zero_variance(draws), mean, variance, wbic(draws), singular_fluctuation(draws), waic(draws))
-    estimates = tuple(estimate for estimate in estimates if estimate is not None)
+    best = best_energy(draws)
+    others = (*(() if best.method == mean.method else (mean,)), variance, wbic(draws), singular_fluctuation(draws))
+    estimates = tuple(estimate for estimate in (best, *others, waic(draws)) if estimate is not None)
     corrected = None if bounds is None or spectrum is None else _corrected(estimates[0], bounds, spectrum)
     checks = run_checks(draws, mean, variance, bounds, spectrum, corrected)
     shift = None
@@ -188,8 +190,7 @@ def _tethered(draws: xr.DataTree) -> xr.DataTree:
 def _shift(corrected: Estimate, tethered: xr.DataTree, bounds: "Bounds", spectrum: "Spectrum") -> Estimate:
     """λ_corr less that of a run at a larger γ; the error of the trace estimate is common to both, and left out."""
     scale = constant(tethered, "gamma") / constant(tethered, "nbeta")
-    there = zero_variance(tethered) or mean_energy(tethered)
-    other = _corrected(there, replace(bounds, noise_scale=scale), spectrum)
+    other = _corrected(best_energy(tethered), replace(bounds, noise_scale=scale), spectrum)
     errors = (math.sqrt(max(x.mcse**2 - bounds.quad_stderr**2, 0.0)) for x in (corrected, other))
     return replace(other, method="shift", value=corrected.value - other.value, mcse=math.hypot(*errors), per_chain=())
 

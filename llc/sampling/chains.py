@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from llc.posterior import LocalPosterior
 from llc.sampling.draws import Recorder, describe
 from llc.sampling.evaluation import make_evaluation
-from llc.sampling.kernel import Sampler
+from llc.sampling.kernel import Sampler, center_gradient
 from llc.sampling.loop import Settings, advance, losses_at_center, start
 from llc.sampling.settings import check_settings, choose_method
 from llc.sampling.stein import make_stein
@@ -61,8 +61,8 @@ def sample(
         num_draws: recorded draws a chain; the chain takes `num_draws * thinning` steps after the warm-up.
         thinning: steps between two draws. A draw costs an evaluation of the loss on `eval_size` rows.
         batch_size: rows of a minibatch, without replacement within an epoch; None takes all data in every step.
-        eval_size: rows of one fixed random subset on which L(w) and L(w*) are evaluated; None takes all data. The
-            subset's sampling error enters the standard error.
+        eval_size: rows of one fixed random subset on which L(w) and L(w*) are evaluated, with the slope at w* as a
+            control variate; None takes all data. The subset's sampling error enters the standard error.
         spectrum: `llc.spectrum(posterior)`; where it has eigenvectors, every draw records the control variates that
             the zero-variance estimate needs, for two derivatives of the loss along a direction.
         chain_method: `"vectorized"` (vmap), `"sequential"`, `"parallel"` (chains spread over devices) or `"auto"`.
@@ -132,7 +132,8 @@ class Chains:
         rows = None
         if eval_size is not None and eval_size < num_data:
             rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
-        self.evaluation = _on_device(make_evaluation(self.posterior, rows))
+        slope = None if rows is None else center_gradient(self.posterior)
+        self.evaluation = _on_device(make_evaluation(self.posterior, rows, slope))
         self.stein = make_stein(self.posterior, spectrum)
         self.baseline = losses_at_center(self.posterior, self.evaluation)
 

@@ -28,13 +28,18 @@ class Draw(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Sums over a segment's draws of d = loss(w) − loss(w*), d², exp(−d) and the slopes of Stein, for every unit."""
+    """Sums over a segment's draws of d = loss(w) − loss(w*), d², exp(−d) and the slopes of Stein, for every unit.
+
+    On a subset also of d less its slope at w*, and of its square; the slopes of Stein are then without those at w*.
+    """
 
     first: Float[Array, "unit"]
     second: Float[Array, "unit"]
     exponential: Float[Array, "unit"]
     slope_curved: Float[Array, "unit"] | None = None
     slope_flat: Float[Array, "unit"] | None = None
+    paired: Float[Array, "unit"] | None = None
+    paired_second: Float[Array, "unit"] | None = None
 
 
 class Recorder:

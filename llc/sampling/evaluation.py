@@ -1,7 +1,12 @@
-"""Losses of a draw and of w*, on the same rows.
+r"""Losses of a draw and of w*, on the same rows.
 
-The difference of the two is what is averaged (DESIGN: L(w*) from other rows than L(w) is the largest error of all), so
-one `Evaluation` serves both. Its rows are all the data, or one fixed random subset.
+The difference of the two is what is averaged (L(w*) from other rows than L(w) is the largest error of all), so one
+`Evaluation` serves both. Its rows are all the data, or one fixed random subset S. There the slope at w* is a control
+variate, which takes away what the examples differ by to first order in x = w − w*,
+
+$$ L(w) - L(w^*) \approx L_S(w) - L_S(w^*) - (\nabla L_S(w^*) - \nabla L(w^*)) \cdot x , $$
+
+and for a derivative of the loss along any direction v (of the control variates of λ̂) the same with v instead of x.
 """
 
 import math
@@ -10,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from llc.posterior import LocalPosterior
@@ -22,11 +28,13 @@ class Evaluation(eqx.Module):
     """The rows on which losses are evaluated, in `pieces` of equal length and a `rest`.
 
     A unit is an example where the loss comes per example and a piece where it is a scalar; `weights` add up to 1.
+    `center_grad` is ∇L(w*) over all the data, None where the rows are all the data.
     """
 
     pieces: PyTree
     rest: PyTree
     weights: Float[Array, "unit"]
+    center_grad: PyTree
     pointwise: bool = eqx.field(static=True)
 
     def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
@@ -49,9 +57,15 @@ class Evaluation(eqx.Module):
 
         return jax.vmap(along, out_axes=(None, 0))(directions)
 
+    def excess_slopes(self, posterior: LocalPosterior, directions: PyTree) -> Float[Array, "direction unit"]:
+        """Derivatives of every unit's loss at w* along `directions`, less those of L over all the data."""
+        _, slopes = self.losses_and_slopes(posterior, posterior.position, directions)
+        flat = jax.vmap(lambda direction: optax.tree.vdot(self.center_grad, direction))(directions)
+        return slopes - jnp.asarray(flat, slopes.dtype)[:, None]
 
-def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None) -> Evaluation:
-    """Evaluation on `rows` of the posterior's data, or on all of it."""
+
+def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None, center_grad: PyTree = None) -> Evaluation:
+    """Evaluation on `rows` of the posterior's data, which takes ∇L(w*) as `center_grad`, or on all of it."""
     data = posterior.data if rows is None else jax.tree.map(lambda x: x[rows], posterior.data)
     num_rows = posterior.num_data if rows is None else len(rows)
     num_pieces = math.ceil(num_rows / _EVAL_ROWS)
@@ -66,4 +80,4 @@ def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None) -> Evalu
         weights = np.full(num_rows, 1 / num_rows)
     else:
         weights = np.array([length] * num_pieces + ([num_rows - split] if split < num_rows else [])) / num_rows
-    return Evaluation(pieces, rest, jnp.asarray(weights), posterior.per_example or rows is not None)
+    return Evaluation(pieces, rest, jnp.asarray(weights), center_grad, posterior.per_example or rows is not None)

@@ -45,16 +45,26 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
             state, info = _steps(step_and_batch, posterior, sampler, state, first, thinning, settings.batch_size)
             position = state.position
             offset = optax.tree.sub(position, posterior.position)
+            directions, slopes, residuals = None, None, None
             if stein is None:
-                losses, slopes, residuals = evaluation.losses(posterior, position), None, None
+                losses = evaluation.losses(posterior, position)
             else:
                 directions = stein.directions(offset)
                 losses, slopes = evaluation.losses_and_slopes(posterior, position, directions)
-                slope = slopes @ jnp.asarray(evaluation.weights, slopes.dtype)
-                residuals = stein.residuals(posterior, offset, directions, slope)
             difference = losses - baseline
+            paired = difference
+            if evaluation.center_grad is not None:
+                along = jax.tree.map(lambda x: x[None], offset)
+                if directions is not None:
+                    along = jax.tree.map(lambda x, v: jnp.concatenate([x, v]), along, directions)
+                excess = evaluation.excess_slopes(posterior, along)
+                paired = difference - excess[0]
+                slopes = None if slopes is None else slopes - excess[1:]
+            weights = jnp.asarray(evaluation.weights, difference.dtype)
+            if stein is not None:
+                residuals = stein.residuals(posterior, offset, directions, slopes @ weights)
             draw = Draw(
-                delta=jnp.sum(jnp.asarray(evaluation.weights, difference.dtype) * difference),
+                delta=jnp.sum(weights * paired),
                 distance=optax.tree.norm(offset),
                 info=info,
                 stein=residuals,
@@ -63,6 +73,8 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             if moments is not None:
                 update = Moments(difference, difference**2, jnp.exp(-difference), *(() if slopes is None else slopes))
+                if evaluation.center_grad is not None:
+                    update = update._replace(paired=paired, paired_second=paired**2)
                 moments = jax.tree.map(jnp.add, moments, update)
             return state, draws, moments
 
@@ -79,7 +91,10 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
         buffers = jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
         moments = None
         if evaluation.pointwise:
-            moments = Moments(*[jnp.zeros_like(baseline)] * (3 if stein is None else 5))
+            zeros = jnp.zeros_like(baseline)
+            moments = Moments(*[zeros] * (3 if stein is None else 5))
+            if evaluation.center_grad is not None:
+                moments = moments._replace(paired=zeros, paired_second=zeros)
         state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
         return state, (draws, moments)
 

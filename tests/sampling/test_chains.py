@@ -43,6 +43,12 @@ def losses_in_numpy(w, b, data=DATA):
     return 0.5 * (outputs - data["y"]) ** 2
 
 
+def outputs_in_numpy(w, b):
+    """Change of the outputs from w* on, in float64."""
+    change = np.asarray(w, np.float64) - np.asarray(CENTER["layer"]["w"], np.float64)
+    return change @ DATA["x"].astype(np.float64).T + (np.asarray(b, np.float64) - float(CENTER["b"]))[..., None]
+
+
 def make_posterior(loss_fn=mean_loss, data=DATA, **settings):
     return LocalPosterior(loss_fn, CENTER, data, **({"gamma": 1.0} | settings))
 
@@ -324,7 +330,7 @@ def test_unweighted_pieces_would_show():
 
 @pytest.mark.parametrize("loss_fn", [mean_loss, example_losses], ids=["scalar", "per example"])
 def test_subset_serves_draw_and_center_alike(loss_fn):
-    """L(w*) is that of five rows, found by trying all subsets, and L(w) is that of the same rows."""
+    """L(w*) is that of five rows, found by trying all subsets; L(w) is of them, too, their slope at w* that of all."""
     draws = sample(make_posterior(loss_fn), eval_size=5)
     group, constants = draws["posterior"], draws["constant_data"]
     assert int(constants["eval_size"]) == 5
@@ -335,9 +341,14 @@ def test_subset_serves_draw_and_center_alike(loss_fn):
     assert np.sort(off)[0] < 1e-12 < np.sort(off)[1]
     rows = subsets[off.argmin()]
     differences = losses_in_numpy(group["params.layer.w"], group["params.b"]) - centers
+    # ℓ_i(w) − ℓ_i(w*) = ½ (x_i·u)² + (x_i·w* + b* − y_i) x_i·u with u = w − w*
+    squares = np.square(outputs_in_numpy(group["params.layer.w"], group["params.b"])) / 2
+    slopes = (differences - squares).mean(axis=-1)
     nbeta = NUM_DATA / np.log(NUM_DATA)
-    np.testing.assert_allclose(group["llc"], nbeta * differences[..., rows].mean(axis=-1), atol=1e-6 * nbeta)
-    assert np.abs(group["llc"] - nbeta * differences.mean(axis=-1)).max() > 1e-2  # all rows would give something else
+    expected = nbeta * (squares[..., rows].mean(axis=-1) + slopes)
+    np.testing.assert_allclose(group["llc"], expected, atol=1e-6 * nbeta)
+    for others in (differences, differences[..., rows]):
+        assert np.abs(group["llc"] - nbeta * others.mean(axis=-1)).max() > 1e-2, "negative control"
     assert draws["pointwise"]["first"].dims[-1] == ("example" if loss_fn is example_losses else "piece")
 
 

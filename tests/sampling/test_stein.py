@@ -63,17 +63,39 @@ def test_a_quadratic_has_no_variance(name, mask):
     assert abs(llc.mean_energy(draws).value - quad) > 10 * found.mcse, "negative control: without control variates"
 
 
+def regression_posterior():
+    """Linear regression on 400 rows with noise of variance 1, at its minimum: every example has a slope at w*."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3))
+    y = x @ np.ones(3) + rng.normal(size=400)
+    center = np.linalg.lstsq(x, y)[0].astype(np.float32)
+    data = x.astype(np.float32), y.astype(np.float32)
+    return llc.LocalPosterior(lambda w, xy: 0.5 * (xy[0] @ w - xy[1]) ** 2, center, data, gamma=1.0), x
+
+
 def test_of_a_subset():
-    """On half of the rows the loss of a draw is off by the slope of their mean, which the control variate shares."""
-    posterior = quadratic_posterior()
-    draws = sample(posterior, llc.SGLD(0.5 / 102), eval_size=20, num_draws=2000)
+    """On 40 of 400 rows the slope at w* is that of all rows: λ̂ lacks the noise of the labels, its error tells the rest.
+
+    Without it λ̂ would be off by nβ (∇L_S − ∇L)(w*)·x a draw, and by what the slopes of the control variates are off.
+    """
+    posterior, x = regression_posterior()
+    draws = sample(posterior, llc.SGLD(0.5 / float(posterior.nbeta * 2)), eval_size=40, num_draws=2000)
+    nbeta = float(posterior.nbeta)
+    h = np.linalg.eigvalsh(x.T @ x / 400)
+    quad = 0.5 * np.sum(nbeta * h / (nbeta * h + 1))
     plain, better = llc.mean_energy(draws), llc.zero_variance(draws, (1.0, 0.0))
-    quad = 0.5 * np.sum(50 * CURVATURES / (50 * CURVATURES + 2))
     assert better is not None
-    assert abs(better.value - quad) < 4 * better.mcse
-    assert better.mcse < plain.mcse
-    assert set(draws["pointwise"].data_vars) >= {"slope_curved", "slope_flat"}
+    for estimate in (plain, better):
+        assert abs(estimate.value - quad) < 4 * estimate.mcse
+    assert not abs(better.value - 1.5 * quad) < 4 * better.mcse, "negative control"
+    group = draws["pointwise"]
+    assert set(group.data_vars) >= {"slope_curved", "slope_flat", "paired", "paired_second"}
+    noise = {name: float((group[second] - group[name] ** 2).mean()) for name, second in SECONDS.items()}
+    assert noise["paired"] < 0.1 * noise["first"]  # ¼ E[(x_i·u)⁴] against E[(r_i x_i·u)²], u² ~ 1/nβ = 1/67
     assert subset_stderr(draws, (1.0, -1.0, -1.0)) < subset_stderr(draws)
+
+
+SECONDS = {"first": "second", "paired": "paired_second"}
 
 
 QUARTIC = log_grid(lambda w: w**4 / 2, 1, NBETA)
