@@ -45,6 +45,8 @@ from .analysis.report import Report as Report
 from .analysis.estimators import Estimate as Estimate
 from .analysis.estimators import mean_energy as mean_energy
 from .analysis.estimators import zero_variance as zero_variance
+from .analysis.estimators import best_energy as best_energy
+from .analysis.estimators import two_temperatures as two_temperatures
 from .analysis.estimators import energy_variance as energy_variance
 from .analysis.estimators import wbic as wbic
 from .analysis.estimators import waic as waic

@@ -1,9 +1,6 @@
 r"""Settings of a run from the curvature at w* and from short pilot runs, each with its reason.
 
-The step size and γ come from h_max (see sampling/calibration.py). Far from w* the curvature may be many times that of
-w* (68 times in a three-layer linear net at n = 500 and γ = 1, where SGLD was 34 % too hot). Pilot runs show it: where
-they pass places more than twice as stiff as w*, the tether is too weak to be local, so γ grows if it is ours to choose,
-and the step shrinks if not.
+The step size and γ come from h_max (see sampling/calibration.py), corrected by pilot runs (pilots.py).
 
 A minibatch of B rows heats the curved directions, at ε (nβ h_max + γ) = c, by about
 
@@ -16,7 +13,7 @@ used where it asks for more than twice the rows.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -26,34 +23,24 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from llc.geometry.spectrum import Spectrum, top_eigenvalue
+from llc.geometry.bounds import rank_bounds
+from llc.geometry.spectrum import Spectrum
 from llc.geometry.spectrum import spectrum as hessian_spectrum
+from llc.pilots import Pilot, settle
 from llc.posterior import LocalPosterior
-from llc.sampling.calibration import COURANT, RELAXATIONS, settings_from_curvature
-from llc.sampling.chains import Chains
+from llc.sampling.calibration import RELAXATIONS, settings_from_curvature
 from llc.sampling.kernel import Sampler
-from llc.sampling.sgmcmc import SGLD
 from llc.sampling.stein import make_stein
 
 _FULL_BATCH, _MINIBATCH, _LARGEST_BATCH = 4096, 512, 8192
 _HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order of it away, `virial_curved` sees it
 _NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
 _WARMUP, _THINNING = 2000, 10
-_PILOTS, _PILOT_STEPS, _PILOT_MATVECS = 8, 1000, 12
-_LOOKS = 8  # positions of a pilot chain at which the curvature is looked at where that is cheap: narrow arms are rare
-_PILOT_RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
-_LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
-_FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
 _CHEAP = 5e4  # parameters × rows of a step below which it costs little more than its overhead
 _LONGER = 100  # times that a run may be longer where a step is cheap
-
-
-class Pilot(NamedTuple):
-    """A short run: its settings, and the largest ε (nβ h_max + γ) where it was, in units of what was aimed at."""
-
-    gamma: float
-    step_size: float
-    stiffness: float
+_SEEN = 0.75  # of r/2 that λ_quad is to have where a step is cheap; a report wants half (check `localization`)
+_LONGER_TETHER = 32  # times that a run may be longer for that
+_COOLER = 4  # factor by which a step shrinks that was too large for places no pilot had seen
 
 
 @dataclass(frozen=True)
@@ -67,6 +54,7 @@ class Calibration:
         reasons: why each setting is what it is.
         pilots: the short runs that γ and ε come from.
         spectrum: of the Hessian at w*.
+        cheap: whether a step costs little more than its overhead, so that runs may be many times longer.
     """
 
     posterior: LocalPosterior
@@ -75,6 +63,16 @@ class Calibration:
     reasons: dict[str, str]
     pilots: tuple[Pilot, ...]
     spectrum: Spectrum
+    cheap: bool = False
+
+    def cooler(self) -> "Calibration":
+        """A quarter of the step size, and as many times the steps between draws: for chains that were too hot."""
+        step_size = float(np.asarray(self.sampler.step_size)) / _COOLER  # pyright: ignore[reportAttributeAccessIssue]
+        lengths = self.lengths | {name: _COOLER * self.lengths[name] for name in ("num_warmup", "thinning")}
+        why = f"; a step of {_COOLER * step_size:.3g} was too large for places that the pilots had not seen"
+        reasons = self.reasons | {"step_size": self.reasons["step_size"] + why}
+        sampler = eqx.tree_at(lambda s: s.step_size, self.sampler, np.asarray(step_size))
+        return replace(self, sampler=sampler, lengths=lengths, reasons=reasons)
 
     @property
     def num_steps(self) -> int:
@@ -115,7 +113,7 @@ def calibrate(
         num_chains: independent chains.
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain.
-        thinning: steps between draws. None takes 10 steps, more (up to 1,000) where a given γ is so weak that the
+        thinning: steps between draws. None takes 10 steps, more (up to 1,000) where γ is so weak that the
             chains relax slowly and the model is small, and 1 of HMC and NUTS, whose steps take many gradients.
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
             step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
@@ -145,10 +143,14 @@ def calibrate(
     longest = 1
     if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:
         longest = _LONGER
-    free, pilots = posterior.gamma is None, ()
+    free, pilots, cheap = posterior.gamma is None, (), sampler is None and longest > 1
     if sampler is None:
-        settings = num_steps, longest, num_chains, batch, eval_size
-        posterior, sampler, pilots = _settle(key, posterior, spectrum, *settings)
+        if free and thinning is None:
+            num_steps *= _times_longer(posterior, spectrum, scale.gamma, longest)
+            scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
+        lengths = {"num_steps": num_steps, "longest": longest, "num_chains": num_chains}
+        batches = {"batch_size": batch.rows, "eval_size": eval_size, "control_variates": batch.without > 0}
+        posterior, sampler, pilots = settle(key, posterior, spectrum, **lengths, **batches)
         gamma = float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
         step_size = float(np.asarray(sampler.step_size))
         rate = step_size * gamma
@@ -193,7 +195,17 @@ def calibrate(
         reasons=reasons,
         pilots=pilots,
         spectrum=spectrum,
+        cheap=cheap,
     )
+
+
+def _times_longer(posterior: LocalPosterior, spectrum: Spectrum, gamma: float, longest: int) -> int:
+    """A power of two of times that a run has to be longer for a tether which hides at most a quarter of r/2."""
+    nbeta, times = float(posterior.nbeta), 1
+    rank = rank_bounds(spectrum).rank
+    while 2 * times <= min(longest, _LONGER_TETHER) and 2 * spectrum.quad(gamma / times / nbeta) < _SEEN * rank:
+        times *= 2
+    return times
 
 
 class _Batch(NamedTuple):
@@ -239,54 +251,3 @@ def _gradient_noise(posterior: LocalPosterior, vectors: Array, shares: Array, da
         return vectors @ ravel_pytree(gradient)[0]
 
     return jnp.sum(shares * jnp.var(jax.lax.map(along, data, batch_size=32), axis=0))
-
-
-def _settle(key, posterior, spectrum, num_steps, longest, num_chains, batch, eval_size):
-    """γ and a step size that hold where the chains go, not only at w*; and the pilots that showed it."""
-    free, limit = posterior.gamma is None, _LOCAL
-    settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
-    looks = _LOOKS if longest > 1 else 1
-    pilots = []
-    for pilot_key in jax.random.split(key, _PILOTS):
-        posterior = posterior.with_scale(gamma=settings.gamma)
-        relaxed = math.ceil(_PILOT_RELAXATIONS / max(settings.step_size * settings.gamma, 1e-12))
-        chains = Chains(
-            pilot_key,
-            posterior,
-            SGLD(step_size=settings.step_size, control_variates=batch.without > 0),
-            num_chains=num_chains,
-            num_warmup=0,
-            num_draws=looks,
-            thinning=min(max(_PILOT_STEPS, relaxed), longest * _PILOT_STEPS) // looks,
-            batch_size=batch.rows,
-            eval_size=eval_size,
-            spectrum=spectrum,  # needless here, but so the run that follows is the same program
-        )
-        ratio = 0.0
-        for _ in range(looks):
-            chains.draw(1, progress=False)
-            ratio = max(ratio, _stiffness_at(chains.positions, posterior, settings))
-        pilots.append(Pilot(settings.gamma, settings.step_size, ratio))
-        if ratio <= limit:
-            break
-        if free:
-            settings = settings._replace(gamma=2 * settings.gamma)
-            posterior = posterior.with_scale(gamma=settings.gamma)
-            settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
-        else:
-            limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
-            settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))
-    sampler = SGLD(step_size=settings.step_size, control_variates=batch.without > 0)
-    return posterior, sampler, tuple(pilots)
-
-
-def _stiffness_at(positions, posterior, settings) -> float:
-    """Largest ε (nβ h_max + γ) at the positions, in units of what was aimed at."""
-    stiffest = 0.0
-    for position in positions:
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(position)):
-            return np.inf
-        there = eqx.tree_at(lambda p: p.center, posterior, posterior.params_at(position))
-        largest = top_eigenvalue(there, num_matvecs=_PILOT_MATVECS)
-        stiffest = max(stiffest, settings.step_size * (float(posterior.nbeta) * largest + settings.gamma))
-    return stiffest / COURANT

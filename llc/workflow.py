@@ -16,6 +16,7 @@ from llc.sampling.kernel import Sampler
 from llc.tuning import Calibration, calibrate
 
 _LONGEST = 8  # times the first draws that `target_mcse` may take without a budget
+_COOLINGS = 2  # times that a run on a cheap model may be made again with a smaller step
 _STRONGER, _FEWER = 3, 4  # γ of the run that λ_corr is compared with, and the part of the draws that it takes
 _CURABLE = {"rhat", "ess", "drift"}  # checks of the chains that more draws can pass
 
@@ -37,9 +38,9 @@ def estimate(
 ) -> Report:
     """Report on λ at w*, from one call: settings, draws, bounds, checks and a verdict.
 
-    The settings are those of `llc.calibrate`. Draws are added until the standard error is `target_mcse` of λ̂ and the
-    chains agree, unless a check fails that more draws can't pass. A shorter run at 3γ tells whether λ_corr still
-    depends on γ.
+    The settings are those of `llc.calibrate`; where a step costs next to nothing, chains that turn out too hot are run
+    again with a smaller one. Draws are added until the standard error is `target_mcse` of λ̂ and the chains agree,
+    unless a check fails that more draws can't pass. A shorter run at 3γ tells whether λ_corr still depends on γ.
 
     Args:
         key: `jax.random.key(seed)`.
@@ -77,14 +78,18 @@ def estimate(
         eval_size=eval_size,
         budget=budget,
     )
-    spectrum, lengths = settings.spectrum, settings.lengths
-    chains = Chains(key, settings.posterior, settings.sampler, **lengths, spectrum=spectrum)
-    chains.draw(lengths["num_draws"], progress=progress)
+    spectrum = settings.spectrum
+    chains, result = _draw(key, settings, progress=progress)
+    for again in jax.random.split(jax.random.fold_in(key, 2), _COOLINGS):
+        if not (settings.cheap and _hot(result)):
+            break
+        settings = settings.cooler()
+        chains, result = _draw(again, settings, progress=progress)
+    lengths = settings.lengths
     most = _LONGEST * lengths["num_draws"]
     if budget is not None:
         most = max((budget - lengths["num_warmup"]) // lengths["thinning"], lengths["num_draws"])
     done = lengths["num_draws"]
-    result = report(chains.tree(), spectrum=spectrum)
     while done < most and (more := _missing(result, target_mcse, done)):
         more = min(more, most - done)
         chains.draw(more, progress=progress)
@@ -95,6 +100,24 @@ def estimate(
     draws = result.draws
     draws["tethered"] = _tethered(jax.random.fold_in(key, 1), settings, progress=progress)
     return report(draws, spectrum=spectrum)
+
+
+def _draw(key: PRNGKeyArray, settings: Calibration, *, progress: bool | None) -> tuple[Chains, Report]:
+    """Chains with their first draws, and what is to be said of them."""
+    chains = Chains(key, settings.posterior, settings.sampler, **settings.lengths, spectrum=settings.spectrum)
+    chains.draw(settings.lengths["num_draws"], progress=progress)
+    return chains, report(chains.tree(), spectrum=settings.spectrum)
+
+
+def _hot(result: Report) -> bool:
+    """Whether chains were thrown out of stiff places: dead, hotter than the posterior, or with rare high energies."""
+    failed = {check.name: check for check in result.failed}
+    virial, shape = failed.get("virial"), failed.get("mean_variance")
+    return (
+        "finite_chains" in failed
+        or (virial is not None and virial.value > 1)
+        or (shape is not None and shape.value < 0)
+    )
 
 
 def _missing(result: Report, target_mcse: float, done: int) -> int:

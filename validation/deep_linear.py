@@ -249,7 +249,7 @@ def reference(
             progress=False,
         )
         plain = llc.mean_energy(draws)
-        energy = llc.zero_variance(draws) or plain
+        energy = llc.best_energy(draws)
         if energy.mcse <= settings.reference_error * energy.value:
             break
         num_draws *= 4

@@ -14,6 +14,7 @@ import math
 
 import jax
 import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 from study import Column, Row, Study, table
 from zoo import CASES
@@ -67,15 +68,15 @@ def run(case: str, settings: Settings) -> Row:
     sampler, name = case.split(" | ")
     model = next(c for c in CASES if c.name == name)
     posterior = model.build(jax.random.key(settings.seed), 1000)
-    points = [_point(model, posterior.with_scale(nbeta=t), sampler, settings, i) for i, t in enumerate(settings.nbetas)]
-    for low, high in itertools.pairwise(points):
-        width = 1 / low["nbeta"] - 1 / high["nbeta"]
-        energies, errors, exact = (
-            [point[name] / point["nbeta"] for point in (low, high)] for name in ("value", "mcse", "exact")
-        )
-        low["two"] = (energies[0] - energies[1]) / width
-        low["two_mcse"] = math.hypot(*errors) / width
-        low["two_exact"] = (exact[0] - exact[1]) / width
+    points, draws = zip(
+        *(_point(model, posterior.with_scale(nbeta=t), sampler, settings, i) for i, t in enumerate(settings.nbetas)),
+        strict=True,
+    )
+    for (low, high), (hot, cold) in zip(itertools.pairwise(points), itertools.pairwise(draws), strict=True):
+        two = llc.two_temperatures(hot, cold)
+        low["two"], low["two_mcse"] = two.value, two.mcse
+        exact = [point["exact"] / point["nbeta"] for point in (low, high)]
+        low["two_exact"] = (exact[0] - exact[1]) / (1 / low["nbeta"] - 1 / high["nbeta"])
     used = [point for point in points if point["nbeta"] >= settings.fitted_from and not point["failed"]]
     fits = {"estimate": line(used, "value"), "exact": line(used, "exact")} if len(used) > 2 else {}
     return {
@@ -87,7 +88,7 @@ def run(case: str, settings: Settings) -> Row:
     }
 
 
-def _point(model, posterior, sampler: str, settings: Settings, index: int) -> Row:
+def _point(model, posterior, sampler: str, settings: Settings, index: int) -> tuple[Row, xr.DataTree]:
     exact = model.moments(float(posterior.nbeta), float(posterior.gamma)).mean
     report = llc.estimate(
         jax.random.key(settings.seed + index),
@@ -100,7 +101,8 @@ def _point(model, posterior, sampler: str, settings: Settings, index: int) -> Ro
     value, mcse = report.llc.value, report.llc.mcse
     failed = ", ".join(check.name for check in report.checks if not check.passed)
     nbeta = float(posterior.nbeta)
-    return {"nbeta": nbeta, "exact": exact, "value": value, "mcse": mcse, "z": (value - exact) / mcse, "failed": failed}
+    row = {"nbeta": nbeta, "exact": exact, "value": value, "mcse": mcse, "z": (value - exact) / mcse, "failed": failed}
+    return row, report.draws
 
 
 def line(points: list[Row], name: str) -> Row:

@@ -62,6 +62,7 @@ def run_checks(
     bounds: "Bounds | None",
     spectrum: "Spectrum | None",
     corrected: Estimate | None,
+    shift: Estimate | None = None,
 ) -> tuple[Check, ...]:
     """All checks that apply: of the chains, of the minimum, of the estimators, and against the bounds.
 
@@ -72,6 +73,7 @@ def run_checks(
         bounds: on the asymptotic λ, if the geometry is known.
         spectrum: of the Hessian, if known.
         corrected: λ_corr.
+        shift: its change from a larger γ; as much it may still be off.
     """
     checks = [
         _finite(draws),
@@ -90,7 +92,8 @@ def run_checks(
     if bounds is not None:
         checks += [_assumption(assumption) for assumption in bounds.assumptions]
         if bounds.valid and corrected is not None:
-            checks += [_localization(bounds), _below(corrected, bounds), _above(corrected, bounds)]
+            slack = 3 * corrected.mcse + (0.0 if shift is None or not np.isfinite(shift.value) else abs(shift.value))
+            checks += [_localization(bounds), _below(corrected, bounds, slack), _above(corrected, bounds, slack)]
     return tuple(check for check in checks if check is not None)
 
 
@@ -271,18 +274,19 @@ def _localization(bounds: "Bounds") -> Check | None:
     return _check("localization", share, _MIN_SHARE, seen, cure, passed=share >= _MIN_SHARE)
 
 
-def _below(corrected: Estimate, bounds: "Bounds") -> Check:
-    least = bounds.lower - _MAX_BIAS * bounds.lower - 3 * corrected.mcse
+def _below(corrected: Estimate, bounds: "Bounds", slack: float) -> Check:
+    least = bounds.lower - _MAX_BIAS * bounds.lower - slack
     seen = f"λ_corr = {corrected.value:.4g} against λ ≥ {bounds.lower:.4g}"
     cure = (
-        "too low: unmixed chains (more draws, larger step_size), a tether that hides what is singular (lower gamma), "
-        "or a rank that counts directions of an imperfect minimum (train further)"
+        "too low: unmixed chains (more draws, larger step_size), a tether that hides what is singular (lower gamma) or "
+        "is so weak that chains reach parameters of smaller λ (raise gamma), or a rank that counts directions of an "
+        "imperfect minimum (train further)"
     )
     return _check("below_bounds", corrected.value, least, seen, cure, passed=corrected.value >= least)
 
 
-def _above(corrected: Estimate, bounds: "Bounds") -> Check:
-    most = bounds.upper + _MAX_BIAS * bounds.upper + 3 * corrected.mcse
+def _above(corrected: Estimate, bounds: "Bounds", slack: float) -> Check:
+    most = bounds.upper + _MAX_BIAS * bounds.upper + slack
     seen = f"λ_corr = {corrected.value:.4g} against λ ≤ {bounds.upper:.4g}"
     cure = "too high: step or minibatch heating (lower step_size, raise batch_size), a wrong L(w*), or another basin"
     return _check("above_bounds", corrected.value, most, seen, cure, passed=corrected.value <= most)

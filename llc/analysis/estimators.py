@@ -132,7 +132,7 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     """
     first, second = constant(hot, "nbeta"), constant(cold, "nbeta")
     if not 0 < first < second:
-        raise ValueError(f"two_temperatures needs draws at two nβ, the smaller one first, got {first:g} and {second:g}.")
+        raise ValueError(f"two_temperatures needs two nβ, the smaller one first, got {first:g} and {second:g}.")
     losses = constant(hot, "init_loss"), constant(cold, "init_loss")
     if losses[0] != losses[1]:
         raise ValueError(f"two_temperatures needs the same w* and rows in both runs, got L(w*) = {losses}.")

@@ -49,8 +49,8 @@ class Report:
     """All that is known of λ at one point.
 
     Attributes:
-        estimates: of λ̂ and its relatives: the zero-variance estimate (of draws with a spectrum and without divergences),
-            the mean energy, ….
+        estimates: of λ̂ and its relatives: the zero-variance estimate (where there is one, see `best_energy`), the mean
+            energy, ….
         corrected: λ_corr, counting the r_lo directions of `bounds.rank_interval`; None without bounds and spectrum.
         bounds: on the asymptotic λ, or None.
         checks: named checks with their cures.
@@ -164,10 +164,10 @@ def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "S
     others = (*(() if best.method == mean.method else (mean,)), variance, wbic(draws), singular_fluctuation(draws))
     estimates = tuple(estimate for estimate in (best, *others, waic(draws)) if estimate is not None)
     corrected = None if bounds is None or spectrum is None else _corrected(estimates[0], bounds, spectrum)
-    checks = run_checks(draws, mean, variance, bounds, spectrum, corrected)
     shift = None
     if "tethered" in draws and bounds is not None and spectrum is not None and corrected is not None:
         shift = _shift(corrected, _tethered(draws), bounds, spectrum)
+    checks = run_checks(draws, mean, variance, bounds, spectrum, corrected, shift)
     result = Report(
         estimates=estimates,
         corrected=corrected,

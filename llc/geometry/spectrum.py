@@ -44,6 +44,8 @@ _MATRICES = ("hessian", "ggn")
 _MIN_MATVECS, _MAX_MATVECS = 40, 400  # Lanczos steps a probe; each keeps a vector of d float64
 _VECTOR_BYTES = 4 * 2**30  # of the vectors that are kept where their number is not given
 _WORTH = 4  # times the products of Lanczos that a try of the range finder may cost
+_SMALL = 1_000  # order of a matrix up to which `auto` makes it dense without a try of the range finder
+_FEW = 8  # part of the order up to which that try goes on
 _SPARE = 128  # vectors beyond a count from Lanczos, which has an error
 
 
@@ -225,9 +227,9 @@ def spectrum(
             - `"sketch"`: the same from two products for each of 1.25 … 1.5 r + 75 columns; 16 (1.5 r)² bytes and, for
               any r, 96 vectors of d (at most 2 GiB). Without eigenvectors.
             - `"lanczos"`: stochastic Lanczos quadrature, num_probes · num_matvecs products; 8 · num_matvecs · d bytes.
-            - `"auto"`: dense up to d = 5,000; gram up to n·k = 5,000; else lanczos, and where that counts few
-              eigenvalues (four times the products of lanczos at most) block or, where its vectors would take more than
-              4 GiB, sketch, which see whether these are all.
+            - `"auto"`: dense up to d = 5,000, and from 1,000 on block where the rank is below d/8; gram up to
+              n·k = 5,000; else lanczos, and where that counts few eigenvalues (four times the products of lanczos at
+              most) block or, where its vectors would take more than 4 GiB, sketch, which see whether these are all.
         output_loss: for `"ggn"`: see `gauss_newton_operator`.
         num_matvecs: Lanczos steps a probe. None takes what resolves γ/nβ, (π/2) √(h_max nβ / γ), between 40 and 400
             (40 if the posterior has no γ), and at most 4 GiB of vectors: fewer steps smear null
@@ -261,6 +263,12 @@ def spectrum(
         else:
             operator, outputs = hessian, gauss_newton_part(posterior, output_loss)
         chosen = _choose(operator, posterior, matrix) if method == "auto" else method
+        precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
+        found = None
+        if method == "auto" and chosen == "dense" and operator.dim > _SMALL:
+            check_symmetric(hessian)
+            found = block(operator, operator.dim // _FEW, seed, precision=precision, progress=progress)
+            chosen = "dense" if found is None else "block"
         if chosen == "dense":
             return _dense(operator, hessian, outputs, matrix)
         check_symmetric(hessian)
@@ -269,11 +277,10 @@ def spectrum(
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
         misfit = residual_share(outputs, products)
         common = operator.dim, matrix, misfit, probe_smoothness(hessian, gradient, products), measure
-        precision = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
         if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
             return _exact(gram(operator, jacobian_operator(posterior), progress=progress), "gram", *common)
         if chosen in _RANGE:
-            found = _RANGE[chosen](operator, MAX_ORDER, seed, precision=precision, progress=progress)
+            found = found or _RANGE[chosen](operator, MAX_ORDER, seed, precision=precision, progress=progress)
             if found is None:
                 raise ValueError(
                     f"method {chosen!r} needs at most {MAX_ORDER} eigenvalues that are not zero, got more; "

@@ -61,7 +61,7 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
                 paired = difference - excess[0]
                 slopes = None if slopes is None else slopes - excess[1:]
             weights = jnp.asarray(evaluation.weights, difference.dtype)
-            if stein is not None:
+            if stein is not None and slopes is not None:
                 residuals = stein.residuals(posterior, offset, directions, slopes @ weights)
             draw = Draw(
                 delta=jnp.sum(weights * paired),
