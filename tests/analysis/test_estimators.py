@@ -230,3 +230,40 @@ def test_the_error_of_fitted_coefficients_is_counted():
     lowest = 0.95 - 4 * np.sqrt(0.95 * 0.05 / repeats)
     assert covered["zero variance"] / repeats > lowest
     assert not covered["its draws alone"] / repeats > lowest, "negative control"
+
+
+def test_two_temperatures_need_no_init_loss():
+    """E[L] = L(w*) + λ/t for tK ~ Gamma(λ, 1): λ from two t, whatever is taken for L(w*)."""
+    rng, wrong = np.random.default_rng(5), 0.2
+    runs = []
+    for nbeta in (50.0, 200.0):
+        energy = rng.gamma(1.5, size=(4, 4000)) + nbeta * wrong
+        runs.append(make_draws(energy, nbeta=nbeta, init_loss=0.3 - wrong))
+    found = llc.two_temperatures(*runs)
+    assert abs(found.value - 1.5) < 4 * found.mcse
+    assert found.mcse == pytest.approx(np.hypot(1 / 50, 1 / 200) * np.sqrt(1.5 / 16_000) / (1 / 50 - 1 / 200), rel=0.1)
+    plain = llc.mean_energy(runs[1])
+    assert not abs(plain.value - 1.5) < 4 * plain.mcse, "negative control: the mean energy needs L(w*)"
+    with pytest.raises(ValueError, match=r"needs two nβ, the smaller one first, got 200 and 50"):
+        llc.two_temperatures(*runs[::-1])
+    other = make_draws(np.ones((4, 10)), nbeta=200.0, init_loss=0.5)
+    with pytest.raises(ValueError, match=r"needs the same w\* and rows in both runs"):
+        llc.two_temperatures(runs[0], other)
+
+
+def test_control_variates_are_left_out_after_a_divergence():
+    rng = np.random.default_rng(6)
+    energy = rng.gamma(1.5, size=(4, 500))
+    draws = make_draws(energy)
+    stats, dims = draws["sample_stats"].to_dataset(), ("chain", "draw")
+    draws["constant_data"] = draws["constant_data"].to_dataset().assign(trace_curved=0.0)
+    stats = stats.assign(stein_curved=(dims, energy - 1.5), stein_flat=(dims, 0 * energy))
+    draws["sample_stats"] = stats
+    assert llc.best_energy(draws) == llc.zero_variance(draws)
+    assert llc.report(draws).llc.method == "zero variance"
+    diverging = np.zeros((4, 500), bool)
+    diverging[2, 7] = True
+    draws["sample_stats"] = stats.assign(diverging=(dims, diverging))
+    assert llc.best_energy(draws) == llc.mean_energy(draws)
+    methods = [estimate.method for estimate in llc.report(draws).estimates]
+    assert methods[:2] == ["mean energy", "energy variance"]
