@@ -54,7 +54,8 @@ class Calibration:
         reasons: why each setting is what it is.
         pilots: the short runs that γ and ε come from.
         spectrum: of the Hessian at w*.
-        cheap: whether a step costs little more than its overhead, so that runs may be many times longer.
+        cheap: whether a step costs little more than its overhead, so that runs may be many times longer, and no length
+            of them was given.
     """
 
     posterior: LocalPosterior
@@ -143,9 +144,10 @@ def calibrate(
     longest = 1
     if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:
         longest = _LONGER
-    free, pilots, cheap = posterior.gamma is None, (), sampler is None and longest > 1
+    free, pilots = posterior.gamma is None, ()
+    cheap = longest > 1 and sampler is None and num_warmup is None and thinning is None
     if sampler is None:
-        if free and thinning is None:
+        if free and cheap:
             num_steps *= _times_longer(posterior, spectrum, scale.gamma, longest)
             scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
         lengths = {"num_steps": num_steps, "longest": longest, "num_chains": num_chains}

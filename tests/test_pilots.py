@@ -49,6 +49,7 @@ def test_a_tether_shows_most_of_the_rank():
     costly = llc.calibrate(jax.random.key(0), posterior, thinning=10)  # given, so that the run can't be longer
     assert share(costly) < 0.7
     assert cheap.lengths["thinning"] > 10
+    assert not costly.cheap, "what is given is not made longer"
 
 
 def test_a_run_that_is_too_hot_is_made_again(monkeypatch):
