@@ -10,6 +10,8 @@ plain numbers and strings) for one case (a string), and a `main` of four lines:
 
 A finished row is appended to `<out>/<name>.jsonl` at once, so a killed study goes on where it stopped if it is started
 again with the same settings. A case that raises keeps a row with the error's text: failures stay in the table.
+A study of hours can be made in parts: `--at-most N` runs N cases and writes what there is, `--keep` takes over the rows
+of the JSON that an earlier part wrote.
 """
 
 import argparse
@@ -63,12 +65,16 @@ class Study:
         parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="small size, about a minute; files go to a new folder")
         parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results")
+        parser.add_argument(
+            "--keep", action="store_true", help="take over rows of the JSON there, if of these settings"
+        )
+        parser.add_argument("--at-most", type=int, metavar="N", help="cases to run now; the others are left out")
         parser.add_argument("--processes", type=int, help="cases at a time; default one a core, 1 with --quick")
         if flags:
             flags(parser)
         self.arguments = parser.parse_args()
         self.name = name
-        self.quick = self.arguments.quick
+        self.quick, self.keep, self.at_most = self.arguments.quick, self.arguments.keep, self.arguments.at_most
         self.settings = quick if self.quick else full
         self.processes = self.arguments.processes or (1 if self.quick else os.cpu_count() or 1)
         default = tempfile.mkdtemp(prefix=f"{name}-") if self.quick else Path(__file__).parent / "results"
@@ -80,18 +86,22 @@ class Study:
         cases = list(cases)
         journal = self.out / f"{self.name}.jsonl"
         done = _read_journal(journal, self.settings)
-        missing = [case for case in cases if case not in done]
+        if self.keep:
+            done = _read_results(self.out / f"{self.name}.json", self.settings) | done
+        missing = [case for case in cases if case not in done][: self.at_most]
         journal.write_text(
             "".join(json.dumps(x, default=_plain) + "\n" for x in ({"settings": self.settings}, *done.values()))
         )
-        with tqdm(total=len(cases), initial=len(cases) - len(missing), desc=self.name, unit="case") as bar:
+        with tqdm(total=len(done) + len(missing), initial=len(done), desc=self.name, unit="case") as bar:
             for case, row in _run_all(functools.partial(_attempt, run), missing, self.settings, self.processes):
                 done[case] = json.loads(json.dumps(row | {"case": case}, default=_plain))
                 with journal.open("a") as file:
                     file.write(json.dumps(done[case]) + "\n")
                 bar.set_postfix_str(case)
                 bar.update()
-        return [done[case] for case in cases]
+        if left := sum(case not in done for case in cases):
+            print(f"{left} of {len(cases)} cases are left out: run again with --keep\n")
+        return [done[case] for case in cases if case in done]
 
     def save(self, rows: Sequence[Row], *, summary: dict[str, Any], text: str, figure: Figure) -> None:
         """Writes JSON (settings, versions, summary, rows), the printed text and the figure; ends the journal."""
@@ -185,6 +195,16 @@ def _read_journal(path: Path, settings: Any) -> dict[str, Row]:
         return {}
     rows = [json.loads(line) for line in lines[1:]]
     return {row["case"]: row for row in rows if "error" not in row}
+
+
+def _read_results(path: Path, settings: Any) -> dict[str, Row]:
+    """Finished rows of an earlier run by case, if it was of these settings."""
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text())
+    if record["settings"] != json.loads(json.dumps(settings, default=_plain)):
+        return {}
+    return {row["case"]: row for row in record["rows"] if "error" not in row}
 
 
 def _plain(value: Any) -> Any:

@@ -5,15 +5,17 @@ import json
 import sys
 
 import accuracy
+import constants
 import coverage
 import no_knobs
 import pytest
 import sabotage
 import temperature
+from matplotlib.figure import Figure
 from study import Study, table
 
-QUICK = {module.__name__: module for module in (accuracy, coverage, no_knobs, sabotage, temperature)}
-LONG = ("coverage", "no_knobs", "temperature")
+QUICK = {module.__name__: module for module in (accuracy, constants, coverage, no_knobs, sabotage, temperature)}
+LONG = ("constants", "coverage", "no_knobs", "temperature")
 
 
 def _run(module, folder, monkeypatch):
@@ -40,14 +42,33 @@ def test_quick_size(name, tmp_path, monkeypatch, capsys):
 class _Journal(Study):
     """A study without a command line."""
 
-    def __init__(self, folder, settings):
+    def __init__(self, folder, settings, *, keep=False, at_most=None):
         self.name, self.out, self.settings, self.quick, self.processes = "journal", folder, settings, True, 1
+        self.keep, self.at_most = keep, at_most
 
 
 def _square(case, settings):
     if case == settings["fails"]:
         raise ArithmeticError(f"no square of {case}")
     return {"square": int(case) ** 2}
+
+
+def test_a_study_in_parts(tmp_path, capsys):
+    cases, calls = ["1", "2", "3"], []
+
+    def run(case, settings):
+        calls.append(case)
+        return _square(case, settings)
+
+    for at_most, expected in ((2, [1, 4]), (None, [1, 4, 9])):
+        study = _Journal(tmp_path, {"fails": ""}, keep=True, at_most=at_most)
+        rows = study.rows(run, cases)
+        assert [row["square"] for row in rows] == expected
+        assert ("1 of 3 cases are left out" in capsys.readouterr().out) == (at_most == 2)
+        study.save(rows, summary={}, text="", figure=Figure())
+    assert calls == cases, "each once"
+    other = _Journal(tmp_path, {"fails": "none"}, keep=True, at_most=0)
+    assert other.rows(run, cases) == [], "rows of other settings are not kept"
 
 
 def test_a_killed_study_goes_on(tmp_path, capsys):
