@@ -21,7 +21,7 @@ from .tuning import calibrate as calibrate
 from .tuning import Calibration as Calibration
 from .sampling.calibration import settings_from_curvature as settings_from_curvature
 from .geometry.spectrum import spectrum as spectrum
-from .geometry.spectrum import Spectrum as Spectrum
+from .geometry.measure import Spectrum as Spectrum
 from .geometry.spectrum import top_eigenvalue as top_eigenvalue
 from .geometry.polish import polish as polish
 from .geometry.polish import Polished as Polished

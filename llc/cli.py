@@ -25,7 +25,13 @@ else:  # --help answers without them
     xr = lazy_loader.load("xarray")
 
 _EXIT = {"CONSISTENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
-_SAMPLERS = {"sgld": "SGLD", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
+_SAMPLERS = {"sgld": "SGLD", "sghmc": "SGHMC", "sgnht": "SGNHT", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
+_OF_SAMPLER = {  # flags of some samplers only
+    "control_variates": ("sgld",),
+    "integrator": ("sgld",),
+    "preconditioner": ("sgld",),
+    "friction": ("sghmc", "sgnht"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,8 +130,11 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
     command.add_argument("--out", type=Path, required=True, help="netCDF file; a spectrum that is in it stays")
     command.add_argument("--sampler", choices=sorted(_SAMPLERS), default="sgld")
-    command.add_argument("--step-size", type=float, help="default: from the curvature (sgld), adapted (others)")
-    command.add_argument("--control-variates", action="store_true", help="of sgld: for labels with noise")
+    command.add_argument("--step-size", type=float, help="default: from the curvature (sg…), adapted (others)")
+    command.add_argument("--control-variates", action="store_true", default=None, help="of sgld: for noisy labels")
+    command.add_argument("--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="of sgld")
+    command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="of sgld")
+    command.add_argument("--friction", type=float, help="of sghmc and sgnht; default: critical at h_max")
     command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
     command.add_argument("--gamma", type=float, help="default: the posterior's, or from the curvature and run length")
     command.add_argument("--num-chains", type=int, default=4)
@@ -141,21 +150,31 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
 
 def _sample(arguments: argparse.Namespace) -> int:
     posterior = _load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
-    step_size = arguments.step_size
-    if posterior.gamma is None or (arguments.sampler == "sgld" and step_size is None):
+    given = {name: getattr(arguments, name) for name in _OF_SAMPLER if getattr(arguments, name) is not None}
+    for name in given:
+        if arguments.sampler not in _OF_SAMPLER[name]:
+            flag, of = f"--{name.replace('_', '-')}", " or ".join(_OF_SAMPLER[name])
+            raise ValueError(f"{flag} needs --sampler {of}, got {arguments.sampler}.")
+    if "preconditioner" in given:
+        given["preconditioner"] = {"identity": llc.Identity, "rmsprop": llc.RMSProp}[given["preconditioner"]]()
+    stochastic = arguments.sampler in ("sgld", "sghmc", "sgnht")
+    if stochastic or arguments.step_size is not None:
+        given["step_size"] = arguments.step_size
+    momentum = arguments.sampler in _OF_SAMPLER["friction"]
+    if posterior.gamma is None or (stochastic and arguments.step_size is None) or momentum:
         num_steps = arguments.num_warmup + arguments.num_draws * arguments.thinning
         settings = llc.settings_from_curvature(posterior, llc.top_eigenvalue(posterior), num_steps)
         posterior = posterior.with_scale(gamma=settings.gamma)
-        step_size = settings.step_size if arguments.sampler == "sgld" and step_size is None else step_size
-    if arguments.control_variates and arguments.sampler != "sgld":
-        raise ValueError(f"--control-variates needs --sampler sgld, got {arguments.sampler}: it has no minibatches.")
-    controls = {"control_variates": True} if arguments.control_variates else {}
+        if stochastic and arguments.step_size is None:
+            given["step_size"] = settings.step_size
+        if momentum:
+            given.setdefault("friction", 2 * (0.5 / settings.step_size) ** 0.5)  # 2 √(nβ h_max + γ)
     names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
     names += ("chain_method", "keep_params")
     draws = llc.sample(
         jax.random.key(arguments.seed),
         posterior,
-        getattr(llc, _SAMPLERS[arguments.sampler])(step_size=step_size, **controls),
+        getattr(llc, _SAMPLERS[arguments.sampler])(**given),
         **{name: getattr(arguments, name) for name in names},
     )
     if arguments.out.exists() and "curvature" in (before := llc.load(arguments.out)):
@@ -188,10 +207,12 @@ def _bounds(arguments: argparse.Namespace) -> int:
         bounds = llc.higher_bounds(posterior, spectrum, bounds, key=jax.random.key(arguments.seed))
     print(bounds)
     if arguments.out is not None:
+        from llc.geometry import beyond  # here, so that --help answers without it
+
         tree = llc.load(arguments.out) if arguments.out.exists() else xr.DataTree()
-        tree["curvature"] = xr.DataTree(spectrum.to_dataset())
+        tree["curvature"] = xr.DataTree(beyond.to_dataset(spectrum, bounds))
         llc.save(tree, arguments.out)
-        print(f"\nSpectrum written to {arguments.out}.")
+        print(f"\nSpectrum{' and bounds' * arguments.higher} written to {arguments.out}.")
     return 0 if bounds.valid else 1
 
 

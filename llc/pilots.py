@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from llc.geometry.spectrum import Spectrum, top_eigenvalue
+from llc.geometry.measure import Spectrum
+from llc.geometry.spectrum import top_eigenvalue
 from llc.posterior import LocalPosterior
 from llc.sampling.calibration import COURANT, settings_from_curvature
 from llc.sampling.chains import Chains

@@ -131,6 +131,16 @@ class LocalPosterior(eqx.Module):
 
         return jax.tree.map(put, self.mask, self.center, position)
 
+    @property
+    def has_slopes(self) -> bool:
+        """Whether the loss can be differentiated along a direction: not through a `jax.custom_vjp`."""
+        few = jax.tree.map(lambda x: x[:2], self.data)
+        try:
+            jax.eval_shape(lambda z: jax.jvp(lambda z: self.loss(self.params_at(z), few), (z,), (z,)), self.position)
+        except TypeError:
+            return False
+        return True
+
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
         """Mean loss over `batch`, or over all the data."""
         return jnp.mean(self.loss_fn(params, self.data if batch is None else batch))

@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from llc.geometry.bounds import rank_bounds
-from llc.geometry.spectrum import Spectrum
+from llc.geometry.measure import Spectrum
 from llc.geometry.spectrum import spectrum as hessian_spectrum
 from llc.pilots import Pilot, settle
 from llc.posterior import LocalPosterior
@@ -67,11 +67,17 @@ class Calibration:
     cheap: bool = False
 
     def cooler(self) -> "Calibration":
-        """A quarter of the step size, and as many times the steps between draws: for chains that were too hot."""
+        """A quarter of the step size, as many times the steps between draws: where chains of a `cheap` model are hot.
+
+        Raises:
+            ValueError: if the model is not cheap, or a length was given.
+        """
+        if not self.cheap:
+            raise ValueError("cooler needs a calibration that is cheap, got one that is not or has given lengths.")
         step_size = float(np.asarray(self.sampler.step_size)) / _COOLER  # pyright: ignore[reportAttributeAccessIssue]
         lengths = self.lengths | {name: _COOLER * self.lengths[name] for name in ("num_warmup", "thinning")}
-        why = f"; a step of {_COOLER * step_size:.3g} was too large for places that the pilots had not seen"
-        reasons = self.reasons | {"step_size": self.reasons["step_size"] + why}
+        why = f"a step of {_COOLER * step_size:.3g} was too large for places that the pilots had not seen"
+        reasons = self.reasons | {"step_size": why}
         sampler = eqx.tree_at(lambda s: s.step_size, self.sampler, np.asarray(step_size))
         return replace(self, sampler=sampler, lengths=lengths, reasons=reasons)
 
@@ -104,6 +110,7 @@ def calibrate(
     batch_size: int | None = None,
     eval_size: int | None = None,
     budget: int | None = None,
+    spectrum: Spectrum | None = None,
 ) -> Calibration:
     """Settings for `llc.sample` from the spectrum at w* and pilot runs; what is given is kept.
 
@@ -120,6 +127,7 @@ def calibrate(
             step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
         budget: most steps of a chain, pilots apart; None sets no limit. Draws are left out to keep to it.
+        spectrum: of the Hessian at w*; None computes it.
 
     Raises:
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
@@ -128,7 +136,7 @@ def calibrate(
         raise ValueError(f"budget needs an integer >= 1 steps of a chain, got {budget}.")
     reasons = {"nbeta": "of the posterior", "num_chains": "independent, so that they can disagree"}
     given = {"num_warmup": num_warmup, "thinning": thinning, "batch_size": batch_size}
-    spectrum = hessian_spectrum(posterior)
+    spectrum = hessian_spectrum(posterior) if spectrum is None else spectrum
     reasons["eval_size"] = "rows of L(w) − L(w*)"
     if budget is not None:
         num_warmup = min(budget // 10, _WARMUP) if num_warmup is None else num_warmup
@@ -203,9 +211,9 @@ def calibrate(
 
 def _times_longer(posterior: LocalPosterior, spectrum: Spectrum, gamma: float, longest: int) -> int:
     """A power of two of times that a run has to be longer for a tether which hides at most a quarter of r/2."""
-    nbeta, times = float(posterior.nbeta), 1
-    rank = rank_bounds(spectrum).rank
-    while 2 * times <= min(longest, _LONGER_TETHER) and 2 * spectrum.quad(gamma / times / nbeta) < _SEEN * rank:
+    nbeta, times, bounds = float(posterior.nbeta), 1, rank_bounds(spectrum)
+    most = min(longest, _LONGER_TETHER) if bounds.clean else 1
+    while 2 * times <= most and 2 * spectrum.quad(gamma / times / nbeta) < _SEEN * bounds.rank:
         times *= 2
     return times
 

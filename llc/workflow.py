@@ -6,10 +6,11 @@ import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray
 
-from llc.analysis.estimators import constant
 from llc.analysis.report import Report, assemble
+from llc.analysis.series import constant
+from llc.geometry.beyond import add_beyond, to_dataset
 from llc.geometry.bounds import Bounds, at_scale, rank_bounds
-from llc.geometry.spectrum import Spectrum
+from llc.geometry.measure import Spectrum
 from llc.posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
@@ -34,6 +35,8 @@ def estimate(
     eval_size: int | None = None,
     target_mcse: float = 0.02,
     budget: int | None = None,
+    spectrum: Spectrum | None = None,
+    bounds: Bounds | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Report on λ at w*, from one call: settings, draws, bounds, checks and a verdict.
@@ -55,6 +58,8 @@ def estimate(
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
         target_mcse: standard error to be reached, relative to λ̂.
         budget: most steps of a chain, apart from pilots and the run at 3γ; None allows eight times the first draws.
+        spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).
+        bounds: of `llc.higher_bounds`, the tightest; None takes those of the rank.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
@@ -77,14 +82,15 @@ def estimate(
         batch_size=batch_size,
         eval_size=eval_size,
         budget=budget,
+        spectrum=spectrum,
     )
     spectrum = settings.spectrum
-    chains, result = _draw(key, settings, progress=progress)
+    chains, result = _draw(key, settings, bounds, progress=progress)
     for again in jax.random.split(jax.random.fold_in(key, 2), _COOLINGS):
         if not (settings.cheap and _hot(result)):
             break
         settings = settings.cooler()
-        chains, result = _draw(again, settings, progress=progress)
+        chains, result = _draw(again, settings, bounds, progress=progress)
     lengths = settings.lengths
     most = _LONGEST * lengths["num_draws"]
     if budget is not None:
@@ -94,30 +100,32 @@ def estimate(
         more = min(more, most - done)
         chains.draw(more, progress=progress)
         done += more
-        result = report(chains.tree(), spectrum=spectrum)
+        result = report(chains.tree(), bounds=bounds, spectrum=spectrum)
     if result.corrected is None or sampler is not None:
         return result
     draws = result.draws
     draws["tethered"] = _tethered(jax.random.fold_in(key, 1), settings, progress=progress)
-    return report(draws, spectrum=spectrum)
+    return report(draws, bounds=bounds, spectrum=spectrum)
 
 
-def _draw(key: PRNGKeyArray, settings: Calibration, *, progress: bool | None) -> tuple[Chains, Report]:
+def _draw(
+    key: PRNGKeyArray, settings: Calibration, bounds: Bounds | None, *, progress: bool | None
+) -> tuple[Chains, Report]:
     """Chains with their first draws, and what is to be said of them."""
     chains = Chains(key, settings.posterior, settings.sampler, **settings.lengths, spectrum=settings.spectrum)
     chains.draw(settings.lengths["num_draws"], progress=progress)
-    return chains, report(chains.tree(), spectrum=settings.spectrum)
+    return chains, report(chains.tree(), bounds=bounds, spectrum=settings.spectrum)
 
 
 def _hot(result: Report) -> bool:
     """Whether chains were thrown out of stiff places: dead, hotter than the posterior, or with rare high energies."""
     failed = {check.name: check for check in result.failed}
+    if "finite_chains" in failed:
+        return True
+    if failed.keys() & {"positive", "lower_loss"}:
+        return False  # w* is no minimum
     virial, shape = failed.get("virial"), failed.get("mean_variance")
-    return (
-        "finite_chains" in failed
-        or (virial is not None and virial.value > 1)
-        or (shape is not None and shape.value < 0)
-    )
+    return (virial is not None and virial.value > 1) or (shape is not None and shape.value < 0)
 
 
 def _missing(result: Report, target_mcse: float, done: int) -> int:
@@ -148,8 +156,9 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
     Args:
         draws: of `llc.sample`, or `llc.load`ed from a file. A `curvature` group serves where no spectrum is given; a
             spectrum that is given becomes that group, so that the file holds all of the report.
-        bounds: on the asymptotic λ; None makes them from the spectrum at the draws' nβ and γ. Bounds that were made at
-            another scale are made anew where there is a spectrum, so that λ_quad belongs to the draws.
+        bounds: on the asymptotic λ; None makes them from the spectrum at the draws' nβ and γ, with what is known beyond
+            the rank if the draws' file holds it (`llc bounds --higher`). Bounds that were made at another scale are
+            made anew where there is a spectrum, so that λ_quad belongs to the draws.
         spectrum: of the Hessian at w*.
 
     Raises:
@@ -161,11 +170,12 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
     if spectrum is None and "curvature" in draws:
         spectrum = Spectrum.from_dataset(draws["curvature"])
     elif spectrum is not None:
-        draws["curvature"] = xr.DataTree(spectrum.to_dataset())
+        draws["curvature"] = xr.DataTree(to_dataset(spectrum, bounds))
     if spectrum is not None and "constant_data" in draws:
         nbeta, gamma = constant(draws, "nbeta"), constant(draws, "gamma")
         if bounds is None:
-            bounds = rank_bounds(spectrum, nbeta=nbeta, gamma=gamma)
+            beyond = str(draws["curvature"].attrs.get("beyond", ""))
+            bounds = add_beyond(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), beyond)
         elif bounds.noise_scale != gamma / nbeta:
             bounds = at_scale(bounds, spectrum, nbeta=nbeta, gamma=gamma)
     return assemble(draws, bounds=bounds, spectrum=spectrum)

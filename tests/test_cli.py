@@ -64,6 +64,8 @@ def test_calibrate_names_settings_that_sample_takes(folder, capsys):
 def test_control_variates_are_for_minibatches(folder, capsys):
     assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", "--control-variates", "--sampler", "nuts"]) == 3
     assert "--control-variates needs --sampler sgld, got nuts" in capsys.readouterr().err
+    assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", "--friction", "1"]) == 3
+    assert "--friction needs --sampler sghmc or sgnht, got sgld" in capsys.readouterr().err
     flags = ["--control-variates", "--batch-size", "10", *QUICK]
     assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", *flags]) == 0
     assert json.loads(llc.load("run.nc").attrs["settings"])["sampler"]["control_variates"]
@@ -77,9 +79,42 @@ def test_sgld_takes_its_step_from_the_curvature(folder, capsys):
     assert 0.1 / posterior_nbeta < settings["sampler"]["step_size"] < 0.5 / posterior_nbeta
 
 
-def test_bounds_beyond_the_rank(folder, capsys):
-    assert cli.main(["bounds", "model.py:regression", "--higher", "--method", "dense"]) == 0
-    assert "beyond  certificate g ≡ 0" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        (["--integrator", "euler_maruyama"], {"name": "SGLD", "integrator": "euler_maruyama"}),
+        (["--preconditioner", "rmsprop"], {"name": "SGLD", "preconditioner": "RMSProp"}),
+        (["--sampler", "sghmc"], {"name": "SGHMC"}),
+        (["--sampler", "sgnht", "--friction", "2.5"], {"name": "SGNHT", "friction": 2.5}),
+    ],
+    ids=["integrator", "preconditioner", "sghmc", "sgnht"],
+)
+def test_settings_of_a_sampler(folder, flags, settings):
+    """Friction is critical by default: 2 √(nβ h_max + γ), ε = 0.5 / (nβ h_max + γ)."""
+    assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", *flags, *QUICK]) == 0
+    found = json.loads(llc.load("run.nc").attrs["settings"])["sampler"]
+    if "preconditioner" in found:
+        found["preconditioner"] = found["preconditioner"]["name"]
+    assert settings.items() <= found.items()
+    if found["name"] == "SGHMC":
+        assert found["friction"] ** 2 * found["step_size"] == pytest.approx(2)
+
+
+def test_bounds_beyond_the_rank_stay_with_the_draws(folder, capsys):
+    sampling = ["sample", "model.py:regression", "--sampler", "nuts", "--out", "run.nc", *QUICK]
+    assert cli.main(sampling) == 0
+    assert cli.main(["bounds", "model.py:regression", "--higher", "--method", "dense", "--out", "run.nc"]) == 0
+    printed = capsys.readouterr().out
+    assert "beyond  certificate g ≡ 0" in printed
+    assert "rests on" in printed
+    source = next(line.split("]  ")[1] for line in printed.splitlines() if line.startswith("bounds "))
+    assert "lower bound: " in source
+    assert "upper bound: " in source
+    cli.main(["report", "run.nc"])
+    assert source in capsys.readouterr().out
+    cli.main(sampling)  # with other draws the bounds stay
+    cli.main(["report", "run.nc"])
+    assert source in capsys.readouterr().out
 
 
 def test_exit_status(folder, capsys):

@@ -41,7 +41,7 @@ from study import Column, Row, Study, table
 from theory import deep_linear
 
 import llc
-from llc.analysis.estimators import constant
+from llc.analysis.series import constant
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from study import Column, Row, Study, table
 from zoo import CASES
 
 import llc
-from llc.analysis.estimators import constant
+from llc.analysis.series import constant
 
 TWO_MINIMA = "|w|^8"  # their exact value integrates over a second minimum, see accuracy.py
 EXACT = tuple(f"exact | {case.name}" for case in CASES if case.moments and TWO_MINIMA not in case.name)

@@ -298,7 +298,7 @@ def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
     position, data, batch_size = posterior.position, posterior.data, settings.batch_size
     sampler = llc.SGLD(step_size=settings.step_size)
     bowl = llc.LocalPosterior(lambda w, _: 0.5 * optax.tree.norm(w, squared=True), position, data, gamma=settings.gamma)
-    everything = jax.device_put(make_evaluation(posterior, None))
+    everything = jax.device_put(make_evaluation(posterior))
     subset = jax.device_put(make_evaluation(posterior, np.arange(batch_size)))
     rows = jax.random.permutation(jax.random.key(settings.seed), settings.num_data)[:batch_size]
 

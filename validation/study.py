@@ -65,9 +65,7 @@ class Study:
         parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="small size, about a minute; files go to a new folder")
         parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results")
-        parser.add_argument(
-            "--keep", action="store_true", help="take over rows of the JSON there, if of these settings"
-        )
+        parser.add_argument("--keep", action="store_true", help="take over the rows of the JSON there")
         parser.add_argument("--at-most", type=int, metavar="N", help="cases to run now; the others are left out")
         parser.add_argument("--processes", type=int, help="cases at a time; default one a core, 1 with --quick")
         if flags:

@@ -11,18 +11,13 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from llc.analysis.estimators import (
-    Estimate,
-    constant,
-    finite_chains,
-    monte_carlo_error,
-    subset_stderr,
-    variable,
-)
+from llc.analysis.estimators import Estimate
+from llc.analysis.pointwise import subset_stderr
+from llc.analysis.series import constant, finite_chains, monte_carlo_error, variable
 
 if TYPE_CHECKING:
     from llc.geometry.bounds import Bounds
-    from llc.geometry.spectrum import Spectrum
+    from llc.geometry.measure import Spectrum
 
 OF_CHAINS = ("finite_chains", "divergences", "rhat", "ess", "drift", "virial", "virial_curved", "step_size_bias")
 
@@ -92,8 +87,8 @@ def run_checks(
     if bounds is not None:
         checks += [_assumption(assumption) for assumption in bounds.assumptions]
         if bounds.valid and corrected is not None:
-            slack = 3 * corrected.mcse + (0.0 if shift is None or not np.isfinite(shift.value) else abs(shift.value))
-            checks += [_localization(bounds), _below(corrected, bounds, slack), _above(corrected, bounds, slack)]
+            moves = 0.0 if shift is None or not abs(shift.value) > 2 * shift.mcse else abs(shift.value)
+            checks += [_localization(bounds), _below(corrected, bounds, moves), _above(corrected, bounds, moves)]
     return tuple(check for check in checks if check is not None)
 
 
@@ -274,9 +269,9 @@ def _localization(bounds: "Bounds") -> Check | None:
     return _check("localization", share, _MIN_SHARE, seen, cure, passed=share >= _MIN_SHARE)
 
 
-def _below(corrected: Estimate, bounds: "Bounds", slack: float) -> Check:
-    least = bounds.lower - _MAX_BIAS * bounds.lower - slack
-    seen = f"λ_corr = {corrected.value:.4g} against λ ≥ {bounds.lower:.4g}"
+def _below(corrected: Estimate, bounds: "Bounds", moves: float) -> Check:
+    least = bounds.lower - _MAX_BIAS * bounds.lower - 3 * corrected.mcse - moves
+    seen = f"λ_corr = {_with_move(corrected, moves)} against λ ≥ {bounds.lower:.4g}"
     cure = (
         "too low: unmixed chains (more draws, larger step_size), a tether that hides what is singular (lower gamma) or "
         "is so weak that chains reach parameters of smaller λ (raise gamma), or a rank that counts directions of an "
@@ -285,8 +280,12 @@ def _below(corrected: Estimate, bounds: "Bounds", slack: float) -> Check:
     return _check("below_bounds", corrected.value, least, seen, cure, passed=corrected.value >= least)
 
 
-def _above(corrected: Estimate, bounds: "Bounds", slack: float) -> Check:
-    most = bounds.upper + _MAX_BIAS * bounds.upper + slack
-    seen = f"λ_corr = {corrected.value:.4g} against λ ≤ {bounds.upper:.4g}"
+def _with_move(corrected: Estimate, moves: float) -> str:
+    return f"{corrected.value:.4g}" + (f" (± {moves:.2g} that it moves with γ)" if moves else "")
+
+
+def _above(corrected: Estimate, bounds: "Bounds", moves: float) -> Check:
+    most = bounds.upper + _MAX_BIAS * bounds.upper + 3 * corrected.mcse + moves
+    seen = f"λ_corr = {_with_move(corrected, moves)} against λ ≤ {bounds.upper:.4g}"
     cure = "too high: step or minibatch heating (lower step_size, raise batch_size), a wrong L(w*), or another basin"
     return _check("above_bounds", corrected.value, most, seen, cure, passed=corrected.value <= most)

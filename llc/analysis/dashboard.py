@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llc.analysis import canvas, files
-from llc.analysis.estimators import constant, plus_minus
 from llc.analysis.plots import plot_autocorrelation, plot_distance, plot_ess, plot_rank, plot_running, plot_trace
+from llc.analysis.series import constant, plus_minus
 from llc.analysis.spectrum_plots import plot_curve, plot_spectrum
 
 if TYPE_CHECKING:

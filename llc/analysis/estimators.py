@@ -15,12 +15,20 @@ Where the losses come from a fixed subset of the data, its sampling error is par
 
 import math
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import xarray as xr
-from arviz_stats.base.array import array_stats
-from jaxtyping import Float, Int
+from jaxtyping import Float
+
+from llc.analysis.pointwise import moments_of, subset_stderr, subset_variance
+from llc.analysis.series import (
+    constant,
+    effective_sample_size,
+    finite_chains,
+    monte_carlo_error,
+    split_rhat,
+    variable,
+)
 
 _BATCHES = 10  # a chain, whose means count as independent: ten effective draws each, where ESS is 100 a chain
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a difference of two sums in the precision of the draws
@@ -125,17 +133,19 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
 
     Args:
         hot: draws at the smaller nβ.
-        cold: draws at the larger nβ, of the same posterior otherwise.
+        cold: draws at the larger nβ, of the same posterior otherwise (and of the same key where losses are evaluated
+            on a subset, which the key chooses).
 
     Raises:
-        ValueError: if the two are at the same nβ, or L(w*) is not the same.
+        ValueError: if the two are at the same nβ, or differ in more than nβ.
     """
     first, second = constant(hot, "nbeta"), constant(cold, "nbeta")
     if not 0 < first < second:
         raise ValueError(f"two_temperatures needs two nβ, the smaller one first, got {first:g} and {second:g}.")
-    losses = constant(hot, "init_loss"), constant(cold, "init_loss")
-    if losses[0] != losses[1]:
-        raise ValueError(f"two_temperatures needs the same w* and rows in both runs, got L(w*) = {losses}.")
+    for name in ("init_loss", "gamma", "num_data", "eval_size"):
+        here, there = constant(hot, name), constant(cold, name)
+        if not math.isclose(here, there, rel_tol=1e-9, abs_tol=1e-12):
+            raise ValueError(f"two_temperatures needs the same {name} in both runs, got {here:g} and {there:g}.")
     parts = [(best_energy(draws), constant(draws, "nbeta")) for draws in (hot, cold)]
     width = 1 / first - 1 / second
     return Estimate(
@@ -154,7 +164,7 @@ def energy_variance(draws: xr.DataTree) -> Estimate:
     finite = llc[finite_chains(llc)]
     if not finite.size:
         return _nothing("energy variance", llc)
-    noise = constant(draws, "nbeta") ** 2 * _subset_variance(draws)
+    noise = constant(draws, "nbeta") ** 2 * subset_variance(draws)
     return _of_series("energy variance", (llc - finite.mean()) ** 2 - noise, llc.var(axis=1) - noise)
 
 
@@ -187,85 +197,6 @@ def waic(draws: xr.DataTree) -> Estimate | None:
     return _of_moments("WAIC", draws, statistic)
 
 
-def constant(draws: xr.DataTree, name: str) -> float:
-    """A number from the `constant_data` group."""
-    return float(variable(draws, "constant_data", name))
-
-
-def variable(draws: xr.DataTree, group: str, name: str) -> np.ndarray:
-    """A variable of a group, as a NumPy array."""
-    return draws[group].dataset[name].to_numpy()
-
-
-def finite_chains(values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
-    """Which chains have finite draws only."""
-    return np.isfinite(values).all(axis=1)
-
-
-def plus_minus(value: float | None, error: float) -> str:
-    """Value ± error as text, with two digits of the error.
-
-    Args:
-        value: None or a value that is not finite gives "nan".
-        error: standard error; 0 gives the value alone, in four digits, and one that is not finite "± ∞".
-    """
-    if value is None or not math.isfinite(value):
-        return "nan"
-    if error == 0:
-        return f"{value:.4g}"
-    if not math.isfinite(error):
-        return f"{value:.4g} ± ∞"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
-
-
-def subset_stderr(draws: xr.DataTree, combination: tuple[float, ...] = (1.0,)) -> float:
-    """Standard error of E[L(w)] − L(w*) from evaluating on a subset of the data; 0 on all the data.
-
-    Args:
-        draws: of `llc.sample`.
-        combination: factors of the loss and of its slopes along the curved directions and the rest, whose sum is
-            evaluated; slopes that were not recorded are left out.
-    """
-    share = constant(draws, "eval_size") / constant(draws, "num_data")
-    moments = _moments(draws)
-    if share >= 1 or moments is None:
-        return 0.0
-    parts = (moments.paired, *(() if moments.slopes is None else moments.slopes))
-    means = sum(
-        factor * np.average(part, axis=0, weights=moments.weights)
-        for factor, part in zip(combination, parts, strict=False)
-    )
-    return float(np.std(means, ddof=1) / np.sqrt(np.size(means)) * np.sqrt(1 - share))
-
-
-def effective_sample_size(values: Float[np.ndarray, "chain draw"]) -> float:
-    """ESS of the mean; 0 for chains that do not move (ArviZ gives the number of draws there) or are too short."""
-    values = values[finite_chains(values)]
-    if values.size == 0 or values.shape[1] < 4 or np.any(np.ptp(values, axis=1) == 0):
-        return 0.0
-    return float(cast("float", array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")))
-
-
-def monte_carlo_error(values: Float[np.ndarray, "chain draw"]) -> float:
-    """Monte Carlo standard error of the mean over finite chains; inf where there is no effective draw."""
-    ess = effective_sample_size(values)
-    return float(np.std(values[finite_chains(values)], ddof=1) / np.sqrt(ess)) if ess > 0 else np.inf
-
-
-def split_rhat(values: Float[np.ndarray, "chain draw"]) -> float:
-    """Rank-normalized split R-hat over finite chains; inf for chains that do not move."""
-    values = values[finite_chains(values)]
-    if values.size == 0 or values.shape[1] < 4:
-        return np.nan
-    if np.any(np.ptp(values, axis=1) == 0):
-        return np.inf
-    if len(values) == 1:  # ArviZ wants two chains: the halves of the one
-        half = values.shape[1] // 2
-        values = np.stack([values[0, :half], values[0, -half:]])
-    return float(cast("float", array_stats.rhat(values, chain_axis=0, draw_axis=1)))
-
-
 def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:
     """The mean of a series (chain, draw), with `stderr` added in quadrature."""
     finite = finite_chains(series)
@@ -285,66 +216,9 @@ def _nothing(method: str, series: np.ndarray) -> Estimate:
     return Estimate(method, np.nan, np.inf, (np.nan,) * len(series), 0.0, np.nan)
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Means over draws of d, d² and exp(−d) per example: one group for each block of each finite chain.
-
-    `paired` is of d less its slope at w* where a subset was evaluated, and d else.
-    """
-
-    first: Float[np.ndarray, "group unit"]
-    second: Float[np.ndarray, "group unit"]
-    exponential: Float[np.ndarray, "group unit"]
-    paired: Float[np.ndarray, "group unit"]
-    paired_second: Float[np.ndarray, "group unit"]
-    slopes: Float[np.ndarray, "2 group unit"] | None
-    weights: Float[np.ndarray, "group"]
-    chains: Int[np.ndarray, "group"]
-
-
-def _moments(draws: xr.DataTree) -> _Moments | None:
-    if "pointwise" not in draws:
-        return None
-    group = draws["pointwise"]
-    finite = finite_chains(variable(draws, "posterior", "llc"))
-    if not finite.any():
-        return None
-    slope_names = ("slope_curved", "slope_flat") if "slope_curved" in group else ()
-    pair = ("paired", "paired_second") if "paired" in group else ("first", "second")
-    names = ("first", "second", "exponential", *pair, *slope_names)
-    first, second, exponential, paired, paired_second, *slopes = (
-        group.dataset[name].to_numpy()[:, finite].astype(np.float64) for name in names
-    )
-    num_blocks, num_chains = first.shape[:2]
-    groups = num_blocks * num_chains
-    return _Moments(
-        first=first.reshape(groups, -1),
-        second=second.reshape(groups, -1),
-        exponential=exponential.reshape(groups, -1),
-        paired=paired.reshape(groups, -1),
-        paired_second=paired_second.reshape(groups, -1),
-        slopes=np.stack([slope.reshape(groups, -1) for slope in slopes]) if slopes else None,
-        weights=np.repeat(group.dataset["num_draws"].to_numpy().astype(float), num_chains),
-        chains=np.tile(np.flatnonzero(finite), num_blocks),
-    )
-
-
-def _subset_variance(draws: xr.DataTree) -> float:
-    """Variance that a subset of m of n examples adds to Var[L(w)]: (1 − m/n)/m of the spread within examples."""
-    share = constant(draws, "eval_size") / constant(draws, "num_data")
-    moments = _moments(draws)
-    if share >= 1 or moments is None:
-        return 0.0
-    first = np.average(moments.paired, axis=0, weights=moments.weights)
-    second = np.average(moments.paired_second, axis=0, weights=moments.weights)
-    loss = variable(draws, "posterior", "loss")
-    within = np.mean(second - first**2) - loss[finite_chains(loss)].var()
-    return float(max(within, 0.0) / len(first) * (1 - share))
-
-
 def _of_moments(method, draws, statistic) -> Estimate | None:
     """A statistic of the pooled moments, with a delete-one-group jackknife error."""
-    moments = _moments(draws)
+    moments = moments_of(draws)
     if moments is None or "example" not in draws["pointwise"].dims:
         return None
 

@@ -16,14 +16,7 @@ from matplotlib.axes import Axes
 
 from llc.analysis import canvas
 from llc.analysis.checks import MIN_ESS
-from llc.analysis.estimators import (
-    constant,
-    effective_sample_size,
-    finite_chains,
-    monte_carlo_error,
-    plus_minus,
-    variable,
-)
+from llc.analysis.series import constant, effective_sample_size, finite_chains, monte_carlo_error, plus_minus, variable
 
 if TYPE_CHECKING:
     from llc.analysis.report import Report

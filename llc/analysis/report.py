@@ -26,18 +26,17 @@ from llc.analysis.dashboard import plot_report, to_png
 from llc.analysis.estimators import (
     Estimate,
     best_energy,
-    constant,
     energy_variance,
     mean_energy,
-    plus_minus,
     singular_fluctuation,
     waic,
     wbic,
 )
+from llc.analysis.series import constant, plus_minus
 
 if TYPE_CHECKING:
     from llc.geometry.bounds import Bounds
-    from llc.geometry.spectrum import Spectrum
+    from llc.geometry.measure import Spectrum
 
 _MOVES = 0.02  # of λ_corr; singular points lose 5–48 % from γ to 3γ (THEORY: harmonic correction)
 
@@ -233,7 +232,9 @@ def _reason(report: Report) -> str:
         return f"the bounds do not hold at this point; failed: {failed}"
     interval = f"[{report.bounds.lower:.4g}, {report.bounds.upper:.4g}]"
     if report.verdict == "CONSISTENT":
-        return f"λ_corr lies within its bounds {interval}, all {len(report.checks)} checks passed"
+        inside = report.corrected is not None and report.bounds.lower <= report.corrected.value <= report.bounds.upper
+        within = f"within its bounds {interval}" if inside else f"as near to its bounds {interval} as its errors tell"
+        return f"λ_corr lies {within}, all {len(report.checks)} checks passed"
     if report.verdict in ("BELOW", "ABOVE"):
         return f"λ_corr lies {report.verdict.lower()} its bounds {interval}; failed: {failed}"
     if report.failed_of_chains:

@@ -9,7 +9,7 @@ from llc.analysis import canvas
 
 if TYPE_CHECKING:
     from llc.geometry.bounds import Bounds
-    from llc.geometry.spectrum import Spectrum
+    from llc.geometry.measure import Spectrum
 else:  # at run time any object with the same fields serves
     Bounds = Spectrum = Any
 
@@ -46,8 +46,11 @@ def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax
         ax.axvspan(*bounds.rank_interval, color=canvas.ORANGE, alpha=0.3, lw=2, zorder=0, label=rank)
     ax.set_yscale("log")
     ax.set(xlim=(0, 1.02 * spectrum.dim), ylim=(bottom / 2, None))
-    probes = "" if spectrum.method == "dense" else f" ({spectrum.method}, {len(spectrum.nodes)} probes)"
-    return canvas.finish(ax, title + probes, f"index, largest first (d = {spectrum.dim})", label)
+    matrix = "Gauss–Newton matrix" if spectrum.matrix == "ggn" else "Hessian"
+    how = "" if spectrum.method == "dense" else f" ({spectrum.method})"
+    if not spectrum.exact:
+        how = f" ({spectrum.method}, {len(spectrum.nodes)} probes)"
+    return canvas.finish(ax, f"Spectrum of the {matrix}{how}", f"index, largest first (d = {spectrum.dim})", label)
 
 
 def plot_curve(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: Axes | None = None) -> Axes:

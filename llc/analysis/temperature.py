@@ -20,13 +20,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 
 from llc.analysis import canvas
-from llc.analysis.estimators import (
-    constant,
-    effective_sample_size,
-    finite_chains,
-    monte_carlo_error,
-    variable,
-)
+from llc.analysis.series import constant, effective_sample_size, finite_chains, monte_carlo_error, variable
 
 _MAX_TAIL = 0.7  # Vehtari et al., Pareto smoothed importance sampling, 2024, §3.2.3
 _MIN_ESS = 100.0  # below it the standard error itself is unreliable

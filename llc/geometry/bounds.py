@@ -16,10 +16,11 @@ from typing import Literal
 
 import numpy as np
 
+from llc.geometry.measure import Spectrum
 from llc.geometry.smoothness import Smoothness
-from llc.geometry.spectrum import Spectrum
 
 _GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
+_EDGE = 0.005  # of a count from Lanczos, that may lie in the decade above the smallest scale it resolves
 _VISIBLE = 10.0  # a direction with h > 10 γ/nβ has more than 10/11 of its full contribution to λ̂
 _ROUNDING = 1e-9  # of bounds that are sums of halves, quarters and sixths
 _TILT = 0.02  # largest shift of λ̂ by gradient or negative curvature at w*, relative to λ_quad (or to one direction, ½)
@@ -66,7 +67,8 @@ class Bound:
         above = f"λ ≤ {self.upper:.4g}" if self.upper < math.inf else ""
         sides = [f"λ = {self.lower:.4g}"] if self.lower == self.upper else [below, above]
         cost = f"{self.evaluations:,} evaluations, {self.seconds:.1f} s" if self.evaluations else ""
-        return "; ".join(part for part in (f"{self.name}: {self.status}", *sides, self.finding, cost) if part)
+        rests = f"rests on {self.assumptions}" if self.assumptions and self.status == "proven" else ""
+        return "; ".join(part for part in (f"{self.name}: {self.status}", *sides, self.finding, rests, cost) if part)
 
 
 @dataclass(frozen=True)
@@ -247,8 +249,14 @@ def _exact_rank(spectrum, threshold, floor, noise_scale):
 
 
 def _estimated_rank(spectrum, threshold, noise_scale):
-    """Lanczos sees no count at the round-off floor: at most d, at least what stands above 10 γ/nβ, less its error."""
+    """Lanczos sees no count at the round-off floor: at most d, at least what stands above some scale, less its error.
+
+    That is 10 γ/nβ, or the smallest scale that is resolved where a decade above it hardly anything is: a gap.
+    """
     scale = max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES)
+    edge = max(spectrum.resolution, threshold)
+    if edge < scale and spectrum.count(10 * edge) >= (1 - _EDGE) * spectrum.count(edge):
+        scale = edge
     if not spectrum.resolves(scale):
         return np.nan, (0.0, float(spectrum.dim)), np.nan
     count = spectrum.count(scale)

@@ -168,7 +168,7 @@ def _project(basis: list[np.ndarray], vectors: np.ndarray) -> np.ndarray:
 def _from_range(operator, keys, basis, image, residual):
     """Eigenvalues of H from Q and QᵀHΩ."""
     if not basis:
-        return with_null_space(np.zeros(0), operator.dim, 0.0)
+        return with_null_space(np.zeros(0), operator.dim, 0.0)._replace(vectors=np.zeros((0, operator.dim), np.float32))
     probes = (np.asarray(jax.device_get(_probes(operator, key))).T for key in keys)
     seen = np.hstack([np.vstack([block @ probe for block in basis]) for probe in probes])
     matrix = np.linalg.lstsq(seen.T, image.T)[0].T

@@ -31,8 +31,8 @@ from jaxtyping import PRNGKeyArray
 from llc.geometry.bounds import Assumption, Bound, Bounds, rank_bounds, tighten
 from llc.geometry.components import nearby_component
 from llc.geometry.excess import Excess, Scale, dense_metric, excess_loss, measure_scale
+from llc.geometry.measure import Spectrum
 from llc.geometry.quartic import essential_variables, quadratic_rank
-from llc.geometry.spectrum import Spectrum
 from llc.geometry.spectrum import spectrum as hessian_spectrum
 from llc.geometry.splitting import Splitting, order, remainder_profile, split, vanishes
 from llc.geometry.symmetry import Generator, Symmetry, symmetry_dimension

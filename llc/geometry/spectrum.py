@@ -1,28 +1,16 @@
-r"""The spectrum of the Hessian (or the Gauss–Newton matrix) at w*, as a measure.
-
-Sums over eigenvalues are what the bounds and λ_quad need, so a spectrum is nodes and weights with
-
-$$ \mathrm{tr}\, f(H) \approx \frac{1}{P} \sum_{p=1}^{P} \sum_k w_{pk}\, f(h_{pk}) : $$
-
-one row of eigenvalues with their multiplicities where a method finds them all (eigenvalues.py), or P rows of Gauss
-quadrature by Lanczos from random probes (lanczos.py). The error of a sum has two parts then: the probes',
-√(2 tr f² / P), an upper bound for Rademacher probes, and the quadrature's, seen as the change from half the steps to
-all of them. Ritz values are never counted as eigenvalues.
-"""
+"""The spectrum of the Hessian (or the Gauss–Newton matrix) at w*, by the method that fits its size (see measure.py)."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
-from jaxtyping import Float
 
 from llc.geometry.eigenvalues import MAX_ORDER, Eigenvalues, block, dense, gram
 from llc.geometry.lanczos import quadrature, quadratures
+from llc.geometry.measure import Spectrum, shrink
 from llc.geometry.operators import (
     CurvatureOperator,
     GaussNewtonOperator,
@@ -34,7 +22,7 @@ from llc.geometry.operators import (
 from llc.geometry.output_loss import OutputLoss
 from llc.geometry.residuals import first_order, gauss_newton_part, residual_share
 from llc.geometry.sketch import sketch_size, sketched
-from llc.geometry.smoothness import Smoothness, directions, probe_smoothness
+from llc.geometry.smoothness import directions, probe_smoothness
 from llc.posterior import LocalPosterior, float64
 
 _METHODS = ("auto", "dense", "gram", "block", "sketch", "lanczos")
@@ -46,157 +34,8 @@ _VECTOR_BYTES = 4 * 2**30  # of the vectors that are kept where their number is 
 _WORTH = 4  # times the products of Lanczos that a try of the range finder may cost
 _SMALL = 1_000  # order of a matrix up to which `auto` makes it dense without a try of the range finder
 _FEW = 8  # part of the order up to which that try goes on
+_LOST = 0.002  # of λ_quad, that the range finder may lose there
 _SPARE = 128  # vectors beyond a count from Lanczos, which has an error
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Spectral measure of a symmetric matrix, and of the gradient in it.
-
-    Attributes:
-        nodes: eigenvalues, or Ritz values (lanczos), in nats per example and squared parameter.
-        weights: multiplicity of each node; every row adds up to `dim`.
-        dim: d, the order of the matrix.
-        matrix: `"hessian"` or `"ggn"`.
-        method: `"dense"`, `"gram"`, `"block"`, `"sketch"` or `"lanczos"`.
-        gradient_nodes: nodes of the measure of the gradient g of the mean loss.
-        gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
-        noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
-            found), in the unit of the nodes; 0 where unmeasured.
-        smoothness: of the loss at w*; None in files of before it was probed.
-        misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the Gauss–Newton matrix G:
-            the part of H that comes from residuals; nan where unmeasured, without `predict_fn` for instance.
-        half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
-        half_weights: their weights.
-        vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
-            does not find them (gram, sketch, lanczos) and in files, which do not hold them.
-    """
-
-    nodes: Float[np.ndarray, "probe node"]
-    weights: Float[np.ndarray, "probe node"]
-    dim: int
-    matrix: str
-    method: str
-    gradient_nodes: Float[np.ndarray, "gradient_node"]
-    gradient_weights: Float[np.ndarray, "gradient_node"]
-    noise: float = 0.0
-    smoothness: Smoothness | None = None
-    misfit: float = math.nan
-    half_nodes: Float[np.ndarray, "probe half_node"] | None = None
-    half_weights: Float[np.ndarray, "probe half_node"] | None = None
-    vectors: Float[np.ndarray, "kept dim"] | None = None
-
-    @property
-    def largest(self) -> float:
-        """h_max."""
-        return float(self.nodes.max())
-
-    @property
-    def smallest(self) -> float:
-        """h_min; negative at a saddle or an unconverged point."""
-        return float(self.nodes.min())
-
-    @property
-    def exact(self) -> bool:
-        """Whether the nodes are the eigenvalues themselves."""
-        return self.method != "lanczos"
-
-    @property
-    def resolution(self) -> float:
-        """The smallest scale at which eigenvalues are told apart; 0 if the nodes are exact.
-
-        m Lanczos steps resolve the lower edge of the spectrum to h_max (π / 2m)² (zeros of Chebyshev polynomials).
-        """
-        return 0.0 if self.exact else max(self.largest, 0.0) * (0.5 * np.pi / self.nodes.shape[1]) ** 2
-
-    def resolves(self, scale: float) -> bool:
-        """Whether eigenvalues on both sides of `scale` are told apart.
-
-        That a count is the same with half of the steps does not replace it: both may take the null space for curved.
-        """
-        return self.exact or scale >= self.resolution > 0
-
-    def sum(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
-        """Tr f(H), for `fn` that acts on arrays of eigenvalues."""
-        return _sum(self.nodes, self.weights, fn)
-
-    def stderr(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
-        """Standard error of `sum(fn)`, 0 for an exact spectrum: √(2 tr f² / P) of the probes, and the quadrature's.
-
-        The probes' is that of Gaussian ones and an upper bound for Rademacher ones (√(2r / P) of a count r), which
-        eight sums can't measure as well. The quadrature's is the change of the sum from half of the steps to all.
-        """
-        if self.half_nodes is None or self.half_weights is None:
-            return 0.0
-        probes = 2 * self.sum(lambda h: fn(h) ** 2) / len(self.nodes)
-        return math.hypot(math.sqrt(max(probes, 0.0)), self.sum(fn) - _sum(self.half_nodes, self.half_weights, fn))
-
-    def count_stderr(self, threshold: float) -> float:
-        """Standard error of `count(threshold)`."""
-        return self.stderr(lambda h: (h > threshold).astype(float))
-
-    def count(self, threshold: float) -> float:
-        """Number of eigenvalues above `threshold` (a weight, not an integer, from Lanczos)."""
-        return self.sum(lambda h: (h > threshold).astype(float))
-
-    def quad(self, noise_scale: float) -> float:
-        """λ_quad = ½ Σ h / (h + γ/nβ) over positive h, with `noise_scale` = γ/nβ: the Gaussian part of λ̂(nβ, γ)."""
-        return self.sum(lambda h: _shrink(h, noise_scale))
-
-    def quad_stderr(self, noise_scale: float) -> float:
-        """Standard error of `quad`."""
-        return self.stderr(lambda h: _shrink(h, noise_scale))
-
-    def decrement(self, noise_scale: float) -> float:
-        """½ gᵀ (H₊ + γ/nβ)⁻¹ g: the loss that a damped Newton step would still win, in nats per example."""
-        curvature = np.maximum(np.maximum(self.gradient_nodes, 0) + noise_scale, np.finfo(np.float64).tiny)
-        return float(0.5 * np.sum(self.gradient_weights / curvature))
-
-    def to_dataset(self) -> xr.Dataset:
-        """As an xarray Dataset, for the `curvature` group of a DataTree."""
-        variables = {
-            "nodes": (("probe", "node"), self.nodes),
-            "weights": (("probe", "node"), self.weights),
-            "gradient_nodes": (("gradient_node",), self.gradient_nodes),
-            "gradient_weights": (("gradient_node",), self.gradient_weights),
-        }
-        if self.half_nodes is not None:
-            variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
-            variables["half_weights"] = (("probe", "half_node"), self.half_weights)
-        attributes = {name: getattr(self, name) for name in ("dim", "matrix", "method", "noise", "misfit")}
-        if self.smoothness is not None:
-            attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
-        return xr.Dataset(variables, attrs=attributes)
-
-    @classmethod
-    def from_dataset(cls, dataset: Any) -> "Spectrum":
-        """From a Dataset (or DataTree node) that `to_dataset` made."""
-        names = ("nodes", "weights", "gradient_nodes", "gradient_weights")
-        names += ("half_nodes", "half_weights") if "half_nodes" in dataset else ()
-        arrays = {name: np.asarray(dataset[name].values) for name in names}
-        attributes = dataset.attrs
-        smoothness = None
-        if "smoothness_state" in attributes:
-            even, odd = (float(attributes[f"smoothness_{part}"]) for part in ("even", "odd"))
-            smoothness = Smoothness(str(attributes["smoothness_state"]), even, odd)  # pyright: ignore[reportArgumentType]
-        return cls(
-            **arrays,
-            dim=int(attributes["dim"]),
-            matrix=str(attributes["matrix"]),
-            method=str(attributes["method"]),
-            noise=float(attributes["noise"]),
-            misfit=float(attributes.get("misfit", math.nan)),
-            smoothness=smoothness,
-        )
-
-
-def _sum(nodes: np.ndarray, weights: np.ndarray, fn: Callable[[np.ndarray], np.ndarray]) -> float:
-    return float(np.mean(np.sum(weights * fn(nodes), axis=1)))
-
-
-def _shrink(h: np.ndarray, noise_scale: float) -> np.ndarray:
-    h = np.maximum(h, 0.0)
-    return np.where(h > 0, 0.5 * h / np.where(h > 0, h + noise_scale, 1.0), 0.0)
 
 
 def spectrum(
@@ -268,7 +107,7 @@ def spectrum(
         if method == "auto" and chosen == "dense" and operator.dim > _SMALL:
             check_symmetric(hessian)
             found = block(operator, operator.dim // _FEW, seed, precision=precision, progress=progress)
-            chosen = "dense" if found is None else "block"
+            chosen = "block" if found is not None and _all_seen(found, posterior) else "dense"
         if chosen == "dense":
             return _dense(operator, hessian, outputs, matrix)
         check_symmetric(hessian)
@@ -336,6 +175,18 @@ def _choose(operator: CurvatureOperator, posterior: LocalPosterior, matrix: str)
     if operator.dim <= MAX_ORDER:
         return "dense"
     return "gram" if matrix == "ggn" and jacobian_operator(posterior).num_outputs <= MAX_ORDER else "lanczos"
+
+
+def _all_seen(found: Eigenvalues, posterior: LocalPosterior) -> bool:
+    """Whether what the range lacks can't matter for λ_quad: ½ (nβ/γ) times the trace of the rest, √(d − r) ‖rest‖.
+
+    Without γ, at γ/nβ = h_max / 1000, below what calibration chooses.
+    """
+    largest = float(found.nodes.max(initial=0.0))
+    scale = largest / 1000 if not posterior.gamma else float(posterior.gamma) / float(posterior.nbeta)
+    rest = found.noise * math.sqrt(found.weights[found.nodes == 0].sum())
+    quad = float(np.sum(found.weights * shrink(found.nodes, scale)))
+    return 0.5 * rest <= _LOST * max(quad, 0.5) * scale
 
 
 def _resolving_matvecs(posterior: LocalPosterior, dim: int, seed: int) -> int:

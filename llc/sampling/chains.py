@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from llc.posterior import LocalPosterior
 from llc.sampling.draws import Recorder, describe
 from llc.sampling.evaluation import make_evaluation
-from llc.sampling.kernel import Sampler, center_gradient
-from llc.sampling.loop import Settings, advance, losses_at_center, start
+from llc.sampling.kernel import Sampler
+from llc.sampling.loop import Settings, advance, losses_at_center, slope_at_center, start
 from llc.sampling.settings import check_settings, choose_method
 from llc.sampling.stein import make_stein
 
@@ -132,8 +132,10 @@ class Chains:
         rows = None
         if eval_size is not None and eval_size < num_data:
             rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
-        slope = None if rows is None else center_gradient(self.posterior)
-        self.evaluation = _on_device(make_evaluation(self.posterior, rows, slope))
+        slope = None
+        if rows is not None and self.posterior.has_slopes:
+            slope = slope_at_center(self.posterior, batch_size)
+        self.evaluation = _on_device(make_evaluation(self.posterior, rows, center_grad=slope, batch_size=batch_size))
         self.stein = make_stein(self.posterior, spectrum)
         self.baseline = losses_at_center(self.posterior, self.evaluation)
 
@@ -221,7 +223,8 @@ class Chains:
             "seed": json.dumps(self.seed),
             "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
         }
-        return self.recorder.tree(self.constants, attributes, self.posterior)
+        weights = np.asarray(self.evaluation.weights)
+        return self.recorder.tree(self.constants, attributes, self.posterior, weights)
 
 
 def _segments(done: int, warmup: int, end: int, size: int) -> Iterator[tuple[int, int]]:

@@ -62,8 +62,14 @@ class Recorder:
             self.moments[block] = moments if before is None else jax.tree.map(np.add, before, moments)
             self.counts[block] = self.counts.get(block, 0) + count
 
-    def tree(self, constants: dict[str, float], attributes: dict[str, str], posterior: LocalPosterior) -> xr.DataTree:
-        """Everything recorded, with the warm-up apart."""
+    def tree(
+        self,
+        constants: dict[str, float],
+        attributes: dict[str, str],
+        posterior: LocalPosterior,
+        weights: Float[np.ndarray, "unit"],
+    ) -> xr.DataTree:
+        """Everything recorded, with the warm-up apart; `weights` are those of the units that losses come in."""
         draws = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.draws)
         delta = draws.delta.astype(np.float64)
         values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
@@ -95,6 +101,7 @@ class Recorder:
                 for name in Moments._fields
                 if getattr(blocks[0][0], name) is not None
             }
+            means["weight"] = (dims[-1:], weights.astype(np.float64))
             means["num_draws"] = (("block",), np.array([float(count) for _, count in blocks]))
             tree["pointwise"] = xr.DataTree(xr.Dataset(means))
         return tree

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from llc.posterior import LocalPosterior
 
 _EVAL_ROWS = 2048  # rows of one evaluation pass; bounds the memory, not the result
+_OF_BATCH = 4  # the same as a multiple of a minibatch, whose gradient fits in memory
 _SUBSET_UNITS = 32  # pieces of a subset when the loss is a scalar, for the error of the subset
 
 
@@ -36,6 +37,7 @@ class Evaluation(eqx.Module):
     weights: Float[Array, "unit"]
     center_grad: PyTree
     pointwise: bool = eqx.field(static=True)
+    whole: bool = eqx.field(static=True)  # whether the rows are all the data
 
     def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
         """Loss of every unit."""
@@ -46,6 +48,29 @@ class Evaluation(eqx.Module):
 
         losses = jnp.ravel(jax.lax.map(of, self.pieces))
         return losses if self.rest is None else jnp.concatenate([losses, of(self.rest)])
+
+    def losses_and_gradient(self, posterior: LocalPosterior, position: PyTree) -> tuple[Float[Array, "unit"], PyTree]:
+        """Loss of every unit, and the gradient of their weighted mean."""
+
+        def of(batch):
+            def total(z):
+                losses = jnp.atleast_1d(posterior.loss_fn(posterior.params_at(z), batch))
+                return jnp.sum(losses), losses
+
+            return jax.grad(total, has_aux=True)(position)
+
+        def add(total, piece):
+            gradient, losses = of(piece)
+            return jax.tree.map(jnp.add, total, gradient), losses
+
+        total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, position), self.pieces)
+        losses = jnp.ravel(losses)  # the units of the pieces have one weight, and so has the rest
+        mean = jax.tree.map(lambda g: jnp.asarray(self.weights[0], g.dtype) * g, total)
+        if self.rest is None:
+            return losses, mean
+        gradient, last = of(self.rest)
+        mean = jax.tree.map(lambda m, g: m + jnp.asarray(self.weights[-1], g.dtype) * g, mean, gradient)
+        return jnp.concatenate([losses, last]), mean
 
     def losses_and_slopes(
         self, posterior: LocalPosterior, position: PyTree, directions: PyTree
@@ -64,11 +89,24 @@ class Evaluation(eqx.Module):
         return slopes - jnp.asarray(flat, slopes.dtype)[:, None]
 
 
-def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None, center_grad: PyTree = None) -> Evaluation:
-    """Evaluation on `rows` of the posterior's data, which takes ∇L(w*) as `center_grad`, or on all of it."""
+def make_evaluation(
+    posterior: LocalPosterior,
+    rows: np.ndarray | None = None,
+    *,
+    center_grad: PyTree = None,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Evaluation on `rows` of the posterior's data, or on all of it.
+
+    Args:
+        posterior: loss and data.
+        rows: of the subset.
+        center_grad: ∇L(w*) over all the data, for a subset; None leaves its slope as it is.
+        batch_size: rows whose gradient fits in memory; a pass takes four times as many at most.
+    """
     data = posterior.data if rows is None else jax.tree.map(lambda x: x[rows], posterior.data)
     num_rows = posterior.num_data if rows is None else len(rows)
-    num_pieces = math.ceil(num_rows / _EVAL_ROWS)
+    num_pieces = math.ceil(num_rows / min(_EVAL_ROWS, _OF_BATCH * (batch_size or _EVAL_ROWS)))
     if rows is not None and not posterior.per_example:
         num_pieces = max(num_pieces, min(_SUBSET_UNITS, num_rows))
     num_pieces = next((k for k in range(num_pieces, 2 * num_pieces) if num_rows % k == 0), num_pieces)
@@ -80,4 +118,6 @@ def make_evaluation(posterior: LocalPosterior, rows: np.ndarray | None, center_g
         weights = np.full(num_rows, 1 / num_rows)
     else:
         weights = np.array([length] * num_pieces + ([num_rows - split] if split < num_rows else [])) / num_rows
-    return Evaluation(pieces, rest, jnp.asarray(weights), center_grad, posterior.per_example or rows is not None)
+    return Evaluation(
+        pieces, rest, jnp.asarray(weights), center_grad, posterior.per_example or rows is not None, rows is None
+    )

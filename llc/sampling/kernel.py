@@ -82,20 +82,9 @@ def potential_gradient(
     return Gradient(potential, loss_grad, grad, offset)
 
 
-def center_gradient(posterior: LocalPosterior) -> PyTree:
-    """∇L(w*) over all data, a piece of rows at a time."""
-    evaluation = make_evaluation(posterior, None)
-
-    def add(total, piece):
-        return jax.tree.map(jnp.add, total, _loss_gradient(posterior, posterior.position, piece)[1]), None
-
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, posterior.position), evaluation.pieces)
-    num_pieces, length = jax.tree.leaves(evaluation.pieces)[0].shape[:2]
-    share = num_pieces * length / posterior.num_data
-    if evaluation.rest is None:
-        return jax.tree.map(lambda g: g / num_pieces, total)
-    rest = _loss_gradient(posterior, posterior.position, evaluation.rest)[1]
-    return jax.tree.map(lambda g, last: share / num_pieces * g + (1 - share) * last, total, rest)
+def center_gradient(posterior: LocalPosterior, batch_size: int | None = None) -> PyTree:
+    """∇L(w*) over all data, at most four times `batch_size` rows at a time."""
+    return make_evaluation(posterior, batch_size=batch_size).losses_and_gradient(posterior, posterior.position)[1]
 
 
 def _loss_gradient(posterior, position, batch):

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array
 
 from llc.sampling.draws import Draw, Moments
-from llc.sampling.kernel import Info
+from llc.sampling.kernel import Info, center_gradient
 from llc.sampling.minibatch import minibatch
 
 
@@ -45,37 +45,17 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
             state, info = _steps(step_and_batch, posterior, sampler, state, first, thinning, settings.batch_size)
             position = state.position
             offset = optax.tree.sub(position, posterior.position)
-            directions, slopes, residuals = None, None, None
-            if stein is None:
-                losses = evaluation.losses(posterior, position)
-            else:
-                directions = stein.directions(offset)
-                losses, slopes = evaluation.losses_and_slopes(posterior, position, directions)
-            difference = losses - baseline
-            paired = difference
-            if evaluation.center_grad is not None:
-                along = jax.tree.map(lambda x: x[None], offset)
-                if directions is not None:
-                    along = jax.tree.map(lambda x, v: jnp.concatenate([x, v]), along, directions)
-                excess = evaluation.excess_slopes(posterior, along)
-                paired = difference - excess[0]
-                slopes = None if slopes is None else slopes - excess[1:]
-            weights = jnp.asarray(evaluation.weights, difference.dtype)
-            if stein is not None and slopes is not None:
-                residuals = stein.residuals(posterior, offset, directions, slopes @ weights)
+            seen = _look(posterior, evaluation, stein, baseline, position, offset)
             draw = Draw(
-                delta=jnp.sum(weights * paired),
+                delta=seen.delta,
                 distance=optax.tree.norm(offset),
                 info=info,
-                stein=residuals,
+                stein=seen.residuals,
                 params=position if settings.keep_params else None,
             )
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             if moments is not None:
-                update = Moments(difference, difference**2, jnp.exp(-difference), *(() if slopes is None else slopes))
-                if evaluation.center_grad is not None:
-                    update = update._replace(paired=paired, paired_second=paired**2)
-                moments = jax.tree.map(jnp.add, moments, update)
+                moments = jax.tree.map(jnp.add, moments, seen.moments)
             return state, draws, moments
 
         shapes = eqx.filter_eval_shape(
@@ -91,14 +71,49 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
         buffers = jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
         moments = None
         if evaluation.pointwise:
-            zeros = jnp.zeros_like(baseline)
-            moments = Moments(*[zeros] * (3 if stein is None else 5))
-            if evaluation.center_grad is not None:
-                moments = moments._replace(paired=zeros, paired_second=zeros)
+            moments = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype),
+                eqx.filter_eval_shape(
+                    lambda c: _look(posterior, evaluation, stein, baseline, c.position, c.position).moments, state
+                ),
+            )
         state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
         return state, (draws, moments)
 
     return jax.vmap(chain)(keys, state) if vectorize else chain(keys, state)
+
+
+class _Look(NamedTuple):
+    """L(w) − L(w*), x·A∇U − tr A, and what is summed up for every unit."""
+
+    delta: Array
+    residuals: Array | None
+    moments: Moments
+
+
+def _look(posterior, evaluation, stein, baseline, position, offset):
+    """One draw on the rows of the evaluation."""
+    weights = jnp.asarray(evaluation.weights, baseline.dtype)
+    if stein is None:
+        losses, slopes, residuals = evaluation.losses(posterior, position), None, None
+    elif evaluation.whole:  # one gradient serves all directions
+        losses, gradient = evaluation.losses_and_gradient(posterior, position)
+        directions = stein.directions(offset)
+        along = jax.vmap(lambda direction: optax.tree.vdot(gradient, direction))(directions)
+        slopes, residuals = None, stein.residuals(posterior, offset, directions, along)
+    else:
+        directions = stein.directions(offset)
+        losses, slopes = evaluation.losses_and_slopes(posterior, position, directions)
+        if evaluation.center_grad is not None:
+            slopes = slopes - evaluation.excess_slopes(posterior, directions)
+        residuals = stein.residuals(posterior, offset, directions, slopes @ weights)
+    difference = losses - baseline
+    moments = Moments(difference, difference**2, jnp.exp(-difference), *(() if slopes is None else slopes))
+    if evaluation.center_grad is None:
+        return _Look(jnp.sum(weights * difference), residuals, moments)
+    paired = difference - evaluation.excess_slopes(posterior, jax.tree.map(lambda x: x[None], offset))[0]
+    moments = moments._replace(paired=paired, paired_second=paired**2)
+    return _Look(jnp.sum(weights * paired), residuals, moments)
 
 
 def _steps(step_and_batch, posterior, sampler, state, first, thinning, batch_size):
@@ -125,6 +140,12 @@ def _steps(step_and_batch, posterior, sampler, state, first, thinning, batch_siz
 def losses_at_center(posterior, evaluation):
     """Losses of w*, in the precision of the draws."""
     return evaluation.losses(posterior, posterior.position)
+
+
+@eqx.filter_jit
+def slope_at_center(posterior, batch_size):
+    """∇L(w*) over all the data, in the precision of the draws."""
+    return center_gradient(posterior, batch_size)
 
 
 def _info(value: Array) -> Info:

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import llc
-from llc.analysis.estimators import monte_carlo_error, split_rhat
+from llc.analysis.series import monte_carlo_error, split_rhat
 
 N, NBETA = 1000, 1000 / np.log(1000)
 
@@ -247,7 +247,7 @@ def test_two_temperatures_need_no_init_loss():
     with pytest.raises(ValueError, match=r"needs two nβ, the smaller one first, got 200 and 50"):
         llc.two_temperatures(*runs[::-1])
     other = make_draws(np.ones((4, 10)), nbeta=200.0, init_loss=0.5)
-    with pytest.raises(ValueError, match=r"needs the same w\* and rows in both runs"):
+    with pytest.raises(ValueError, match=r"needs the same init_loss in both runs, got 0.1 and 0.5"):
         llc.two_temperatures(runs[0], other)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import llc
 from llc.analysis import files
-from llc.analysis.estimators import plus_minus
+from llc.analysis.series import plus_minus
 from tests.analysis.test_checks import _good, _report, _shift
 from tests.analysis.test_estimators import make_draws
 

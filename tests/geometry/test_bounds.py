@@ -6,8 +6,8 @@ import pytest
 
 import llc
 from llc.geometry.bounds import Assumption, Bound, at_scale, tighten
+from llc.geometry.measure import Spectrum
 from llc.geometry.smoothness import Smoothness
-from llc.geometry.spectrum import Spectrum
 from tests.geometry.models import MODELS, deep_linear
 
 

@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 
 import llc
+from llc.geometry.measure import Spectrum
 from llc.geometry.smoothness import Smoothness
-from llc.geometry.spectrum import Spectrum
 
 
 def _population(loss, center):

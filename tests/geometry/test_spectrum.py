@@ -9,9 +9,9 @@ import scipy.special
 
 import llc
 from llc.geometry.lanczos import quadratures
+from llc.geometry.measure import Spectrum
 from llc.geometry.operators import curvature_operator
 from llc.geometry.smoothness import directions
-from llc.geometry.spectrum import Spectrum
 from llc.posterior import as_float64, float64
 from tests.geometry.models import deep_linear
 from tests.geometry.test_operators import _oracle, _posterior

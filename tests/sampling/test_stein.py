@@ -9,7 +9,8 @@ import pytest
 from exact import independent, log_grid, quadratic
 
 import llc
-from llc.analysis.estimators import constant, monte_carlo_error, subset_stderr, variable
+from llc.analysis.pointwise import subset_stderr
+from llc.analysis.series import constant, monte_carlo_error, variable
 from llc.sampling.stein import make_stein
 
 CURVATURES = np.array([2.0, 0.5, 0.1, 0.0])
