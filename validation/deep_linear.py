@@ -6,7 +6,8 @@ singular values only, their number uniform from 1 to all; $n = 10^4$ inputs unif
 are the network's own outputs, without noise, so w* is the true parameter. Ours: the loss ½‖f(x) − y‖², that of unit
 noise, where the published one is the mean of squares over outputs; and γ from calibration.
 
-λ̂ is `llc.estimate(key, posterior)`, without settings (but for the large network, which takes fewer steps). The truths:
+λ̂ is `llc.estimate(key, posterior)`, without settings. The large network takes fewer steps, a spectrum of more Lanczos
+steps, and the d₀ rows of below, which have its density. The truths:
 
 1. finite temperature: E[nβK] at the same nβ and γ, by long NUTS chains with control variates; kept where their virial
    ratio is within 3 % of 1 and their standard error within 2 %. Full batches need no n rows: the loss depends on the
@@ -56,6 +57,7 @@ class Settings:
     num_data: int = 10_000
     half_range: float = 10.0  # of the inputs
     large: tuple[int, ...] | None = (200, 410, 410, 410, 200)  # 500,200 parameters, λ(w*) = 200²/2
+    large_matvecs: int = 300  # Lanczos steps, which resolve the edge of its 40,000 curved directions
     large_chains: int = 2
     large_warmup: int = 1000
     large_draws: int = 500  # a chain; one is enough, its relative spread is 1 / √λ
@@ -117,12 +119,16 @@ def run(case: str, settings: Settings) -> Row:
     key, reference_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), index))
 
     start = time.perf_counter()
-    lengths = {
-        "num_chains": settings.large_chains,
-        "num_warmup": settings.large_warmup,
-        "num_draws": settings.large_draws,
-    }
-    estimate = llc.estimate(key, posterior, progress=False, **(lengths if large else {}))
+    lengths = {}
+    if large:
+        posterior = sufficient(net, posterior)
+        lengths = {
+            "num_chains": settings.large_chains,
+            "num_warmup": settings.large_warmup,
+            "num_draws": settings.large_draws,
+            "spectrum": llc.spectrum(posterior, num_matvecs=settings.large_matvecs, progress=False),
+        }
+    estimate = llc.estimate(key, posterior, progress=False, **lengths)
     seconds = {"estimate_seconds": time.perf_counter() - start}
     gamma = constant(estimate.draws, "gamma")
     row = {
