@@ -155,3 +155,20 @@ def test_restricted_learning_coefficient():
     assert (report.bounds.lower, report.bounds.upper) == (4, 4)
     assert abs(report.corrected.value - 4) < 4 * report.corrected.mcse
     assert report.verdict == "CONSISTENT", str(report)
+
+
+def test_a_spectrum_and_bounds_that_are_given_serve(monkeypatch):
+    """The certificate g ≡ 0 pins λ = 6 of 4-2-4; the report names it, and no other spectrum is computed."""
+    given = deep_linear([4, 2, 4], [2, 2])
+    posterior = llc.LocalPosterior(given.loss_fn, given.center, given.data)
+    spectrum = llc.spectrum(posterior)
+    bounds = llc.higher_bounds(posterior, spectrum, key=jax.random.key(1))
+    assert bounds.lower == bounds.upper == 6
+    monkeypatch.setattr("llc.tuning.hessian_spectrum", None)
+    report = llc.estimate(jax.random.key(0), posterior, spectrum=spectrum, bounds=bounds, num_draws=500)
+    assert (report.bounds.lower, report.bounds.upper) == (6, 6)
+    assert "upper bound: " in str(report)
+    again = llc.report(report.draws)
+    assert again.bounds.source == report.bounds.source, "from the draws alone"
+    assert again.bounds.records == report.bounds.records
+    assert str(again) == str(report)

@@ -142,7 +142,13 @@ class BehavioralGradients:
         return self.singular_values**2 / self.num_inputs
 
     def num_features(self, scale: float) -> int:
-        """Number of features larger than `scale`; a sampler sees those with s σ²/n > γ/nβ (s = 2 without a ½)."""
+        """Number of features larger than `scale`; a sampler sees those with s σ²/n > γ/nβ (s = 2 without a ½).
+
+        Raises:
+            ValueError: if the scale is not positive: `rank` counts what stands above round-off.
+        """
+        if not scale > 0:
+            raise ValueError(f"num_features needs a scale > 0, got {scale}; `rank` counts those above round-off.")
         return int(np.sum(self.feature_sizes > scale))
 
     @functools.cached_property

@@ -24,6 +24,7 @@ from llc.geometry.operators import CurvatureOperator, GaussNewtonOperator, Jacob
 
 MAX_ORDER = 5_000  # of a dense matrix that `auto` takes: 200 MB and about a minute of eigh on two cores
 _COLUMNS = 32  # products computed at a time
+_CHUNK = 1024  # the same between two looks at the progress bar
 _OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
 _SMALL = 1e-3  # ‖(1 − QQᵀ)Hω‖ / ‖Hω‖ below which its direction is orthogonal to Q by less than 1e-13
 RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
@@ -41,13 +42,20 @@ class Eigenvalues(NamedTuple):
     vectors: Float[np.ndarray, "kept dim"] | None = None
 
 
-def dense(operator: CurvatureOperator) -> tuple[Eigenvalues, Float[np.ndarray, "node"], np.ndarray, np.ndarray]:
+def dense(
+    operator: CurvatureOperator, *, progress: bool | None = False
+) -> tuple[Eigenvalues, Float[np.ndarray, "node"], np.ndarray, np.ndarray]:
     """Eigenvalues; the gradient's squared components in the eigenvectors; the matrix; the gradient.
 
     Takes d products and 3 d² float64.
     """
     require_memory(3 * 8 * operator.dim**2, "the dense matrix and its eigenvectors", "method='lanczos'")
-    matrix, gradient = (np.array(x) for x in jax.device_get(materialize(operator)))
+    if operator.dim <= _CHUNK:
+        matrix, gradient = (np.array(x) for x in jax.device_get(materialize(operator)))
+    else:
+        starts = tqdm(range(0, operator.dim, _CHUNK), desc="dense", disable=None if progress is None else not progress)
+        matrix = np.concatenate([jax.device_get(_columns(operator, np.int32(start))) for start in starts])
+        matrix, gradient = matrix[: operator.dim], np.array(jax.device_get(_gradient(operator)))
     require_finite(matrix)
     asymmetry = 0.5 * (matrix - matrix.T)
     require_symmetry(2 * float(np.linalg.norm(asymmetry)) / max(float(np.linalg.norm(matrix)), _TINY))
@@ -70,6 +78,18 @@ def materialize(operator: CurvatureOperator):
     rows = -(-operator.dim // _COLUMNS) * _COLUMNS  # whole batches: a rest would be compiled apart
     columns = jax.lax.map(operator.product, jnp.eye(rows, operator.dim), batch_size=_COLUMNS)
     return columns[: operator.dim], operator.gradient()
+
+
+@eqx.filter_jit
+def _columns(operator: CurvatureOperator, start: Array | np.integer):
+    """`_CHUNK` columns of the matrix from number `start` on, as rows."""
+    basis = jax.nn.one_hot(start + jnp.arange(_CHUNK), operator.dim, dtype=jnp.float64)
+    return jax.lax.map(operator.product, basis, batch_size=_COLUMNS)
+
+
+@eqx.filter_jit
+def _gradient(operator: CurvatureOperator):
+    return operator.gradient()
 
 
 def gram(curvature: GaussNewtonOperator, jacobian: JacobianOperator, *, progress: bool | None) -> Eigenvalues:

@@ -109,7 +109,7 @@ def spectrum(
             found = block(operator, operator.dim // _FEW, seed, precision=precision, progress=progress)
             chosen = "block" if found is not None and _all_seen(found, posterior) else "dense"
         if chosen == "dense":
-            return _dense(operator, hessian, outputs, matrix)
+            return _dense(operator, hessian, outputs, matrix, progress=progress)
         check_symmetric(hessian)
         gradient, products = map(np.asarray, first_order(hessian, jnp.asarray(directions(operator.dim))))
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
@@ -136,9 +136,14 @@ def spectrum(
 
 
 def _dense(
-    operator: CurvatureOperator, hessian: CurvatureOperator, outputs: CurvatureOperator | None, matrix: str
+    operator: CurvatureOperator,
+    hessian: CurvatureOperator,
+    outputs: CurvatureOperator | None,
+    matrix: str,
+    *,
+    progress: bool | None,
 ) -> Spectrum:
-    found, squares, full, gradient = dense(operator)
+    found, squares, full, gradient = dense(operator, progress=progress)
     vectors = directions(operator.dim)
     products = vectors @ full if matrix == "hessian" else np.asarray(first_order(hessian, jnp.asarray(vectors))[1])
     misfit = residual_share(outputs, products)

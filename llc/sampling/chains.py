@@ -132,9 +132,7 @@ class Chains:
         rows = None
         if eval_size is not None and eval_size < num_data:
             rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
-        slope = None
-        if rows is not None and self.posterior.has_slopes:
-            slope = slope_at_center(self.posterior, batch_size)
+        slope = None if rows is None else slope_at_center(self.posterior, batch_size)
         self.evaluation = _on_device(make_evaluation(self.posterior, rows, center_grad=slope, batch_size=batch_size))
         self.stein = make_stein(self.posterior, spectrum)
         self.baseline = losses_at_center(self.posterior, self.evaluation)

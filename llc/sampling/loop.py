@@ -144,8 +144,8 @@ def losses_at_center(posterior, evaluation):
 
 @eqx.filter_jit
 def slope_at_center(posterior, batch_size):
-    """∇L(w*) over all the data, in the precision of the draws."""
-    return center_gradient(posterior, batch_size)
+    """∇L(w*) over all the data, in the precision of the draws; None where the loss has no derivative along x."""
+    return center_gradient(posterior, batch_size) if posterior.has_slopes else None
 
 
 def _info(value: Array) -> Info:

@@ -217,6 +217,48 @@ def test_auto_finds_a_low_rank_in_a_large_model(monkeypatch):
     assert llc.spectrum(decaying).method == "lanczos"
 
 
+def test_auto_tries_the_range_of_a_middling_model(monkeypatch):
+    """From some size on the range finder is tried first, and dense is taken where it fails or could lose λ_quad."""
+    monkeypatch.setattr("llc.geometry.spectrum._SMALL", 100)
+    posterior = deep_linear([12, 6, 12], [2, 2])  # rank 44 of 144, found in two blocks of 64
+    found, dense = llc.spectrum(posterior), llc.spectrum(posterior, method="dense")
+    assert (found.method, dense.method) == ("block", "dense")
+    assert found.quad(1e-3) == pytest.approx(dense.quad(1e-3), rel=1e-9)
+    assert llc.spectrum(deep_linear([12, 6, 12], [4, 4])).method == "dense", "rank 80: more than one block"
+    curvatures = np.concatenate([np.ones(20), np.full(180, 4e-7)])  # 180 that add up, below the precision of w*
+
+    def spectrum(gamma):
+        center, data = np.zeros(200, np.float32), np.zeros((1000, 1))
+        loss = lambda w, batch: 0.5 * jnp.sum(jnp.asarray(curvatures, w.dtype) * w**2)  # noqa: E731
+        return llc.spectrum(llc.LocalPosterior(loss, center, data, gamma=gamma))
+
+    weak = spectrum(0.01)
+    assert weak.method == "dense"
+    scale = 0.01 / (1000 / np.log(1000))
+    assert weak.quad(scale) == pytest.approx(0.5 * np.sum(curvatures / (curvatures + scale)), rel=1e-6)
+    assert spectrum(100.0).method == "block", "a tether that hides them"
+    flat = llc.LocalPosterior(lambda w, batch: 0.0 * jnp.sum(w), np.zeros(200, np.float32), np.zeros((10, 1)))
+    nothing = llc.spectrum(flat)
+    assert nothing.method == "block"
+    assert nothing.vectors.shape == (0, 200)
+
+
+def test_a_large_dense_matrix_comes_in_parts(monkeypatch):
+    posterior = deep_linear([8, 4, 8], [3, 3])
+    whole = llc.spectrum(posterior, method="dense")
+    monkeypatch.setattr("llc.geometry.eigenvalues._CHUNK", 40)
+    parts = llc.spectrum(posterior, method="dense", progress=False)
+    np.testing.assert_allclose(parts.nodes, whole.nodes, atol=1e-12 * whole.largest)
+    np.testing.assert_allclose(parts.gradient_weights.sum(), whole.gradient_weights.sum())
+
+
+@pytest.mark.parametrize("name", ["count", "count_stderr", "quad"])
+def test_a_negative_threshold_is_an_error(name):
+    found = llc.spectrum(deep_linear([3, 2, 3], [2, 2]))
+    with pytest.raises(ValueError, match=rf"{name} needs a \w+ >= 0, got -1.0"):
+        getattr(found, name)(-1.0)
+
+
 def test_too_little_memory_is_an_error(monkeypatch):
     monkeypatch.setattr("llc.geometry.memory.free_memory", lambda: 1e4)
     with pytest.raises(ValueError, match=r"need .* GiB of memory, got .* free; take method='lanczos'"):

@@ -63,8 +63,8 @@ SAMPLERS = {
     "HMC": (llc.HMC(target_accept=0.95), 5000),
     "MALA": (llc.MALA(target_accept=0.95), 50_000),
 }
-CASES = [  # the bowl alone, one of the 12 dimensions' blocks, only with -m "slow or not slow"
-    pytest.param(sampler, name, marks=[pytest.mark.slow] * (name == "(w1^2+w2^2)^2/2"))
+CASES = [
+    (sampler, name)
     for sampler in SAMPLERS
     for name in LOSSES
     if name != ("(w1 w2)^2/2" if sampler == "MALA" else "(w1^2+w2^4)/2")

@@ -8,7 +8,9 @@ import pytest
 
 import llc
 from llc import LocalPosterior
+from llc.sampling.chains import Chains
 from llc.sampling.kernel import Info
+from llc.sampling.loop import advance
 
 DATA = {
     "x": np.random.default_rng(2).normal(size=(12, 2)).astype(np.float32),
@@ -127,6 +129,20 @@ def test_traces_of_the_loss(kernel):
     assert kernel.traces(lambda: kernel.walk(jax.random.key(1), other)) == 0
 
 
+def test_a_compiled_segment_never_leaves_the_device(kernel):
+    """No callback to the host in the program of a segment, whose one result is read when it ends."""
+    posterior = make_posterior(kernel.loss)
+    settings = {"num_chains": 2, "num_warmup": NUM_WARMUP, "num_draws": 6, "thinning": 1, "batch_size": None}
+    chains = Chains(jax.random.key(0), posterior, kernel.sampler, **settings)
+    arguments = chains.posterior, kernel.sampler, chains.evaluation, chains.stein, chains.baseline, chains.states[0]
+    span = np.int32(0), np.int32(4), np.int32(2)
+    program = str(eqx.filter_make_jaxpr(advance)(chains.keys[0], *arguments, span, chains.settings, True)[0])
+    assert "while" in program
+    assert "callback" not in program
+    spied = str(jax.make_jaxpr(lambda x: jax.debug.print("{}", x))(1.0))
+    assert "callback" in spied or "debug" in spied, "negative control"
+
+
 def test_sampling_again_does_not_trace_the_loss(kernel):
     settings = {"num_chains": 2, "num_warmup": NUM_WARMUP, "num_draws": 6, "progress": False}
 
@@ -136,6 +152,9 @@ def test_sampling_again_does_not_trace_the_loss(kernel):
     posterior = make_posterior(kernel.loss)
     first, others = draw(0), []
     assert kernel.traces(lambda: others.extend([draw(0), draw(1)])) == 0
+    settings["eval_size"] = 7
+    draw(0)
+    assert kernel.traces(lambda: draw(1)) == 0, "on a subset of the data"
     assert first.equals(others[0])
     assert (first["llc"] != others[1]["llc"]).any()
     assert not first["llc"].isel(chain=0).equals(first["llc"].isel(chain=1))
