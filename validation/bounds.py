@@ -1,9 +1,10 @@
 """Bounds: every case of the zoo on one picture, with λ, the estimate, and the interval of the geometry.
 
 The rank r of the Hessian gives r/2 ≤ λ ≤ r/2 + (d − r)/4 (Bushnaq et al. 2024) at an interior minimum where the loss is
-smooth. γ is chosen by the estimate where the Hessian is not zero, and 1 elsewhere. Target: no known λ outside of its interval, every rank equal to the one by proof. The last group holds points
-that break an assumption, in most of them with a λ outside of the interval that the rank alone would give: there the
-target is that no interval is printed, and that the report names the assumption.
+smooth. γ is chosen by the estimate where the Hessian is not zero, and 1 elsewhere. Target: no known λ outside of its
+interval, every rank equal to the one by proof. The last group holds points that break an assumption, in most of them
+with a λ outside of the interval that the rank alone would give: there the target is that no interval is printed, and
+that the report names the assumption.
 """
 
 import collections
