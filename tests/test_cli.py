@@ -175,3 +175,20 @@ def test_a_closed_pipe_is_no_error(main, fails):
     )
     os.close(writer)
     assert (result.returncode != 0) == ("BrokenPipeError" in result.stderr) == fails
+
+
+@pytest.mark.slow
+def test_demo(folder, capsys, monkeypatch):
+    """The whole way on fewer images and units: it prints the report that its file gives again."""
+    inputs, targets = llc.demo._digits()
+    monkeypatch.setattr("llc.demo._digits", lambda: (inputs[:300], targets[:300]))
+    monkeypatch.setattr("llc.demo._HIDDEN", 2)
+    monkeypatch.setattr("llc.demo._STEPS", 300)
+    assert cli.main(["demo"]) == 0
+    printed = capsys.readouterr().out
+    assert "160 parameters, 300 images" in printed
+    for name in ("λ̂", "λ_quad", "λ_corr", "bounds", "checks: "):
+        assert name in printed
+    assert (folder / "llc-demo.png").stat().st_size > 100_000
+    cli.main(["report", "llc-demo.nc"])
+    assert capsys.readouterr().out.strip() in printed
