@@ -38,6 +38,7 @@ _NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
 _WARMUP, _THINNING = 2000, 10
 _CHEAP = 5e4  # parameters × rows of a step below which it costs little more than its overhead
 _LONGER = 100  # times that a run may be longer where a step is cheap
+_RELAXATIONS = 160  # T εγ there: with 80 the standard errors of slow chains are too small (validation/constants.py)
 _SEEN = 0.75  # of r/2 that λ_quad is to have where a step is cheap; a report wants half (check `localization`)
 _LONGER_TETHER = 32  # times that a run may be longer for that
 _COOLER = 4  # factor by which a step shrinks that was too large for places no pilot had seen
@@ -165,7 +166,8 @@ def calibrate(
         step_size = float(np.asarray(sampler.step_size))
         rate = step_size * gamma
         if thinning is None:
-            relaxed = math.ceil(RELAXATIONS / (rate * num_draws)) if rate else longest * _THINNING
+            wanted = _RELAXATIONS if cheap else RELAXATIONS
+            relaxed = math.ceil(wanted / (rate * num_draws)) if rate else longest * _THINNING
             thinning = min(max(_THINNING, relaxed), longest * _THINNING)
         stiffness = rate + step_size * float(posterior.nbeta) * spectrum.largest
         reasons["sampler"] = "costs one gradient a step; `llc.NUTS()` is the reference on a small model"

@@ -119,7 +119,10 @@ def test_every_setting_has_a_reason():
     assert all(calibration.reasons.values())
     assert len(calibration.pilots) >= 1
     relaxations = int(calibration.reasons["gamma"].split("relaxes ")[1].split(" times")[0])
-    assert 35 < relaxations < 50  # 40 by design, thinning rounded up
+    assert 75 < relaxations < 100  # 80 by design where a step is cheap, thinning rounded up
+    costly = llc.calibrate(jax.random.key(0), regression(num_data=100), num_warmup=2000)  # given: not to be made longer
+    relaxations = int(costly.reasons["gamma"].split("relaxes ")[1].split(" times")[0])
+    assert 35 < relaxations < 50
 
 
 def test_a_budget_is_kept():

@@ -34,12 +34,12 @@ VARIANTS = {
     "c = 1": {"COURANT": 1.0},
     "far = 0.25": {"_FAR": 0.25},
     "far = 1": {"_FAR": 1.0},
-    "relaxations = 40": {"RELAXATIONS": 40},
-    "relaxations = 160": {"RELAXATIONS": 160},
+    "relaxations = 80": {"_RELAXATIONS": 80},
+    "relaxations = 320": {"_RELAXATIONS": 320},
 }
 PLACES = {  # modules that read a constant
     "COURANT": ("llc.sampling.calibration", "llc.pilots"),
-    "RELAXATIONS": ("llc.sampling.calibration", "llc.tuning"),
+    "_RELAXATIONS": ("llc.tuning",),
     "_FAR": ("llc.pilots",),
 }
 NAMES = [name.split(" | ")[1] for name in EXACT]
