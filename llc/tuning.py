@@ -118,7 +118,8 @@ def calibrate(
     Args:
         key: `jax.random.key(seed)`.
         posterior: loss, data and w*, trained to a minimum; its γ is kept if it has one.
-        sampler: None takes SGLD with ε = 0.5 / (nβ h_max + γ).
+        sampler: None takes SGLD with ε = 0.5 / (nβ h_max + γ), also on small models: where NUTS has trajectories that
+            diverge, at most singular points, it misses their narrow arms (validation/results/accuracy.txt).
         num_chains: independent chains.
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain.

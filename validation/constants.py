@@ -20,13 +20,12 @@ from unittest import mock
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from no_knobs import EXACT, WIDTH
+from no_knobs import HALVES, NAMES, WIDTH, half
 from study import Column, Row, Study, table
 from zoo import CASES
 
 import llc
 
-HALVES = "search", "report"
 OWN = "as they are"
 VARIANTS = {
     OWN: {},
@@ -42,7 +41,6 @@ PLACES = {  # modules that read a constant
     "_RELAXATIONS": ("llc.tuning",),
     "_FAR": ("llc.pilots",),
 }
-NAMES = [name.split(" | ")[1] for name in EXACT]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +88,7 @@ def run(case: str, settings: Settings) -> Row:
             patch.stop()
     values, errors = (np.array([getattr(report.llc, name) for report in reports]) for name in ("value", "mcse"))
     return {
-        "half": HALVES[half(name)],
+        "half": half(name),
         "variant": variant,
         "name": name,
         "exact": exact,
@@ -99,12 +97,6 @@ def run(case: str, settings: Settings) -> Row:
         "gradients": [_gradients(report) for report in reports],
         "passed": [not report.failed for report in reports],
     }
-
-
-def half(name: str) -> int:
-    """0 or 1: every other case of a family, so that both halves have all families."""
-    family = next(case.family for case in CASES if case.name == name)
-    return [case.name for case in CASES if case.family == family and case.name in NAMES].index(name) % 2
 
 
 def _gradients(report: llc.Report) -> float:
