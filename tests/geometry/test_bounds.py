@@ -165,3 +165,28 @@ def test_what_is_known_beyond_the_rank_moves_with_the_scale():
         certified, assumptions=(*certified.assumptions, Assumption("no descent", False, "a saddle"))
     )
     assert np.isnan(at_scale(saddle, spectrum, nbeta=1000.0, gamma=1.0).upper)
+
+
+def _lanczos(curvatures, num_matvecs=60):
+    curvatures = np.asarray(curvatures)
+    posterior = llc.LocalPosterior(
+        lambda w, batch: 0.5 * jnp.sum(jnp.asarray(curvatures, w.dtype) * w**2),
+        np.zeros(len(curvatures), np.float32),
+        np.zeros((10, 1)),
+    )
+    return llc.spectrum(posterior, method="lanczos", num_matvecs=num_matvecs, num_probes=16)
+
+
+def test_lanczos_counts_above_a_gap_that_it_resolves():
+    """100 of 1,000 directions within two decades: γ hides most of them from the sampler, not from the count."""
+    scale = {"nbeta": 1.0, "gamma": 0.3}
+    found = _lanczos(np.concatenate([np.geomspace(0.02, 1, 100), np.zeros(900)]))
+    bounds = llc.rank_bounds(found, **scale)
+    error = found.count_stderr(found.resolution)
+    assert abs(bounds.rank - 100) < 4 * error
+    low, high = bounds.rank_interval
+    assert 100 - 4 * error < low <= 100
+    assert high == 1000, "what lies below the resolution is not ruled out"
+    assert bounds.lower == low / 2
+    smooth = _lanczos(np.geomspace(1e-6, 1, 1000))
+    assert llc.rank_bounds(smooth, **scale).rank_interval[0] < 30, "no gap: what stands above 10 γ/nβ"
