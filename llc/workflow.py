@@ -101,9 +101,10 @@ def estimate(
         chains.draw(more, progress=progress)
         done += more
         result = report(chains.tree(), bounds=bounds, spectrum=spectrum)
+    draws = result.draws
+    draws.attrs["calibration"] = str(settings)
     if result.corrected is None or sampler is not None:
         return result
-    draws = result.draws
     draws["tethered"] = _tethered(jax.random.fold_in(key, 1), settings, progress=progress)
     return report(draws, bounds=bounds, spectrum=spectrum)
 

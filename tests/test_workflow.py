@@ -1,6 +1,7 @@
 """The one call, against known values; and the finite-n value of a singular model."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,11 @@ def test_gamma_is_chosen_and_reported():
     assert abs(report.corrected.value - 2.0) < 4 * report.corrected.mcse
     assert report.verdict == "CONSISTENT", str(report)
     assert report.settings["batch_size"] == 1000
+    # The report says what was chosen and what was given.
+    chosen = str(report).split("settings, with the reason for each\n")[1]
+    assert f"gamma       {gamma:9.4g}  a flat direction relaxes" in chosen
+    assert "thinning            2  given" in chosen
+    assert json.loads(report.to_json())["calibration"] == [line[2:] for line in chosen.splitlines()]
 
 
 def test_a_weak_tether_shrinks_the_step():

@@ -87,6 +87,11 @@ class Report:
         return None if self.quad is None else self.llc.value - self.quad
 
     @property
+    def calibration(self) -> str:
+        """The settings that `llc.estimate` chose or was given, a line each, with its reason; empty of other draws."""
+        return str(self.draws.attrs.get("calibration", ""))
+
+    @property
     def accepted(self) -> bool | None:
         """Whether λ_corr is the same at a larger γ, to 2 %; None without a second run, or if the errors can't tell."""
         if self.shift is None or self.corrected is None:
@@ -108,7 +113,9 @@ class Report:
         return tuple(check for check in self.checks if not check.passed)
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.verdict}  {_reason(self)}", "", *_number_lines(self), "", *_check_lines(self)])
+        lines = [f"{self.verdict}  {_reason(self)}", "", *_number_lines(self), "", *_check_lines(self)]
+        chosen = [f"  {line}" for line in self.calibration.splitlines()]
+        return "\n".join([*lines, *(["", "settings, with the reason for each", *chosen] if chosen else [])])
 
     def to_json(self) -> str:
         """Everything but the draws, as JSON; non-finite numbers are null."""
@@ -124,6 +131,7 @@ class Report:
             "checks": [asdict(check) for check in self.checks],
             "constants": {str(name): constant(self.draws, str(name)) for name in self.draws["constant_data"].data_vars},
             "settings": self.settings,
+            "calibration": self.calibration.splitlines(),
             "attributes": {name: self.draws.attrs[name] for name in ("seed", "versions")},
         }
         return json.dumps(_without_nan(fields), indent=2, allow_nan=False, ensure_ascii=False)
