@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
+from tqdm.auto import tqdm
 
 from llc.geometry.bounds import Assumption, Bound, Bounds, rank_bounds, tighten
 from llc.geometry.components import nearby_component
@@ -53,6 +54,7 @@ def higher_bounds(
     *,
     key: PRNGKeyArray,
     generators: Sequence[Generator] = (),
+    progress: bool | None = None,
 ) -> Bounds:
     """The tightest valid bounds on λ that the Hessian's rank and the loss beyond it give, with a record of each.
 
@@ -68,6 +70,7 @@ def higher_bounds(
         key: of the random directions and starts.
         generators: symmetries beside those that the shapes of the params propose: `generator(params)` is the tangent of
             a flow along which the loss stays, a pytree like the params. One along which it changes is rejected.
+        progress: whether to show a progress bar; None shows it on a terminal.
 
     Returns:
         `bounds` with the largest lower and the smallest upper bound, `source` naming both, and `records`.
@@ -97,8 +100,12 @@ def higher_bounds(
     if not bounds.valid:
         failed = ", ".join(assumption.name for assumption in bounds.assumptions if not assumption.holds)
         return tighten(bounds, tuple(Bound(name, "not used", f"fails: {failed}") for name in NAMES))
-    with float64():
-        records = tuple(_records(posterior, bounds, key, generators))
+    with (
+        float64(),
+        tqdm(total=len(NAMES), desc="bounds", disable=None if progress is None else not progress) as bar,
+    ):
+        records = tuple(_records(posterior, bounds, key, generators, bar))
+        bar.update(len(NAMES) - bar.n)
     if not any(record.status == "not used" and record.name == ORDER for record in records):
         return tighten(bounds, records)
     message = "the loss falls from w* in the kernel of the Hessian: w* is a saddle, train further"
@@ -109,12 +116,13 @@ def higher_bounds(
 NAMES = (SYMMETRY, CERTIFICATE, ORDER, QUARTIC, SQUARED, COMPONENT)
 
 
-def _records(posterior, bounds: Bounds, key, generators) -> list[Bound]:
+def _records(posterior, bounds: Bounds, key, generators, bar: tqdm) -> list[Bound]:
     keys = jax.random.split(key, 7)
     excess = excess_loss(posterior, keys[0])
     start = time.perf_counter()
     symmetry = symmetry_dimension(excess, keys[1], generators)
     records = [_timed(_of_symmetry(symmetry, bounds), start)]
+    bar.update()
     if not bounds.clean:
         return records + [Bound(name, "undecided", "the rank has no gap") for name in NAMES[1:]]
     splitting = split(np.asarray(dense_metric(excess, jnp.zeros(excess.dim))), bounds.threshold)
@@ -127,6 +135,7 @@ def _records(posterior, bounds: Bounds, key, generators) -> list[Bound]:
     profile = remainder_profile(excess, splitting, point.scale, keys[3])
     pinned, leading = vanishes(profile, point.scale), order(profile)
     records.append(_timed(_of_certificate(point, pinned), start))
+    bar.update()
     if pinned:
         return records + [Bound(name, "not needed", "λ = r/2 is known") for name in NAMES[2:]]
     if order(profile._replace(values=-profile.values)) is not None:
@@ -134,6 +143,8 @@ def _records(posterior, bounds: Bounds, key, generators) -> list[Bound]:
     records.append(_of_order(point, leading))
     probes = (QUARTIC, _quartic), (SQUARED, _squared), (COMPONENT, _component)  # from the cheapest on
     for (name, probe), probe_key in zip(probes, keys[4:], strict=True):
+        bar.update()
+        bar.set_postfix_str(name)
         narrowed = tighten(bounds, tuple(records))
         if narrowed.lower == narrowed.upper:
             records.append(Bound(name, "not needed", "λ is known"))

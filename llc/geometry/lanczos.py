@@ -32,7 +32,6 @@ def quadratures(
 
     `num_matvecs` vectors of `dim` float64 are kept, one probe after the other.
     """
-    require_memory(8 * (num_matvecs + 8) * operator.dim, f"{num_matvecs} Lanczos steps", "fewer of them (num_matvecs)")
     rows, halves = [], []
     keys = jax.random.split(jax.random.key(seed), num_probes)
     for key in tqdm(keys, desc="lanczos", unit="probe", disable=None if progress is None else not progress):
@@ -51,6 +50,7 @@ def quadrature(operator: SymmetricOperator, start: Any, num_matvecs: int) -> Mea
 
 
 def _quadrature(operator, start, num_matvecs):
+    require_memory(8 * (num_matvecs + 8) * operator.dim, f"{num_matvecs} Lanczos steps", "fewer of them (num_matvecs)")
     steps = min(num_matvecs, operator.dim)
     diagonal, off_diagonal, gram = map(np.asarray, jax.device_get(_tridiagonalize(operator, start, steps)))
     require_finite(diagonal[:1])

@@ -222,6 +222,17 @@ def test_judging_directions_by_the_winners_that_chose_them_overshoots(repeats, r
     assert not _leq_binomial(sum(run.certified_rank > rank for run in same), 0.05)
 
 
+@pytest.mark.parametrize("winners", [500, 2000, 8000])
+def test_directions_below_the_blind_limit_are_not_seen(winners):
+    """Curvatures over 1.7 decades: what is found ends where h/‖h‖ falls below the limit, to a factor of 1.5."""
+    curvatures = np.concatenate([np.geomspace(1, 0.02, 20), np.zeros(20)])
+    sizes = curvatures / np.linalg.norm(curvatures)
+    found = llc.selected_covariance(KEY, _quadratic(curvatures), sigma=0.01, num_winners=winners, progress=False)
+    assert np.sum(sizes > 1.5 * found.blind_limit) <= found.rank <= np.sum(sizes > found.blind_limit / 1.5)
+    assert found.certified_rank <= found.rank + 1 < 20
+    assert not found.complete, "the report says that directions are hidden"
+
+
 def test_edges():
     rng = np.random.default_rng(3)
     for dim, samples in ((1, 60), (3, 30), (10, 40), (20, 100)):
