@@ -29,11 +29,13 @@ def test_violations(row, violated):
 
 def test_summary_counts_what_is_wrong():
     rows = [
-        _row(1.0, 1.0, 1.0, corrected=1.1),
+        _row(1.0, 1.0, 1.0, corrected=1.1, mcse=0.02),
         _row(1.0, 3.0, 2.0),
         {"case": "zoo | broken", "error": "ValueError: no"},
     ]
-    summary = higher_bounds.summarize(rows)
+    summary = higher_bounds.summarize(rows, 0.01)
+    assert summary["agree where pinned"] == 0, "0.1 is more than 4 · 0.02 + 0.01"
+    assert higher_bounds.summarize(rows, 0.03)["agree where pinned"] == 1
     assert (summary["points"], summary["violations"], summary["errors"]) == (2, 1, 1)
     assert (summary["width"], summary["width of the rank"], summary["pinned"]) == (0.5, 4.0, 0.5)
     assert summary["worst error where pinned"] == pytest.approx(0.1)
