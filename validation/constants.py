@@ -179,7 +179,7 @@ def figure(summaries: list[Row]) -> Figure:
     right.set(xlabel="95 % intervals that cover, %, ± 1 binomial error")
     handles, labels = right.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    right.legend(unique.values(), unique.keys(), fontsize=8)
+    left.legend(unique.values(), unique.keys(), fontsize=8, loc="center right")
     return fig
 
 
