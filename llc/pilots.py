@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from llc.geometry.lanczos import NotFiniteError
 from llc.geometry.measure import Spectrum
 from llc.geometry.spectrum import top_eigenvalue
 from llc.posterior import LocalPosterior
@@ -110,7 +111,7 @@ def _stiffness_at(positions, posterior, settings) -> float:
         there = eqx.tree_at(lambda p: p.center, posterior, posterior.params_at(position))
         try:
             largest = top_eigenvalue(there, num_matvecs=_MATVECS)
-        except ValueError:  # a Hessian that overflows, far out
+        except NotFiniteError:  # it overflows, far out
             return np.inf
         stiffest = max(stiffest, settings.step_size * (float(posterior.nbeta) * largest + settings.gamma))
     return stiffest / COURANT

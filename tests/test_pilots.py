@@ -34,6 +34,12 @@ def test_a_place_without_a_finite_curvature_is_infinitely_stiff(place):
     assert _stiffness_at([jnp.array([place])], posterior, Settings(1e-3, 2.0, 0.0)) == np.inf
 
 
+def test_too_little_memory_is_no_stiffness(monkeypatch):
+    monkeypatch.setattr("llc.geometry.memory.free_memory", lambda: 0.0)
+    with pytest.raises(ValueError, match="GiB of memory"):
+        _stiffness_at([jnp.ones(1)], posterior_of(lambda w: w[0] ** 2, 1, gamma=2.0), Settings(1e-3, 2.0, 0.0))
+
+
 def test_a_tether_shows_most_of_the_rank():
     """Curvatures over three decades: where a step is cheap, γ falls until λ_quad is 3/4 of r/2."""
     curvatures = 10.0 ** -np.arange(4)

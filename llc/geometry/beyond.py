@@ -2,12 +2,11 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
-import numpy as np
 import xarray as xr
 
-from llc.geometry.bounds import Assumption, Bound, Bounds, rank_bounds, tighten
+from llc.geometry.bounds import Assumption, Bound, Bounds, extend
 from llc.geometry.measure import Spectrum
 
 
@@ -19,9 +18,8 @@ def to_dataset(spectrum: Spectrum, bounds: Bounds | None) -> xr.Dataset:
             {name: None if value in (-math.inf, math.inf) else value for name, value in asdict(record).items()}
             for record in bounds.records
         ]
-        dataset.attrs["beyond"] = json.dumps(
-            {"records": records, "assumptions": [asdict(x) for x in _more(bounds, rank_bounds(spectrum))]}
-        )
+        assumptions = [asdict(assumption) for assumption in bounds.assumptions]
+        dataset.attrs["beyond"] = json.dumps({"records": records, "assumptions": assumptions})
     return dataset
 
 
@@ -33,13 +31,4 @@ def add_beyond(bounds: Bounds, beyond: str) -> Bounds:
     records = tuple(
         Bound(**{name: value for name, value in record.items() if value is not None}) for record in known["records"]
     )
-    tightened = tighten(bounds, records)
-    more = tuple(Assumption(**assumption) for assumption in known["assumptions"])
-    if not all(assumption.holds for assumption in more):
-        tightened = replace(tightened, lower=np.nan, upper=np.nan)
-    return replace(tightened, assumptions=(*tightened.assumptions, *more))
-
-
-def _more(bounds: Bounds, of_rank: Bounds) -> tuple[Assumption, ...]:
-    names = {assumption.name for assumption in of_rank.assumptions}
-    return tuple(assumption for assumption in bounds.assumptions if assumption.name not in names)
+    return extend(bounds, records, tuple(Assumption(**assumption) for assumption in known["assumptions"]))

@@ -213,12 +213,23 @@ def at_scale(bounds: Bounds, spectrum: Spectrum, *, nbeta: float, gamma: float) 
         nbeta: nβ.
         gamma: γ.
     """
-    moved = tighten(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), bounds.records)
-    names = {assumption.name for assumption in moved.assumptions}
-    more = tuple(assumption for assumption in bounds.assumptions if assumption.name not in names)
+    return extend(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), bounds.records, bounds.assumptions)
+
+
+def extend(bounds: Bounds, records: tuple[Bound, ...], assumptions: tuple[Assumption, ...]) -> Bounds:
+    """`bounds` of the rank with the records and the further assumptions of others at the same point.
+
+    Args:
+        bounds: of the rank, whose own assumptions are judged at their scale and stay.
+        records: of `higher_bounds`.
+        assumptions: those with a name that `bounds` does not have are added; if one fails, no bound holds.
+    """
+    extended = tighten(bounds, records)
+    names = {assumption.name for assumption in bounds.assumptions}
+    more = tuple(assumption for assumption in assumptions if assumption.name not in names)
     if not all(assumption.holds for assumption in more):
-        moved = replace(moved, lower=np.nan, upper=np.nan)
-    return replace(moved, assumptions=(*moved.assumptions, *more))
+        extended = replace(extended, lower=np.nan, upper=np.nan)
+    return replace(extended, assumptions=(*extended.assumptions, *more))
 
 
 def _noise_scale(nbeta: float | None, gamma: float | None) -> float:

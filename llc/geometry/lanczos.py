@@ -80,10 +80,14 @@ def _tridiagonalize(operator: SymmetricOperator, start, num_matvecs: int):
     return diagonal, off_diagonal, basis @ basis.T
 
 
+class NotFiniteError(ValueError):
+    """The Hessian has no finite products at this point."""
+
+
 def require_finite(values: np.ndarray) -> None:
-    """Raises ValueError if the Hessian's products are not finite."""
+    """Raises NotFiniteError, a ValueError, if the Hessian's products are not finite."""
     if not np.isfinite(values).all():
-        raise ValueError(
+        raise NotFiniteError(
             "the Hessian at w* needs to be finite, got nan or inf; check the second derivative of loss_fn at w* "
             "(square roots and norms at 0 have none)."
         )
