@@ -17,6 +17,7 @@ from llc.sampling.kernel import Sampler
 from llc.tuning import Calibration, calibrate
 
 _LONGEST = 8  # times the first draws that `target_mcse` may take without a budget
+_TARGET, _TARGET_CHEAP = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
 _COOLINGS = 2  # times that a run on a cheap model may be made again with a smaller step
 _STRONGER, _FEWER = 3, 4  # γ of the run that λ_corr is compared with, and the part of the draws that it takes
 _CURABLE = {"rhat", "ess", "drift"}  # checks of the chains that more draws can pass
@@ -33,7 +34,7 @@ def estimate(
     thinning: int | None = None,
     batch_size: int | None = None,
     eval_size: int | None = None,
-    target_mcse: float = 0.02,
+    target_mcse: float | None = None,
     budget: int | None = None,
     spectrum: Spectrum | None = None,
     bounds: Bounds | None = None,
@@ -56,7 +57,8 @@ def estimate(
         thinning: steps between draws; None: see `llc.calibrate`.
         batch_size: rows of a minibatch; None: see `llc.calibrate`.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
-        target_mcse: standard error to be reached, relative to λ̂.
+        target_mcse: standard error to be reached, relative to λ̂. None takes 2 %, and 1 % where a step costs next to
+            nothing and no length was given.
         budget: most steps of a chain, apart from pilots and the run at 3γ; None allows eight times the first draws.
         spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).
         bounds: of `llc.higher_bounds`, the tightest; None takes those of the rank.
@@ -68,7 +70,7 @@ def estimate(
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
     """
-    if not target_mcse > 0:
+    if target_mcse is not None and not target_mcse > 0:
         raise ValueError(f"target_mcse needs a number > 0, relative to λ̂, got {target_mcse}; 0.02 is the default.")
     pilot_key, key = jax.random.split(key)
     settings = calibrate(
@@ -95,6 +97,8 @@ def estimate(
     most = _LONGEST * lengths["num_draws"]
     if budget is not None:
         most = max((budget - lengths["num_warmup"]) // lengths["thinning"], lengths["num_draws"])
+    if target_mcse is None:
+        target_mcse = _TARGET_CHEAP if settings.cheap else _TARGET
     done = lengths["num_draws"]
     while done < most and (more := _missing(result, target_mcse, done)):
         more = min(more, most - done)
