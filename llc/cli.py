@@ -7,11 +7,14 @@ function without arguments that returns one.
 import argparse
 import ast
 import importlib.util
+import inspect
+import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import lazy_loader
 
@@ -25,6 +28,7 @@ else:  # --help answers without them
     xr = lazy_loader.load("xarray")
 
 _EXIT = {"CONSISTENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
+_WRONG = 3  # exit status of wrong input
 _SAMPLERS = {"sgld": "SGLD", "sghmc": "SGHMC", "sgnht": "SGNHT", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
 _OF_SAMPLER = {  # flags of some samplers only
     "control_variates": ("sgld",),
@@ -45,13 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, a pager) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, ImportError, FileNotFoundError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"llc {arguments.command}: {error}", file=sys.stderr)
-        return 3
+        return _WRONG
+    except Exception:  # of the model's file or of llc: its traceback tells, and its status must be no verdict
+        traceback.print_exc()
+        return _WRONG
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors end with the status of wrong input: argparse's own, 2, is a verdict here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(_WRONG, f"{self.prog}: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="llc",
         description="Local learning coefficients of trained models: sampled, bounded by the geometry, and checked.",
         epilog="Exit status: 0 consistent, 1 unresolved or a check failed, 2 outside of the bounds, 3 wrong input.",
@@ -80,6 +95,7 @@ def _demo_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    _check_writable(arguments.out, arguments.figure)
     print("Training a network with 6 hidden units on scikit-learn's digits to a minimum ...", flush=True)
     train_key, key = jax.random.split(jax.random.key(arguments.seed))
     posterior = llc.demo.digits_posterior(train_key)
@@ -103,21 +119,29 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, help="default: chosen")
     command.add_argument("--budget", type=int, help="most steps of a chain; default: no limit")
     command.add_argument("--seed", type=int, default=0, help="of the pilot runs")
+    command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into, which llc sample keeps there")
     command.add_argument("--figure", type=Path, help="predicted bias and cost over ε and γ, with the pilots (PNG)")
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
+    _check_writable(arguments.out, arguments.figure)
     posterior = _load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
     names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "budget")
     settings = {name: getattr(arguments, name) for name in names}
     calibration = llc.calibrate(jax.random.key(arguments.seed), posterior, **settings)
     print(calibration)
-    flags = {"step_size": getattr(calibration.sampler, "step_size", None), "gamma": calibration.posterior.gamma}
-    flags = {name: float(value) for name, value in flags.items() if value is not None}
-    flags |= {name: value for name, value in calibration.lengths.items() if value is not None}
-    words = " ".join(f"--{name.replace('_', '-')} {value:.6g}" for name, value in flags.items())
+    flags = {"nbeta": arguments.nbeta, "step_size": getattr(calibration.sampler, "step_size", None)}
+    flags |= {"gamma": calibration.posterior.gamma} | calibration.lengths
+    flags = {name: value for name, value in flags.items() if value is not None}
+    words = " ".join(
+        f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"
+        for name, value in flags.items()
+    )
     words += " --control-variates" * getattr(calibration.sampler, "control_variates", False)
-    print(f"\nllc sample {arguments.posterior} {words} --out run.nc")
+    print(f"\nllc sample {arguments.posterior} {words} --out {arguments.out or 'run.nc'}")
+    if arguments.out is not None:
+        _put_spectrum(arguments.out, calibration.posterior, calibration.spectrum)
+        print(f"\nSpectrum written to {arguments.out}.")
     if arguments.figure is not None:
         figure = llc.plot_calibration(calibration).get_figure(root=True)
         assert figure is not None
@@ -149,7 +173,9 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    _check_writable(arguments.out)
     posterior = _load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    before = _kept(arguments.out, posterior, spectrum=True)
     given = {name: getattr(arguments, name) for name in _OF_SAMPLER if getattr(arguments, name) is not None}
     for name in given:
         if arguments.sampler not in _OF_SAMPLER[name]:
@@ -177,7 +203,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         getattr(llc, _SAMPLERS[arguments.sampler])(**given),
         **{name: getattr(arguments, name) for name in names},
     )
-    if arguments.out.exists() and "curvature" in (before := llc.load(arguments.out)):
+    if "curvature" in before:
         draws["curvature"] = before["curvature"]
     llc.save(draws, arguments.out)
     print(llc.report(draws))
@@ -193,12 +219,15 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-probes", type=int, default=8)
     command.add_argument("--seed", type=int, default=0, help="of the probes")
     command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (dense, minutes)")
+    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
     command.add_argument("--gamma", type=float, help="scale for λ_quad; default: the posterior's")
     command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into (made, or added to)")
 
 
 def _bounds(arguments: argparse.Namespace) -> int:
-    posterior = _load_posterior(arguments.posterior).with_scale(gamma=arguments.gamma)
+    _check_writable(arguments.out)
+    posterior = _load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    _kept(arguments.out, posterior, spectrum=False)  # refused before the work
     names = ("matrix", "method", "num_matvecs", "num_probes", "seed")
     spectrum = llc.spectrum(posterior, **{name: getattr(arguments, name) for name in names})
     scale = {} if posterior.gamma is None else {"nbeta": float(posterior.nbeta), "gamma": float(posterior.gamma)}
@@ -207,13 +236,51 @@ def _bounds(arguments: argparse.Namespace) -> int:
         bounds = llc.higher_bounds(posterior, spectrum, bounds, key=jax.random.key(arguments.seed))
     print(bounds)
     if arguments.out is not None:
-        from llc.geometry import beyond  # here, so that --help answers without it
-
-        tree = llc.load(arguments.out) if arguments.out.exists() else xr.DataTree()
-        tree["curvature"] = xr.DataTree(beyond.to_dataset(spectrum, bounds))
-        llc.save(tree, arguments.out)
+        _put_spectrum(arguments.out, posterior, spectrum, bounds)
         print(f"\nSpectrum{' and bounds' * arguments.higher} written to {arguments.out}.")
     return 0 if bounds.valid else 1
+
+
+def _put_spectrum(path: Path, posterior: Any, spectrum: Any, bounds: Any = None) -> None:
+    """Into the file's `curvature` group, with L(w*), by which a spectrum at another w* is told apart."""
+    from llc.geometry import beyond  # here, so that --help answers without it
+
+    tree = _kept(path, posterior, spectrum=False)
+    tree["curvature"] = xr.DataTree(beyond.to_dataset(spectrum, bounds))
+    tree["curvature"].attrs["init_loss"] = posterior.init_loss()
+    llc.save(tree, path)
+
+
+def _kept(path: Path | None, posterior: Any, *, spectrum: bool) -> "xr.DataTree":
+    """What stays of a file: its spectrum, or all else.
+
+    Raises:
+        ValueError: if that is of other parameters or another w*.
+    """
+    tree = llc.load(path) if path is not None and path.exists() else xr.DataTree()
+    for name in [name for name in tree.children if (name == "curvature") != spectrum]:
+        del tree[name]
+    written = {}
+    if "curvature" in tree:
+        attributes = tree["curvature"].attrs
+        written = {"num_params": int(attributes["dim"]), "init_loss": float(attributes.get("init_loss", math.nan))}
+    elif "constant_data" in tree:
+        constants = tree["constant_data"].to_dataset()
+        written = {"num_params": int(constants["num_params"]), "init_loss": float(constants["init_loss"])}
+    here = {"num_params": posterior.num_params, "init_loss": posterior.init_loss()}
+    if wrong := {name: value for name, value in written.items() if value != here[name] and not math.isnan(value)}:
+        what = "a spectrum" if spectrum else "draws"
+        raise ValueError(
+            f"{path} has {what} of another posterior, with {wrong} where this one has "
+            f"{ {name: here[name] for name in wrong} }; remove it, or give another --out."
+        )
+    return tree
+
+
+def _check_writable(*paths: Path | None) -> None:
+    from llc.analysis import files  # here, so that --help answers without it
+
+    files.check_writable(*paths)
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
@@ -224,6 +291,7 @@ def _report_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    _check_writable(arguments.html)
     report = llc.report(llc.load(arguments.file))
     print(report.to_json() if arguments.json else report)
     if arguments.html is not None:
@@ -256,7 +324,14 @@ def _load_posterior(name: str) -> Any:
         names = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
         raise ValueError(f"{path} needs a posterior called {attribute!r}; it has the functions {names}.")
     value = getattr(module, attribute)
-    value = value() if callable(value) and not isinstance(value, llc.LocalPosterior) else value
+    if callable(value) and not isinstance(value, llc.LocalPosterior):
+        if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in _parameters(value)):
+            raise ValueError(f"{name} needs to be a function that can be called without arguments.")
+        value = value()
     if not isinstance(value, llc.LocalPosterior):
         raise ValueError(f"{name} needs to be (or return) a LocalPosterior, got {type(value).__name__}.")
     return value
+
+
+def _parameters(function: Callable) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())

@@ -40,6 +40,18 @@ class Pilot(NamedTuple):
     stiffness: float
 
 
+class Settled(NamedTuple):
+    """What pilots settled: the posterior with its γ, SGLD with its step size, and whether the last one confirmed them.
+
+    Where none did, γ or ε has moved once more after the last pilot.
+    """
+
+    posterior: LocalPosterior
+    sampler: SGLD
+    pilots: tuple[Pilot, ...]
+    confirmed: bool
+
+
 def settle(
     key: PRNGKeyArray,
     posterior: LocalPosterior,
@@ -51,8 +63,8 @@ def settle(
     batch_size: int | None,
     eval_size: int | None,
     control_variates: bool,
-) -> tuple[LocalPosterior, SGLD, tuple[Pilot, ...]]:
-    """The posterior with its γ, SGLD with its step size, and the pilots that showed them.
+) -> Settled:
+    """γ and the step size that hold where pilots pass.
 
     Args:
         key: `jax.random.key(seed)`.
@@ -65,7 +77,7 @@ def settle(
         eval_size: the same.
         control_variates: the same.
     """
-    free, limit = posterior.gamma is None, _LOCAL
+    free, limit, confirmed = posterior.gamma is None, _LOCAL, False
     settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
     looks = _LOOKS if longest > 1 else 1
     pilots = []
@@ -89,7 +101,8 @@ def settle(
             chains.draw(1, progress=False)
             ratio = max(ratio, _stiffness_at(chains.positions, posterior, settings))
         pilots.append(Pilot(settings.gamma, settings.step_size, ratio))
-        if ratio <= limit:
+        confirmed = ratio <= limit
+        if confirmed:
             break
         if free:
             settings = settings._replace(gamma=2 * settings.gamma)
@@ -99,7 +112,7 @@ def settle(
             limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
             settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))
     sampler = SGLD(step_size=settings.step_size, control_variates=control_variates)
-    return posterior, sampler, tuple(pilots)
+    return Settled(posterior, sampler, tuple(pilots), confirmed)
 
 
 def _stiffness_at(positions, posterior, settings) -> float:

@@ -79,8 +79,8 @@ class LocalPosterior(eqx.Module):
         self.center = jax.tree.map(_firm, center)
         _check_center(self.center)
         self.data = jax.tree.map(_as_array, data)
-        self.nbeta = _nonnegative("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
-        self.gamma = None if gamma is None else _nonnegative("gamma", gamma)
+        self.nbeta = _scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
+        self.gamma = None if gamma is None else _scale("gamma", gamma)
         self.mask = _normalize_mask(mask, self.center)
         self.predict_fn = predict_fn
         self.per_example = _check_loss(loss_fn, self.center, self.data)
@@ -106,13 +106,13 @@ class LocalPosterior(eqx.Module):
         """The same loss, data and w* at another nβ or γ; what is None stays.
 
         Raises:
-            ValueError: if a given value is not a finite number >= 0.
+            ValueError: if nbeta is not a finite number > 0, or gamma not one >= 0.
         """
         posterior = self
         if nbeta is not None:
-            posterior = eqx.tree_at(lambda p: p.nbeta, posterior, _nonnegative("nbeta", nbeta))
+            posterior = eqx.tree_at(lambda p: p.nbeta, posterior, _scale("nbeta", nbeta))
         if gamma is not None:
-            new = _nonnegative("gamma", gamma)
+            new = _scale("gamma", gamma)
             posterior = eqx.tree_at(lambda p: p.gamma, posterior, new, is_leaf=lambda x: x is None)
         return posterior
 
@@ -198,13 +198,18 @@ def _as_array(leaf: Any) -> Any:
     return leaf if eqx.is_array(leaf) else np.asarray(leaf)
 
 
-def _nonnegative(name: str, value: Any) -> Any:
+def _scale(name: str, value: Any) -> Any:
+    """nβ > 0 or γ >= 0 as a float64 array."""
     if isinstance(value, Tracer):
         return value
-    value = np.asarray(value, dtype=np.float64)
-    if value.shape != () or not (np.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} needs a finite number >= 0, got {value}.")
-    return value
+    least = ">" if name == "nbeta" else ">="
+    try:
+        number = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        number = np.asarray(np.nan)
+    if number.shape != () or not np.isfinite(number) or number < 0 or (least == ">" and number == 0):
+        raise ValueError(f"{name} needs a finite number {least} 0, got {value!r}.")
+    return number
 
 
 def _check_center(center: PyTree) -> None:
@@ -217,6 +222,9 @@ def _check_center(center: PyTree) -> None:
         )
     if sum(leaf.size for _, leaf in arrays) == 0:
         raise ValueError("params need at least one floating-point array with elements, got none; check the pytree.")
+    known = [(path, leaf) for path, leaf in arrays if not isinstance(leaf, Tracer)]
+    if wrong := [_path(path) or "params" for path, leaf in known if not bool(jnp.isfinite(leaf).all())]:
+        raise ValueError(f"params need finite values, got nan or infinity in {wrong}; check the training run.")
 
 
 def _check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
@@ -224,7 +232,14 @@ def _check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
     num_data = _leading_axis(data)
     probe = jax.tree.map(lambda x: x[:_SUM_PROBE], data)
     size = min(num_data, _SUM_PROBE)
-    shape = eqx.filter_eval_shape(loss_fn, center, probe)
+    try:
+        shape = eqx.filter_eval_shape(loss_fn, center, probe)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"loss_fn needs to be a function of (params, batch), but on params {_shapes(center)} and a batch "
+            f"{_shapes(probe)} it raises {type(error).__name__}: {reason}"
+        ) from error
     shape = getattr(shape, "shape", shape)
     if shape not in ((), (size,)):
         raise ValueError(
@@ -239,6 +254,8 @@ def _check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
         raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
     if shape == ():
         once, doubled = map(float, _once_and_doubled(loss_fn, center, probe))
+        if once == 0:  # of an exact fit both are 0
+            once, doubled = map(float, _once_and_doubled(loss_fn, _moved(center), probe))
         if once != 0 and abs(doubled / once - 2) < 1e-3:
             raise ValueError(
                 "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); "
@@ -289,6 +306,24 @@ def _evaluate(loss_fn: Callable, params: PyTree, batch: PyTree) -> Array:
 @eqx.filter_jit
 def _once_and_doubled(loss_fn: Callable, params: PyTree, batch: PyTree) -> tuple[Array, Array]:
     return loss_fn(params, batch), loss_fn(params, jax.tree.map(lambda x: jnp.concatenate([x, x]), batch))
+
+
+def _moved(params: PyTree) -> PyTree:
+    """Params away from w*, by a tenth of their size or of 1."""
+    rng = np.random.default_rng(0)
+
+    def move(leaf):
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        size = 0.1 * max(1.0, float(jnp.sqrt(jnp.mean(leaf.astype(jnp.float32) ** 2))) if leaf.size else 1.0)
+        return leaf + jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(move, params)
+
+
+def _shapes(tree: PyTree) -> Any:
+    """Shapes of a pytree's arrays, for messages."""
+    return {_path(path) or "itself": np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _path(path: tuple) -> str:

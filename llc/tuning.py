@@ -30,6 +30,8 @@ from llc.pilots import Pilot, settle
 from llc.posterior import LocalPosterior
 from llc.sampling.calibration import RELAXATIONS, settings_from_curvature
 from llc.sampling.kernel import Sampler
+from llc.sampling.settings import check_lengths
+from llc.sampling.sgmcmc import SGLD
 from llc.sampling.stein import make_stein
 
 _FULL_BATCH, _MINIBATCH, _LARGEST_BATCH = 4096, 512, 8192
@@ -134,22 +136,32 @@ def calibrate(
     Raises:
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
     """
-    if budget is not None and budget < 1:
-        raise ValueError(f"budget needs an integer >= 1 steps of a chain, got {budget}.")
-    reasons = {"nbeta": "of the posterior", "num_chains": "independent, so that they can disagree"}
     given = {"num_warmup": num_warmup, "thinning": thinning, "batch_size": batch_size}
+    lengths = {"num_chains": num_chains, "num_draws": num_draws, "budget": budget} | given
+    rows = {"batch_size": lengths.pop("batch_size"), "eval_size": eval_size}
+    check_lengths(posterior, {name: value for name, value in lengths.items() if value is not None}, rows)
+    least = (num_warmup or 0) + (thinning or 1)
+    if budget is not None and budget < least:
+        raise ValueError(
+            f"budget needs at least num_warmup + thinning = {least} steps for a single draw, got {budget}; "
+            "raise it, or leave them out."
+        )
+    reasons = {"nbeta": "of the posterior", "num_chains": "independent, so that they can disagree"}
     spectrum = hessian_spectrum(posterior) if spectrum is None else spectrum
     reasons["eval_size"] = "rows of L(w) − L(w*)"
+    per_draw = 1 if sampler is not None and sampler.trajectories else _THINNING  # a trajectory is many gradients
     if budget is not None:
-        num_warmup = min(budget // 10, _WARMUP) if num_warmup is None else num_warmup
-        thinning = min(_THINNING, max(1, (budget - num_warmup) // num_draws)) if thinning is None else thinning
-        num_draws = max(1, min(num_draws, (budget - num_warmup) // thinning))
-    num_steps = (num_warmup or _WARMUP) + num_draws * (thinning or _THINNING)  # of gradients, about
+        num_warmup = min(budget // 10, _WARMUP, budget - (thinning or 1)) if num_warmup is None else num_warmup
+        thinning = min(per_draw, max(1, (budget - num_warmup) // num_draws)) if thinning is None else thinning
+        num_draws = min(num_draws, (budget - num_warmup) // thinning)
+    discarded = _WARMUP if num_warmup is None else num_warmup
+    num_steps = discarded + num_draws * (thinning or _THINNING)  # of gradients, about
     scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
     accepts, batch = sampler is not None and sampler.full_batch, _Batch(batch_size, 0.0)
     if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
         scaled = posterior.with_scale(gamma=scale.gamma)
-        batch = _choose_batch(scaled, spectrum, scale.step_size, free=sampler is None)
+        step_size = float(np.asarray(sampler.step_size)) if isinstance(sampler, SGLD) else scale.step_size
+        batch = _choose_batch(scaled, spectrum, step_size, free=sampler is None)
         batch_size = batch.rows
     longest = 1
     if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:
@@ -162,7 +174,7 @@ def calibrate(
             scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
         lengths = {"num_steps": num_steps, "longest": longest, "num_chains": num_chains}
         batches = {"batch_size": batch.rows, "eval_size": eval_size, "control_variates": batch.without > 0}
-        posterior, sampler, pilots = settle(key, posterior, spectrum, **lengths, **batches)
+        posterior, sampler, pilots, confirmed = settle(key, posterior, spectrum, **lengths, **batches)
         gamma = float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
         step_size = float(np.asarray(sampler.step_size))
         rate = step_size * gamma
@@ -175,6 +187,8 @@ def calibrate(
         if batch.without:
             reasons["sampler"] = f"with control variates; without, noise at w* takes batches of {batch.without:,} rows"
         reasons["step_size"] = f"ε (nβ h_max + γ) = {stiffness:.2g}, stable below 4; h_max = {spectrum.largest:.3g}"
+        if not confirmed:
+            reasons["step_size"] += f"; none of {len(pilots)} pilots kept to places where that holds"
         relaxations = rate * (num_steps if thinning is None else num_draws * thinning) / 2
         why = f"a flat direction relaxes {relaxations:.0f} times over the run"
         if free and len(pilots) > 1:
@@ -183,8 +197,8 @@ def calibrate(
     else:
         posterior = posterior.with_scale(gamma=scale.gamma)
         reasons |= {"sampler": "given", "step_size": "of the sampler"}
-        reasons["gamma"] = "for the length of the run" if free else "of the posterior"
-    thinning = thinning or (1 if sampler.trajectories else _THINNING)
+        reasons["gamma"] = "for the length of a run at ε = 0.5 / (nβ h_max + γ)" if free else "of the posterior"
+    thinning = thinning or per_draw
     if num_warmup is None:
         num_warmup = max(_WARMUP, num_draws * thinning // 10)
     reasons["num_warmup"] = "steps that are discarded"
@@ -239,7 +253,8 @@ def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: floa
     of_curvature, of_gradients = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad, 0.0  # of one row
     stein = make_stein(posterior, spectrum)
     if stein is not None and stein.shares.size:
-        some = jax.tree.map(lambda x: x[:: max(1, len(x) // _NOISE_ROWS)][:_NOISE_ROWS], posterior.data)
+        rows = np.random.default_rng(0).permutation(posterior.num_data)[:_NOISE_ROWS]  # data may be in order
+        some = jax.tree.map(lambda x: x[rows], posterior.data)
         noise = float(_gradient_noise(posterior, stein.vectors, stein.shares, some))
         of_gradients = 0.25 * step_size * nbeta**2 * noise / quad
 

@@ -70,8 +70,8 @@ def estimate(
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
     """
-    if target_mcse is not None and not target_mcse > 0:
-        raise ValueError(f"target_mcse needs a number > 0, relative to λ̂, got {target_mcse}; 0.02 is the default.")
+    if target_mcse is not None and not (isinstance(target_mcse, (int, float)) and target_mcse > 0):
+        raise ValueError(f"target_mcse needs a number > 0, relative to λ̂, got {target_mcse!r}; 0.02 is the default.")
     pilot_key, key = jax.random.split(key)
     settings = calibrate(
         pilot_key,
@@ -107,7 +107,7 @@ def estimate(
         result = report(chains.tree(), bounds=bounds, spectrum=spectrum)
     draws = result.draws
     draws.attrs["calibration"] = str(settings)
-    if result.corrected is None or sampler is not None:
+    if result.corrected is None or sampler is not None or not constant(draws, "gamma"):
         return result
     draws["tethered"] = _tethered(jax.random.fold_in(key, 1), settings, progress=progress)
     return report(draws, bounds=bounds, spectrum=spectrum)
@@ -167,20 +167,37 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
         spectrum: of the Hessian at w*.
 
     Raises:
-        ValueError: if `draws` lacks what `llc.sample` writes.
+        ValueError: if `draws` lacks what `llc.sample` writes, or the spectrum is of other parameters or another w*.
 
     Example:
         See the quickstart in the README.
     """
-    if spectrum is None and "curvature" in draws:
-        spectrum = Spectrum.from_dataset(draws["curvature"])
-    elif spectrum is not None:
-        draws["curvature"] = xr.DataTree(to_dataset(spectrum, bounds))
+    beyond = str(draws["curvature"].attrs.get("beyond", "")) if "curvature" in draws else ""
+    given, spectrum = spectrum, _spectrum_of(draws, spectrum)
     if spectrum is not None and "constant_data" in draws:
         nbeta, gamma = constant(draws, "nbeta"), constant(draws, "gamma")
         if bounds is None:
-            beyond = str(draws["curvature"].attrs.get("beyond", ""))
             bounds = add_beyond(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), beyond)
         elif bounds.noise_scale != gamma / nbeta:
             bounds = at_scale(bounds, spectrum, nbeta=nbeta, gamma=gamma)
+    if given is not None:
+        draws["curvature"] = xr.DataTree(to_dataset(given, bounds))
     return assemble(draws, bounds=bounds, spectrum=spectrum)
+
+
+def _spectrum_of(draws: xr.DataTree, spectrum: Spectrum | None) -> Spectrum | None:
+    """The given spectrum or the one among the draws, if it is of the same parameters and the same w*."""
+    if spectrum is None and "curvature" in draws:
+        spectrum = Spectrum.from_dataset(draws["curvature"])
+        written = draws["curvature"].attrs.get("init_loss")
+        if written is not None and "constant_data" in draws and constant(draws, "init_loss") != float(written):
+            raise ValueError(
+                f"draws need a spectrum at their own w*, got one where L(w*) = {float(written):.9g} for draws around "
+                f"one where it is {constant(draws, 'init_loss'):.9g}; compute it anew (llc bounds --out)."
+            )
+    if spectrum is not None and "constant_data" in draws and spectrum.dim != constant(draws, "num_params"):
+        raise ValueError(
+            f"draws need a spectrum of their own {constant(draws, 'num_params'):.0f} parameters, got one of "
+            f"{spectrum.dim}; compute it for this posterior (llc.spectrum, or llc bounds --out)."
+        )
+    return spectrum

@@ -61,6 +61,60 @@ def test_calibrate_names_settings_that_sample_takes(folder, capsys):
     assert cli._parser().parse_args(words[1:]).num_draws == 100
 
 
+def test_calibrate_repeats_what_was_given(folder, capsys):
+    flags = ["--nbeta", "5", "--num-warmup", "1234567", "--num-draws", "100", "--out", "run.nc"]
+    assert cli.main(["calibrate", "model.py:posterior", *flags]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("llc sample"))
+    arguments = cli._parser().parse_args(line.split()[1:])
+    assert (arguments.nbeta, arguments.num_warmup, str(arguments.out)) == (5.0, 1234567, "run.nc")
+    assert set(llc.load("run.nc").children) == {"curvature"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report", "run.nc", "--jsn"], "unrecognized arguments: --jsn"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["sample", "model.py:posterior"], "required: --out"),
+    ],
+)
+def test_wrong_words_are_no_verdict(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 3
+    assert message in capsys.readouterr().err
+
+
+def test_files_are_looked_at_before_the_work(folder, capsys, monkeypatch):
+    monkeypatch.setattr(llc, "sample", None)  # never reached
+    monkeypatch.setattr(llc, "spectrum", None)
+    (folder / "text.nc").write_text("hello")
+    for command in (["sample", "model.py:posterior"], ["bounds", "model.py:posterior"]):
+        for path, message in (("text.nc", "needs to be a netCDF file"), ("missing/run.nc", "can't be written")):
+            assert cli.main([*command, "--out", path]) == 3
+            assert message in capsys.readouterr().err
+    assert cli.main(["report", "text.nc"]) == 3
+    assert "text.nc needs to be a netCDF file" in capsys.readouterr().err
+    assert (folder / "text.nc").read_text() == "hello"
+
+
+def test_a_file_of_another_posterior_is_refused(folder, capsys):
+    assert cli.main(["bounds", "model.py:saddle", "--out", "run.nc"]) == 1
+    assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", *QUICK]) == 3
+    assert "has a spectrum of another posterior, with {'num_params': 2" in capsys.readouterr().err
+    assert cli.main(["sample", "model.py:posterior", "--out", "draws.nc", *QUICK]) == 0
+    assert cli.main(["bounds", "model.py:saddle", "--out", "draws.nc"]) == 3
+    assert "has draws of another posterior" in capsys.readouterr().err
+
+
+def test_errors_of_the_model_are_no_verdict(folder, capsys):
+    (folder / "broken.py").write_text("def posterior():\n    return 1 / 0\n\ndef two(a):\n    return a\n")
+    assert cli.main(["bounds", "broken.py:posterior"]) == 3
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert cli.main(["bounds", "broken.py:two"]) == 3
+    assert "called without arguments" in capsys.readouterr().err
+
+
 def test_control_variates_are_for_minibatches(folder, capsys):
     assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", "--control-variates", "--sampler", "nuts"]) == 3
     assert "--control-variates needs --sampler sgld, got nuts" in capsys.readouterr().err

@@ -58,13 +58,22 @@ def test_a_tether_shows_most_of_the_rank():
     assert not costly.cheap, "what is given is not made longer"
 
 
+def test_pilots_that_confirm_nothing_are_named(monkeypatch):
+    monkeypatch.setattr("llc.pilots._stiffness_at", lambda *_: 100.0)
+    posterior = posterior_of(lambda w: 0.5 * w[0] ** 2, 1, gamma=1.0)
+    reason = llc.calibrate(jax.random.key(0), posterior, num_draws=10).reasons["step_size"]
+    assert reason.endswith("none of 8 pilots kept to places where that holds")
+    monkeypatch.undo()
+    assert "pilots" not in llc.calibrate(jax.random.key(0), posterior, num_draws=10).reasons["step_size"]
+
+
 def test_a_run_that_is_too_hot_is_made_again(monkeypatch):
     """Pilots that see nothing leave the step of w*, far too large for the arms of (w₁w₂)²/2."""
     settle = tuning.settle
 
     def blind(*arguments, **settings):
-        posterior, sampler, pilots = settle(*arguments, **settings)
-        return posterior, dataclasses.replace(sampler, step_size=0.016), pilots
+        settled = settle(*arguments, **settings)
+        return settled._replace(sampler=dataclasses.replace(settled.sampler, step_size=0.016))
 
     monkeypatch.setattr(tuning, "settle", blind)
     posterior = posterior_of(lambda w: 0.5 * (w[0] * w[1]) ** 2, 2, gamma=1.0)

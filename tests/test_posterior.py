@@ -21,6 +21,7 @@ INPUTS = RNG.normal(size=(20, 2)).astype(np.float32)
 TARGETS = RNG.normal(size=(20, 1)).astype(np.float32)
 DATA = {"x": INPUTS, "y": TARGETS}
 KEY = jax.random.key(0)
+ZERO = {"w": jnp.zeros((2, 1))}
 
 
 def regression(w, batch):
@@ -236,8 +237,8 @@ def test_only_masked_entries_move(name):
 
 
 def test_fixed_parameters_do_not_enter_the_tether():
-    posterior = LocalPosterior(regression, center(), DATA, nbeta=0.0, gamma=2.0, mask="b")
-    assert float(posterior.potential({"w": center()["w"] + 9.0, "b": center()["b"]})) == 0
+    posterior = LocalPosterior(regression, center(), DATA, nbeta=1e-30, gamma=2.0, mask="b")
+    assert float(posterior.potential({"w": center()["w"] + 9.0, "b": center()["b"]})) < 1e-20
 
 
 def test_draws_of_a_restricted_posterior():
@@ -348,9 +349,16 @@ REFUSED = {
     "summed loss": (refused(lambda w, batch: 20 * regression(w, batch) * len(batch["x"])), "mean loss.*got a sum"),
     "negative gamma": (refused(gamma=-1.0), "gamma needs a finite number >= 0, got -1"),
     "nan gamma": (refused(gamma=math.nan), "gamma needs a finite number >= 0, got nan"),
-    "negative nbeta": (refused(nbeta=-2.0), "nbeta needs a finite number >= 0, got -2"),
-    "nan nbeta": (refused(nbeta=math.nan), "nbeta needs a finite number >= 0, got nan"),
-    "infinite nbeta": (refused(nbeta=math.inf), "nbeta needs a finite number >= 0, got inf"),
+    "negative nbeta": (refused(nbeta=-2.0), "nbeta needs a finite number > 0, got -2"),
+    "nan nbeta": (refused(nbeta=math.nan), "nbeta needs a finite number > 0, got nan"),
+    "infinite nbeta": (refused(nbeta=math.inf), "nbeta needs a finite number > 0, got inf"),
+    "zero nbeta": (refused(nbeta=0.0), "nbeta needs a finite number > 0, got 0"),
+    "nan params": (refused(constant, params={"w": jnp.array([1.0, jnp.nan])}), r"finite values, got nan.*\['w'\]"),
+    "params and loss": (
+        refused(params={"w": jnp.ones((7, 1)), "b": jnp.ones(1)}),
+        r"params \{.*\(7, 1\).*raises TypeE",
+    ),
+    "summed loss, 0 at w*": (refused(lambda w, batch: jnp.sum((batch["x"] @ w["w"]) ** 2), params=ZERO), "got a sum"),
     "mask without match": (refused(mask="v"), r"match a parameter, got 'v'; the paths are \['b', 'w'\]"),
     "mask with one match": (refused(mask=["w", "v"]), "match a parameter, got 'v'"),
     "mask shape": (refused(mask={"w": np.ones((2, 2), bool), "b": True}), r"mask at 'w'.*shape \(2, 1\).*\(2, 2\)"),

@@ -129,6 +129,10 @@ def test_a_budget_is_kept():
     calibration = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=1000)
     assert calibration.num_steps <= 1000
     assert calibration.num_steps > 500
+    long_intervals = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=105, thinning=100)
+    assert long_intervals.num_steps <= 105
+    trajectories = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=30_000, sampler=llc.NUTS())
+    assert trajectories.lengths["thinning"] == 1, "as without a budget"
     report = llc.estimate(jax.random.key(0), regression(num_data=100), budget=1000, target_mcse=1e-9)
     lengths = report.settings
     assert lengths["num_warmup"] + lengths["num_draws"] * lengths["thinning"] <= 1000
@@ -137,7 +141,11 @@ def test_a_budget_is_kept():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": 0}, "budget needs an integer >= 1 steps of a chain, got 0"),
+        ({"budget": 0}, "budget needs an integer >= 1, got 0"),
+        ({"budget": 100, "num_draws": 0}, "num_draws needs an integer >= 1, got 0"),
+        ({"budget": 100, "num_warmup": 100}, r"budget needs at least num_warmup \+ thinning = 101 steps .* got 100"),
+        ({"thinning": 0}, "thinning needs an integer >= 1, got 0"),
+        ({"eval_size": 101}, "eval_size needs an integer from 1 to n = 100, got 101"),
         ({"target_mcse": 0.0}, r"target_mcse needs a number > 0, relative to λ̂, got 0.0"),
     ],
 )

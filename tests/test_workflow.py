@@ -32,10 +32,15 @@ def test_estimate_of_a_known_model(name):
     assert report.corrected.mcse < 0.02 * known
 
 
+def quadratic(**scale):
+    def loss_fn(w, batch):
+        return 0.5 * jnp.sum(jnp.arange(1.0, 5.0) * w**2)
+
+    return llc.LocalPosterior(loss_fn, jnp.zeros(4), np.zeros((1000, 1)), **scale)
+
+
 def test_gamma_is_chosen_and_reported():
-    posterior = llc.LocalPosterior(
-        lambda w, batch: 0.5 * jnp.sum(jnp.arange(1.0, 5.0) * w**2), jnp.zeros(4), np.zeros((1000, 1))
-    )
+    posterior = quadratic()
     report = llc.estimate(jax.random.key(0), posterior, num_warmup=500, num_draws=1000, thinning=2)
     nbeta = 1000 / np.log(1000)
     gamma = float(report.draws["constant_data"]["gamma"])
@@ -178,3 +183,20 @@ def test_a_spectrum_and_bounds_that_are_given_serve(monkeypatch):
     assert again.bounds.source == report.bounds.source, "from the draws alone"
     assert again.bounds.records == report.bounds.records
     assert str(again) == str(report)
+
+
+def test_without_a_tether_there_is_no_other_run_to_compare_with():
+    report = llc.estimate(jax.random.key(0), quadratic(gamma=0.0), num_draws=200)
+    assert report.shift is None
+    assert report.accepted is None
+    assert "λ_corr" in str(report)
+
+
+def test_a_report_keeps_what_was_proved_beyond_the_rank():
+    posterior = quadratic(gamma=1.0)
+    spectrum = llc.spectrum(posterior)
+    bounds = llc.higher_bounds(posterior, spectrum, llc.rank_bounds(spectrum), key=jax.random.key(0))
+    draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(1e-3), num_warmup=10, num_draws=100)
+    llc.report(draws, spectrum=spectrum, bounds=bounds)
+    assert llc.report(draws, spectrum=spectrum).bounds.records == bounds.records
+    assert llc.report(draws).bounds.records == bounds.records

@@ -17,7 +17,6 @@ of the JSON that an earlier part wrote.
 import argparse
 import dataclasses
 import functools
-import itertools
 import json
 import multiprocessing
 import os
@@ -32,12 +31,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from llc.analysis.files import write_whole
 
-_CASES = 50  # that one process runs: some 800 different ones take all the memory maps that Linux allows
+_MAPS = 30_000  # memory maps of a process above which compiled programs are dropped: Linux allows 65,530
 _PACKAGES = ("llc", "jax", "numpyro", "numpy", "scipy", "arviz")
 
 Row = dict[str, Any]
@@ -156,6 +156,9 @@ def _value(function: Callable[[Row], Any], row: Row) -> Any:
 
 
 def _attempt(run: Callable[[str, Any], Row], case: str, settings: Any) -> Row:
+    maps = Path("/proc/self/maps")  # of Linux
+    if maps.exists() and maps.read_text().count("\n") > _MAPS:
+        jax.clear_caches()
     try:
         return run(case, settings)
     except Exception as error:  # a failure is a row of the study, with its text
@@ -165,23 +168,22 @@ def _attempt(run: Callable[[str, Any], Row], case: str, settings: Any) -> Row:
 
 def _run_all(run: Callable, cases: Sequence[str], settings: Any, processes: int) -> Iterator[tuple[str, Row]]:
     """(case, row) in the order of completion."""
-    if processes == 1 and len(cases) <= _CASES:
+    if processes == 1:
         yield from ((case, run(case, settings)) for case in cases)
         return
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a thread a process: more only wait for one another
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     context = multiprocessing.get_context("spawn")  # JAX has threads: no fork
-    for some in itertools.batched(cases, _CASES * processes):  # with max_tasks_per_child, Python 3.12 can wait for ever
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            futures = {pool.submit(run, case, settings): case for case in some}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:
-                for worker in multiprocessing.active_children():
-                    worker.terminate()  # or they would go on without a journal
-                raise
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        futures = {pool.submit(run, case, settings): case for case in cases}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # or they would go on without a journal
+            raise
 
 
 def _read_journal(path: Path, settings: Any) -> dict[str, Row]:

@@ -88,7 +88,11 @@ def run_checks(
         checks += [_assumption(assumption) for assumption in bounds.assumptions]
         if bounds.valid and corrected is not None:
             moves = 0.0 if shift is None or not abs(shift.value) > 2 * shift.mcse else abs(shift.value)
-            checks += [_localization(bounds), _below(corrected, bounds, moves), _above(corrected, bounds, moves)]
+            checks += [
+                _localization(bounds, corrected, shift),
+                _below(corrected, bounds, moves),
+                _above(corrected, bounds, moves),
+            ]
     return tuple(check for check in checks if check is not None)
 
 
@@ -260,13 +264,24 @@ def _assumption(assumption) -> Check:
     return _check(name, float(not assumption.holds), 0, assumption.message, cure, passed=assumption.holds)
 
 
-def _localization(bounds: "Bounds") -> Check | None:
-    if not bounds.clean or bounds.rank == 0 or bounds.noise_scale == 0:
+def _localization(bounds: "Bounds", corrected: Estimate, shift: Estimate | None) -> Check | None:
+    if bounds.noise_scale == 0:
         return None
-    share = 2 * bounds.quad / bounds.rank
-    seen = f"at γ/nβ = {bounds.noise_scale:.2g} the Gaussian part is {share:.0%} of r/2"
-    cure = "the tether hides most directions from the sampler, λ_corr extrapolates; lower gamma (and take more steps)"
-    return _check("localization", share, _MIN_SHARE, seen, cure, passed=share >= _MIN_SHARE)
+    if bounds.clean and bounds.rank > 0:
+        share = 2 * bounds.quad / bounds.rank
+        seen = f"at γ/nβ = {bounds.noise_scale:.2g} the Gaussian part is {share:.0%} of r/2"
+        cure = "the tether hides most directions, λ_corr extrapolates; lower gamma (and take more steps)"
+        return _check("localization", share, _MIN_SHARE, seen, cure, passed=share >= _MIN_SHARE)
+    if shift is None or not corrected.value > 0:
+        return None
+    # Without a rank to compare with: directions of one curvature h that show a share p = h / (h + γ/nβ) at γ lose
+    # 2 (1 − p) / (3 − 2p) of it at 3γ, a half at p = 1/2.
+    moved = shift.value / corrected.value
+    most = 2 * (1 - _MIN_SHARE) / (3 - 2 * _MIN_SHARE)
+    seen = f"at the larger γ λ_corr is {moved:.0%} smaller"
+    cure = "the tether hides most of λ; lower gamma (and take more steps)"
+    passed = moved - 2 * shift.mcse / corrected.value <= most
+    return _check("localization", moved, most, seen, cure, passed=passed)
 
 
 def _below(corrected: Estimate, bounds: "Bounds", moves: float) -> Check:

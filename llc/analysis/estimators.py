@@ -173,7 +173,7 @@ def wbic(draws: xr.DataTree) -> Estimate | None:
     num_data = constant(draws, "num_data")
     if not math.isclose(constant(draws, "nbeta"), num_data / math.log(num_data), rel_tol=1e-6):
         return None
-    loss = num_data * variable(draws, "posterior", "loss")
+    loss = num_data * variable(draws, "posterior", "loss")  # that of w* is over all the data
     return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * subset_stderr(draws))
 
 
@@ -181,9 +181,7 @@ def singular_fluctuation(draws: xr.DataTree) -> Estimate | None:
     """ν = (β/2) Σ Var[ℓ_i]; None unless the loss came per example."""
     beta, num_data = constant(draws, "nbeta") / constant(draws, "num_data"), constant(draws, "num_data")
     return _of_moments(
-        "singular fluctuation",
-        draws,
-        lambda first, second, _: 0.5 * beta * num_data * np.mean(second - first**2),
+        "singular fluctuation", draws, lambda first, second, _: 0.5 * beta * num_data * (second - first**2)
     )
 
 
@@ -191,10 +189,10 @@ def waic(draws: xr.DataTree) -> Estimate | None:
     """WAIC in nats per example, at the sampler's β; None unless the loss came per example."""
     beta, init_loss = constant(draws, "nbeta") / constant(draws, "num_data"), constant(draws, "init_loss")
 
-    def statistic(first, second, exponential):
-        return init_loss - np.mean(np.log(exponential)) + beta * np.mean(second - first**2)
+    def of_example(first, second, exponential):
+        return init_loss - np.log(exponential) + beta * (second - first**2)
 
-    return _of_moments("WAIC", draws, statistic)
+    return _of_moments("WAIC", draws, of_example)
 
 
 def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:
@@ -216,15 +214,21 @@ def _nothing(method: str, series: np.ndarray) -> Estimate:
     return Estimate(method, np.nan, np.inf, (np.nan,) * len(series), 0.0, np.nan)
 
 
-def _of_moments(method, draws, statistic) -> Estimate | None:
-    """A statistic of the pooled moments, with a delete-one-group jackknife error."""
+def _of_moments(method, draws, of_example) -> Estimate | None:
+    """The mean over examples of a function of their pooled moments, with a delete-one-group jackknife error.
+
+    That of the examples being a subset of the data is added in quadrature.
+    """
     moments = moments_of(draws)
     if moments is None or "example" not in draws["pointwise"].dims:
         return None
 
-    def pooled(weights):
+    def values(weights):
         arrays = moments.first, moments.second, moments.exponential
-        return statistic(*(np.average(x, axis=0, weights=weights) for x in arrays))
+        return of_example(*(np.average(x, axis=0, weights=weights) for x in arrays))
+
+    def pooled(weights):
+        return float(np.mean(values(weights)))
 
     groups = np.arange(len(moments.weights))
     error = np.inf
@@ -233,7 +237,10 @@ def _of_moments(method, draws, statistic) -> Estimate | None:
         error = np.sqrt((len(groups) - 1) * np.var(left_out))
     num_chains = draws["posterior"].sizes["chain"]
     per_chain = [
-        float(pooled(moments.weights * (moments.chains == c))) if (moments.chains == c).any() else np.nan
+        pooled(moments.weights * (moments.chains == c)) if (moments.chains == c).any() else np.nan
         for c in range(num_chains)
     ]
-    return Estimate(method, float(pooled(moments.weights)), float(error), tuple(per_chain), np.nan, np.nan)
+    share = constant(draws, "eval_size") / constant(draws, "num_data")
+    if share < 1:
+        error = np.hypot(error, np.std(values(moments.weights), ddof=1) * np.sqrt((1 - share) / len(moments.units)))
+    return Estimate(method, pooled(moments.weights), float(error), tuple(per_chain), np.nan, np.nan)

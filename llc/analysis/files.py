@@ -23,12 +23,28 @@ def load(path: str | Path) -> xr.DataTree:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        ValueError: if it is no netCDF file, or only a part of one.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file {path}; llc sample --out {path} writes one.")
-    with xr.open_datatree(path, engine="h5netcdf") as draws:
-        return draws.load()
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as draws:
+            return draws.load()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} needs to be a netCDF file of llc sample, but it is another one or a part of one "
+            f"({str(error).partition(chr(10))[0]})."
+        ) from error
+
+
+def check_writable(*paths: str | Path | None) -> None:
+    """Raises ValueError if a file can't be written there: before hours of work, not after."""
+    for path in (Path(path) for path in paths if path is not None):
+        folder = path.resolve().parent
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            reason = "it is a folder" if path.is_dir() else f"{folder} is no folder that can be written to"
+            raise ValueError(f"{path} can't be written: {reason}; make it, or give another path.")
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:

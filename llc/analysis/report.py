@@ -78,8 +78,11 @@ class Report:
 
     @property
     def quad(self) -> float | None:
-        """λ_quad at the draws' γ/nβ, or None without a spectrum."""
-        return None if self.bounds is None else self.bounds.quad
+        """λ_quad, or None without bounds that were made at the draws' γ/nβ (`llc.report` does so from a spectrum)."""
+        scale = constant(self.draws, "gamma") / constant(self.draws, "nbeta")
+        if self.bounds is None or not math.isclose(self.bounds.noise_scale, scale, rel_tol=1e-6):
+            return None
+        return self.bounds.quad
 
     @property
     def singular(self) -> float | None:
@@ -132,7 +135,7 @@ class Report:
             "constants": {str(name): constant(self.draws, str(name)) for name in self.draws["constant_data"].data_vars},
             "settings": self.settings,
             "calibration": self.calibration.splitlines(),
-            "attributes": {name: self.draws.attrs[name] for name in ("seed", "versions")},
+            "attributes": {name: self.draws.attrs.get(name) for name in ("seed", "versions")},
         }
         return json.dumps(_without_nan(fields), indent=2, allow_nan=False, ensure_ascii=False)
 
@@ -163,9 +166,7 @@ def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "S
     Raises:
         ValueError: if `draws` lacks what `llc.sample` writes.
     """
-    missing = {"posterior", "sample_stats", "constant_data"} - set(draws.children)
-    if missing:
-        raise ValueError(f"draws need the groups that llc.sample writes, but they lack {sorted(missing)}.")
+    _check_draws(draws)
     mean, variance = mean_energy(draws), energy_variance(draws)
     best = best_energy(draws)
     others = (*(() if best.method == mean.method else (mean,)), variance, wbic(draws), singular_fluctuation(draws))
@@ -187,6 +188,22 @@ def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "S
         shift=shift,
     )
     return replace(result, verdict=_verdict(result))
+
+
+def _check_draws(draws: xr.DataTree) -> None:
+    if not isinstance(draws, xr.DataTree):
+        raise ValueError(f"draws need to be those of llc.sample or llc.load, got {type(draws).__name__}.")
+    needed = {"posterior": {"loss", "llc"}, "sample_stats": {"virial"}, "constant_data": {"nbeta", "gamma"}}
+    missing = [name for name in needed if name not in draws.children]
+    missing += [
+        f"{group}/{name}"
+        for group, names in needed.items()
+        if group in draws.children
+        for name in sorted(names - {str(x) for x in draws[group].data_vars})
+    ]
+    missing += ["attribute settings"] * ("settings" not in draws.attrs)
+    if missing:
+        raise ValueError(f"draws need what llc.sample writes, but they lack {missing}.")
 
 
 def _tethered(draws: xr.DataTree) -> xr.DataTree:
@@ -260,8 +277,8 @@ def _number_lines(report: Report) -> list[str]:
             f"{llc.method} at nβ = {nbeta:.4g}, γ = {gamma:.4g}; ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}",
         ),
     ]
-    if bounds is not None and bounds.noise_scale:
-        value = plus_minus(bounds.quad, bounds.quad_stderr)
+    if bounds is not None and report.quad is not None:
+        value = plus_minus(report.quad, bounds.quad_stderr)
         lines.append(_row("λ_quad", value, "Gaussian part of λ̂ at the same nβ and γ"))
         error = math.hypot(llc.mcse, bounds.quad_stderr)
         lines.append(_row("λ̂ − λ_quad", plus_minus(report.singular, error), "singular contribution"))

@@ -134,7 +134,8 @@ class Chains:
             rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
         slope = None if rows is None else slope_at_center(self.posterior, batch_size)
         self.evaluation = _on_device(make_evaluation(self.posterior, rows, center_grad=slope, batch_size=batch_size))
-        self.stein = make_stein(self.posterior, spectrum)
+        on_a_subset = rows is not None and slope is None  # its slopes would need a derivative that there is not
+        self.stein = None if on_a_subset else make_stein(self.posterior, spectrum)
         self.baseline = losses_at_center(self.posterior, self.evaluation)
 
         self.warmup = math.ceil(num_warmup / thinning)
@@ -154,7 +155,7 @@ class Chains:
         self.recorder = Recorder(self.warmup, num_draws)
         self.done = 0  # draws so far, of the warm-up too
         self.constants = {
-            "init_loss": posterior.init_loss(rows),
+            "init_loss": posterior.init_loss(),  # over all data: a draw's loss is this and its difference on the rows
             "nbeta": float(self.posterior.nbeta),
             "gamma": float(self.posterior.gamma),
             "num_data": num_data,

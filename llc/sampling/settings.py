@@ -1,11 +1,14 @@
 """Settings of `sample`: what is refused before anything compiles, and how chains are run side by side."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from llc.posterior import LocalPosterior
 from llc.sampling.draws import parameter_name
+from llc.sampling.kernel import Sampler
 
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and little tells them
@@ -13,19 +16,29 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 _SEQUENTIAL_PARAMS = 20_000
 
 
-def check_settings(
-    posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
-) -> None:
-    """Raises ValueError if a setting of `sample` is out of range or does not fit the sampler, naming it."""
-    least = {"num_chains": (num_chains, 1), "num_warmup": (num_warmup, 0), "num_draws": (num_draws, 1)}
-    for name, (value, bound) in (least | {"thinning": (thinning, 1)}).items():
-        if not isinstance(value, (int, np.integer)) or value < bound:
-            raise ValueError(f"{name} needs an integer >= {bound}, got {value!r}.")
-    for name, value in (("batch_size", batch_size), ("eval_size", eval_size)):
+def check_lengths(posterior: LocalPosterior, lengths: dict[str, Any], rows: dict[str, Any]) -> None:
+    """Raises ValueError if a length of a run or a number of rows is out of range, naming it."""
+    if not isinstance(posterior, LocalPosterior):
+        raise ValueError(f"posterior needs to be an llc.LocalPosterior, got {type(posterior).__name__}.")
+    for name, value in lengths.items():
+        least = 0 if name == "num_warmup" else 1
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} needs an integer >= {least}, got {value!r}.")
+    for name, value in rows.items():
         if value is not None and not (isinstance(value, (int, np.integer)) and 1 <= value <= posterior.num_data):
             raise ValueError(
                 f"{name} needs an integer from 1 to n = {posterior.num_data}, got {value!r}; None takes all the data."
             )
+
+
+def check_settings(
+    posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
+) -> None:
+    """Raises ValueError if a setting of `sample` is out of range or does not fit the sampler, naming it."""
+    lengths = {"num_chains": num_chains, "num_warmup": num_warmup, "num_draws": num_draws, "thinning": thinning}
+    check_lengths(posterior, lengths, {"batch_size": batch_size, "eval_size": eval_size})
+    if not isinstance(sampler, Sampler):
+        raise ValueError(f"sampler needs to be one, such as llc.SGLD(step_size) or llc.NUTS(), got {sampler!r}.")
     if sampler.full_batch and batch_size not in (None, posterior.num_data):
         raise ValueError(
             f"{type(sampler).__name__} needs the full data, got batch_size = {batch_size}: its accept step is wrong on "

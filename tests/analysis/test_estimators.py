@@ -147,6 +147,25 @@ def _normal_model(rng, num_data, shape):
     return targets, beta, losses, init
 
 
+def test_the_error_of_a_subset_of_examples_is_part_of_the_standard_error():
+    """WBIC, WAIC and ν on 100 of 2,000 examples scatter over subsets as much as they say, around that of all."""
+    num_data, size, repeats = 2000, 100, 60
+    rng = np.random.default_rng(4)
+    _, _, losses, init = _normal_model(rng, num_data, (2, 200))
+
+    def estimates(rows):
+        draws = _with_pointwise((losses - init)[..., rows], init, num_data=num_data, eval_size=len(rows))
+        return {estimate.method: estimate for estimate in (llc.waic(draws), llc.singular_fluctuation(draws))}
+
+    whole = estimates(np.arange(num_data))
+    found = [estimates(rng.choice(num_data, size, replace=False)) for _ in range(repeats)]
+    for method, exact in whole.items():
+        z = [(some[method].value - exact.value) / some[method].mcse for some in found]
+        assert 0.7 < np.sqrt(np.mean(np.square(z))) < 1.4, method  # 1 ± 4 / √(2 · 60), 95 % of 60 within 2
+        spread = np.std([some[method].value for some in found])
+        assert spread > 1.5 * exact.mcse, "negative control: the error of the draws alone is too small"
+
+
 def test_waic_and_singular_fluctuation_of_a_normal_mean():
     num_data = 50
     targets, beta, losses, init = _normal_model(np.random.default_rng(2), num_data, (4, 2000))

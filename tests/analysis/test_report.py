@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import llc
 from llc.analysis import files
@@ -93,8 +94,39 @@ def test_bounds_of_another_scale_are_made_anew():
 
 
 def test_draws_without_groups_are_an_error():
-    with pytest.raises(ValueError, match="draws need the groups"):
+    with pytest.raises(ValueError, match=r"they lack \['sample_stats'\]"):
         llc.report(make_draws(np.ones((2, 10))).drop_nodes("sample_stats"))
+    other = xr.DataTree.from_dict({f"/{name}": xr.Dataset() for name in ("posterior", "sample_stats", "constant_data")})
+    with pytest.raises(ValueError, match=r"they lack.*posterior/llc.*constant_data/nbeta.*attribute settings"):
+        llc.report(other)
+
+
+def test_a_spectrum_of_another_posterior_is_refused():
+    report = _report(_good())
+    other = llc.Spectrum(
+        **{name: getattr(report.spectrum, name) for name in ("matrix", "method", "gradient_nodes", "gradient_weights")},
+        nodes=np.ones((1, 7)),
+        weights=np.ones((1, 7)),
+        dim=7,
+    )
+    with pytest.raises(ValueError, match=r"spectrum of their own \d+ parameters, got one of 7"):
+        llc.report(_good(), spectrum=other)
+    draws = _good()
+    draws["curvature"] = xr.DataTree(report.spectrum.to_dataset())
+    llc.report(draws)
+    draws["curvature"].attrs["init_loss"] = 17.0
+    with pytest.raises(ValueError, match=r"got one where L\(w\*\) = 17"):
+        llc.report(draws)
+
+
+def test_bounds_of_another_scale_have_no_quad_of_the_draws():
+    report = _report(_good())
+    elsewhere = llc.rank_bounds(report.spectrum)
+    there = llc.report(_good(), bounds=elsewhere)
+    assert there.quad is None
+    assert there.singular is None
+    assert "λ_quad" not in str(there)
+    assert llc.report(_good(), bounds=report.bounds).quad == report.quad
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):

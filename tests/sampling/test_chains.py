@@ -330,23 +330,24 @@ def test_unweighted_pieces_would_show():
 
 @pytest.mark.parametrize("loss_fn", [mean_loss, example_losses], ids=["scalar", "per example"])
 def test_subset_serves_draw_and_center_alike(loss_fn):
-    """L(w*) is that of five rows, found by trying all subsets; L(w) is of them, too, their slope at w* that of all."""
+    """L(w) − L(w*) is of five rows, found by trying all subsets, their slope at w* that of all; L(w*) is of all."""
     draws = sample(make_posterior(loss_fn), eval_size=5)
     group, constants = draws["posterior"], draws["constant_data"]
     assert int(constants["eval_size"]) == 5
     centers = losses_in_numpy(CENTER["layer"]["w"], CENTER["b"])
     subsets = np.array([[i >> j & 1 for j in range(NUM_DATA)] for i in range(2**NUM_DATA)], bool)
     subsets = subsets[subsets.sum(axis=1) == 5]
-    off = np.abs(subsets @ centers / 5 - float(constants["init_loss"]))
-    assert np.sort(off)[0] < 1e-12 < np.sort(off)[1]
-    rows = subsets[off.argmin()]
+    np.testing.assert_allclose(float(constants["init_loss"]), centers.mean(), rtol=1e-14)
     differences = losses_in_numpy(group["params.layer.w"], group["params.b"]) - centers
     # ℓ_i(w) − ℓ_i(w*) = ½ (x_i·u)² + (x_i·w* + b* − y_i) x_i·u with u = w − w*
     squares = np.square(outputs_in_numpy(group["params.layer.w"], group["params.b"])) / 2
     slopes = (differences - squares).mean(axis=-1)
     nbeta = NUM_DATA / np.log(NUM_DATA)
-    expected = nbeta * (squares[..., rows].mean(axis=-1) + slopes)
-    np.testing.assert_allclose(group["llc"], expected, atol=1e-6 * nbeta)
+    expected = nbeta * (squares @ subsets.T / 5 + slopes[..., None])
+    off = np.abs(group["llc"].to_numpy()[..., None] - expected).max(axis=(0, 1))
+    assert np.sort(off)[0] < 1e-6 * nbeta < np.sort(off)[1]
+    rows = subsets[off.argmin()]
+    np.testing.assert_allclose(group["loss"], centers.mean() + group["llc"] / nbeta, rtol=1e-6)
     for others in (differences, differences[..., rows]):
         assert np.abs(group["llc"] - nbeta * others.mean(axis=-1)).max() > 1e-2, "negative control"
     assert draws["pointwise"]["first"].dims[-1] == ("example" if loss_fn is example_losses else "piece")

@@ -69,3 +69,7 @@ def test_a_loss_without_derivatives_along_a_direction_is_paired_with_nothing():
     draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(1e-4), **settings)
     assert np.isfinite(draws["posterior"]["llc"]).all()
     assert "paired" not in draws["pointwise"]
+    few = llc.LocalPosterior(posterior.loss_fn, posterior.center, {k: v[:100] for k, v in DATA.items()}, gamma=1.0)
+    with_spectrum = llc.sample(jax.random.key(0), few, llc.SGLD(1e-4), spectrum=llc.spectrum(few), **settings)
+    assert np.isfinite(with_spectrum["posterior"]["llc"]).all()
+    assert "stein_curved" not in with_spectrum["sample_stats"], "a subset's slopes would need that derivative"
