@@ -11,7 +11,7 @@ plain numbers and strings) for one case (a string), and a `main` of four lines:
 A finished row is appended to `<out>/<name>.jsonl` at once, so a killed study goes on where it stopped if it is started
 again with the same settings. A case that raises keeps a row with the error's text: failures stay in the table.
 A study of hours can be made in parts: `--at-most N` runs N cases and writes what there is, `--keep` takes over the rows
-of the JSON that an earlier part wrote.
+of the JSON that an earlier part wrote. Every row names the commit it was made at.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -92,7 +93,7 @@ class Study:
         )
         with tqdm(total=len(done) + len(missing), initial=len(done), desc=self.name, unit="case") as bar:
             for case, row in _run_all(functools.partial(_attempt, run), missing, self.settings, self.processes):
-                done[case] = json.loads(json.dumps(row | {"case": case}, default=_plain))
+                done[case] = json.loads(json.dumps(row | {"case": case, "commit": commit()}, default=_plain))
                 with journal.open("a") as file:
                     file.write(json.dumps(done[case]) + "\n")
                 bar.set_postfix_str(case)
@@ -153,6 +154,14 @@ def versions() -> dict[str, str]:
 
 def _value(function: Callable[[Row], Any], row: Row) -> Any:
     return None if "error" in row else function(row)
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that a row was made at, with "-dirty" after changes; empty outside of a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def _attempt(run: Callable[[str, Any], Row], case: str, settings: Any) -> Row:

@@ -115,6 +115,11 @@ def best_of_slope(
                     f"the losses around w* need to be above that of w*, got {least:.2g} at sigma = {sigma:.3g}: w* "
                     "is no minimum of this loss, or σ is at round-off; train on, or choose a larger sigma."
                 )
+            if not np.isfinite(logs[group]).all():
+                raise ValueError(
+                    f"the losses around w* need to be finite, got too many others at sigma = {sigma:.3g}; "
+                    "take a smaller one."
+                )
             bar.update(num_candidates)
     steps = np.diff(np.log(sizes))
     slopes = np.column_stack([np.diff(logs, axis=1) / steps, (logs[:, -1] - logs[:, 0]) / steps.sum()])
@@ -161,4 +166,5 @@ def _group(key, losses: Losses, center, sigma, weights: Float[Array, "candidate 
     z = jax.random.normal(point_key, (len(weights), losses.dim))
     keys = jax.random.split(noise_key, len(weights))  # of no use to a loss without noise
     excess = jnp.sort(losses.at(keys, sigma * z) - center)
-    return jnp.log(excess) @ weights, excess[0]
+    parts = jnp.where(weights > 0, jnp.log(excess)[:, None] * weights, 0.0)  # losses that are not finite come last
+    return jnp.sum(parts, axis=0), excess[0]

@@ -144,7 +144,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         gamma: γ of the sampler. Without the two, λ_quad is r/2 and the point is judged by |h_min| / h_max alone.
 
     Raises:
-        ValueError: if only one of nbeta and gamma is given, or they are not positive.
+        ValueError: if only one of nbeta and gamma is given, nbeta is not positive, or gamma is negative.
 
     References:
         Bushnaq, Griffin & Mendel 2024 (bound); Watanabe 2009, Theorem 6.5 (splitting).
@@ -173,7 +173,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         noise_scale=noise_scale,
         source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
         assumptions=assumptions,
-        note=_note(spectrum),
+        note=_note(spectrum, floor),
     )
 
 
@@ -254,7 +254,10 @@ def _exact_rank(spectrum, threshold, floor, noise_scale):
     else:
         gap = float(np.log10(counted.min() / max(below.max(), floor, spectrum.noise)))
     if not counted.size or gap >= _GAP_DECADES:
-        return rank, (rank, rank), gap
+        # Eigenvalues of an imperfect minimum below 3 |h_min| have no sign; where they are positive, they may be curved.
+        negative = -np.sum(np.minimum(eigenvalues, 0.0))
+        unsure = eigenvalues[(eigenvalues <= threshold) & (eigenvalues > max(floor, spectrum.noise))]
+        return rank, (rank, rank + (len(unsure) if np.sum(unsure) > 3 * negative else 0.0)), gap
     low = spectrum.count(max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES))
     return rank, (low, rank), gap
 
@@ -303,7 +306,12 @@ def _assumptions(spectrum, nbeta, noise_scale):
     return *assumptions, Assumption("Gauss–Newton is the Hessian", spectrum.misfit <= _MISFIT, message)
 
 
-def _note(spectrum: Spectrum) -> str:
+def _note(spectrum: Spectrum, floor: float) -> str:
+    if spectrum.method in ("block", "sketch") and spectrum.noise > floor:
+        return (
+            f"curvature below {spectrum.noise:.2g} (h_max is {spectrum.largest:.2g}) is not seen by method "
+            f"{spectrum.method!r} and taken for zero; 'dense' would count it"
+        )
     if spectrum.matrix == "ggn" or not spectrum.misfit > _MISFIT:
         return ""
     return (

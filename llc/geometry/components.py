@@ -7,7 +7,8 @@ $$ \lambda(w^*) \le \tfrac12 \min_{w'} \mathrm{rank}\, H(w') . $$
 
 Zeros are found from random points around w*, with each array of parameters moved by its own scale 10^U(−e, 0), by
 damped Newton steps (Gauss–Newton at exact fit). Arrays of very different scales lead to different components: near
-A = B = 0 a product BA has one for each rank of A. The least r' that is certified has to be the same at two distances.
+A = B = 0 a product BA has one for each rank of A. The least r' that is certified has to be the same at two distances,
+and a zero of that rank has to lie beyond the nearer one too, at a tenth of its distance.
 """
 
 from typing import NamedTuple
@@ -38,7 +39,7 @@ class Component(NamedTuple):
     """What the probe found.
 
     Attributes:
-        rank: the least certified r'; None where nothing was, or two distances disagree.
+        rank: the least certified r'; None where nothing was, two distances disagree, or no such zero is nearer.
         found: the least certified r' at each distance.
         evaluations: Hessian products that it took, at most.
     """
@@ -66,7 +67,7 @@ def nearby_component(excess: Excess, scale: Scale, order: int, key: PRNGKeyArray
         ends, values, eigenvalues, counts = map(np.asarray, _project(excess, jnp.asarray(starts), scale.floor))
         evaluations += int(counts.sum()) * (excess.dim + 2)
         ranks = [_rank(h) if abs(value) <= scale.floor else None for h, value in zip(eigenvalues, values, strict=True)]
-        least = None
+        least, end = None, np.zeros(excess.dim)
         for rank in sorted({rank for rank in ranks if rank is not None})[:_CANDIDATES]:
             same = [i for i, other in enumerate(ranks) if other == rank]
             end = ends[max(same, key=lambda i: eigenvalues[i][-rank])]
@@ -76,7 +77,15 @@ def nearby_component(excess: Excess, scale: Scale, order: int, key: PRNGKeyArray
                 break
         found.append(least)
     agreed = found[0] if len(set(found)) == 1 else None
+    if agreed is not None and not _is_nearer(excess, scale, end, agreed):
+        agreed = None
     return Component(agreed, tuple(found), evaluations)
+
+
+def _is_nearer(excess: Excess, scale: Scale, end: np.ndarray, rank: int) -> bool:
+    """Whether a tenth of the way to a zero there is another one of its rank, no farther than `_STRAY` times that."""
+    _, (value,), (eigenvalues,), _ = map(np.asarray, _project(excess, jnp.asarray(end[None] / 10), scale.floor))
+    return bool(abs(value) <= scale.floor) and _rank(eigenvalues) == rank
 
 
 def _starts(excess: Excess, key: PRNGKeyArray) -> np.ndarray:

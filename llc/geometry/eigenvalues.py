@@ -193,7 +193,7 @@ def _from_range(operator, keys, basis, image, residual):
     seen = np.hstack([np.vstack([block @ probe for block in basis]) for probe in probes])
     matrix = np.linalg.lstsq(seen.T, image.T)[0].T
     lost = max(residual, np.finfo(np.float64).eps * np.linalg.norm(image, 2))
-    noise = lost / np.linalg.svd(seen, compute_uv=False)[-1]
+    noise = lost * max(1.0, 1 / np.linalg.svd(seen, compute_uv=False)[-1])
     nodes, mix = np.linalg.eigh(0.5 * (matrix + matrix.T))
     found = with_null_space(nodes, operator.dim, float(noise))
     kept, start = _leading(nodes, mix), 0

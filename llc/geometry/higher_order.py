@@ -232,7 +232,12 @@ def _component(point: _Point, leading: int | None, key: PRNGKeyArray) -> Bound:
     found = nearby_component(point.excess, point.scale, leading, key)
     seen = ", ".join("none" if rank is None else str(rank) for rank in found.found)
     if found.rank is None:
-        return Bound(COMPONENT, "undecided", f"codimensions at two distances: {seen}", evaluations=found.evaluations)
+        return Bound(
+            COMPONENT,
+            "undecided",
+            f"codimensions at two distances: {seen}, or none nearer",
+            evaluations=found.evaluations,
+        )
     finding = f"a manifold of zeros of codimension {found.rank} at two distances from w*"
     assumption = "it comes arbitrarily near w*"
     return Bound(COMPONENT, "proven", finding, assumption, upper=found.rank / 2, evaluations=found.evaluations)

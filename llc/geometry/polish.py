@@ -90,8 +90,7 @@ def polish(posterior: LocalPosterior, *, max_steps: int = 100, progress: bool | 
         first = float(loss), float(jnp.linalg.norm(gradient))
         bar = tqdm(total=max_steps, desc="polish", unit="step", disable=None if progress is None else not progress)
         for _ in range(max_steps):
-            floor = _ROUNDOFF * largest * max(float(jnp.linalg.norm(flat)), 1.0)
-            converged = bool(jnp.linalg.norm(gradient) <= floor) or damping > _LARGEST * largest
+            converged = bool(jnp.linalg.norm(gradient) <= _floor(flat, largest)) or damping > _LARGEST * largest
             if converged:
                 break
             if eigen is None and len(flat) <= _DENSE:
@@ -112,6 +111,7 @@ def polish(posterior: LocalPosterior, *, max_steps: int = 100, progress: bool | 
                 damping *= _GROW
             bar.update()
         bar.close()
+        converged = converged or bool(jnp.linalg.norm(gradient) <= _floor(flat, largest))
         position = jax.tree.map(np.asarray, jax.device_get(unravel(flat)))
         center = _numpy(operator.posterior.params_at(position))
         return Polished(
@@ -122,6 +122,11 @@ def polish(posterior: LocalPosterior, *, max_steps: int = 100, progress: bool | 
             num_steps=num_steps,
             converged=converged,
         )
+
+
+def _floor(flat: Any, largest: float) -> float:
+    """A gradient that is round-off."""
+    return _ROUNDOFF * largest * max(float(jnp.linalg.norm(flat)), 1.0)
 
 
 def _better(new_loss: Any, new_gradient: Any, loss: Any, gradient: Any) -> bool:

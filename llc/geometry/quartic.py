@@ -27,7 +27,7 @@ from llc.geometry.excess import Excess
 from llc.geometry.splitting import Splitting
 
 _MORE = 5  # gradients beyond d − r, which is enough for any rank
-_COUNTED, _ZERO = 1e-6, 1e-8  # of the term before it cancels: derivatives are exact to 1e-12; two decades between
+_COUNTED, _ZERO = 1e-6, 1e-11  # of the term before it cancels: derivatives are exact to 1e-12, a decade less
 _CHUNK = 32  # points at a time: one program for all ranks
 _BATCH_BYTES = 2.0**28
 
@@ -117,7 +117,7 @@ def _batch(excess: Excess, most: int) -> int:
 
 
 def _rank(singular_values: np.ndarray, size: float) -> int | None:
-    """Singular values above 10⁻⁶ of the size; None if some are neither that nor below 10⁻⁸."""
+    """Singular values above 10⁻⁶ of the size; None if some are neither that nor below 10⁻¹¹."""
     counted = singular_values > _COUNTED * size
     unclear = (singular_values > _ZERO * size) & ~counted
     return None if unclear.any() else int(counted.sum())

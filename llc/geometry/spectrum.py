@@ -131,7 +131,7 @@ def spectrum(
         if method == "auto" and (finder := _range_finder(result)):
             rank = _counted(result)
             found = _RANGE[finder](operator, rank, seed, precision=precision, progress=progress)
-            result = result if found is None else _exact(found, finder, *common)
+            result = _exact(found, finder, *common) if found is not None and _all_seen(found, posterior) else result
         return result
 
 

@@ -170,8 +170,10 @@ def vanishes(profile: Profile, scale: Scale, hidden_order: int = _HIDDEN_ORDER) 
     Args:
         profile: of g.
         scale: of K around w*.
-        hidden_order: the largest order that would be seen, if its coefficient is that of K over a typical parameter.
+        hidden_order: the largest order that would be seen, if its coefficient is that of K over a typical parameter;
+            a quartic of coefficient 1 has to be seen in any case.
     """
     zero = (profile.decided & (np.abs(profile.values) <= profile.floors)).all(axis=0)
     visible = scale.height * (profile.steps / scale.length) ** hidden_order > profile.floors.max(axis=0)
+    visible &= profile.steps**4 > profile.floors.max(axis=0)  # parameters may be small in units of the loss
     return int(np.sum(zero & visible)) >= 2

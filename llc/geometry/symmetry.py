@@ -30,7 +30,7 @@ from llc.geometry.excess import Excess, typical_size
 
 Generator = Callable[[PyTree], PyTree]
 
-_DISTANCES = (0.01, 0.01, 0.3, 0.3)  # in units of the parameters: the loss is the same far and near
+_DISTANCES = (0.01, 0.01, 0.3, 0.3)  # in units of the parameters, the last at least in 1: the same far and near
 _INVARIANT = 1e-8  # X·∇K against the sum of its terms' sizes, which round-off makes 1e-14
 _DEAD = 1e-12  # a derivative against the largest one
 _INDEPENDENT = 1e-6  # singular values of the fields at w*, against the largest: w* itself is known to 1e-7 (float32)
@@ -77,7 +77,9 @@ def symmetry_dimension(excess: Excess, key: PRNGKeyArray, generators: Sequence[G
     flat, unravel = ravel_pytree(posterior.position)
     flat = np.asarray(flat)
     noise = np.asarray(jax.random.normal(key, (len(_DISTANCES), excess.dim)))
-    offsets = typical_size(excess) * np.asarray(_DISTANCES)[:, None] * noise
+    lengths = np.array([typical_size(excess)] * len(_DISTANCES))
+    lengths[-1] = max(lengths[-1], 1.0)  # where parameters are small, a high power of one looks like none
+    offsets = (lengths * _DISTANCES)[:, None] * noise
     gradients = np.asarray(_gradients(excess, jnp.asarray(offsets)))
     arrays = _Arrays(posterior, flat, flat + offsets, gradients)
     kinds: dict[str, int] = {}
@@ -139,7 +141,7 @@ class _Arrays:
             mask = [leaf is True for leaf in jax.tree.leaves(posterior.mask) if leaf is not False]
         self.shapes = [leaf.shape for leaf in moving]
         self.ends = np.cumsum([leaf.size for leaf in moving])
-        self.whole = [i for i, moves in enumerate(mask) if moves]  # a part of an array has no axes
+        self.whole = [i for i, moves in enumerate(mask) if moves and moving[i].size]  # a part of an array has no axes
         self.center, self.points, self.gradients = center, points, gradients
 
     def array(self, vector: np.ndarray, leaf: int) -> np.ndarray:

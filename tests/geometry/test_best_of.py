@@ -76,6 +76,17 @@ def test_weights_are_those_of_random_subsets():
     assert np.all(np.abs(shares - weights[:, 0]) <= 4 * np.sqrt(weights[:, 0] * (1 - weights[:, 0]) / 20_000))
 
 
+def test_a_few_losses_that_are_not_finite_are_no_matter():
+    good, bad = (
+        _population(lambda w, far=far: jnp.where(w[0] > far, jnp.nan, w[0] ** 2 + w[1] ** 2), 2) for far in (9.0, 0.03)
+    )
+    whole, some = (llc.best_of_slope(KEY, posterior, sigma=0.01) for posterior in (good, bad))
+    assert some.value == pytest.approx(whole.value, rel=1e-3)
+    mostly = _population(lambda w: jnp.where(jnp.abs(w[0]) > 1e-3, jnp.nan, w[0] ** 2), 1)
+    with pytest.raises(ValueError, match="need to be finite, got too many others"):
+        llc.best_of_slope(KEY, mostly, sigma=0.01)
+
+
 def test_errors():
     posterior = _population(lambda w: w[0] ** 2, 1)
     with pytest.raises(ValueError, match="num_candidates needs 256 or more"):

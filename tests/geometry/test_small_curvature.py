@@ -1,0 +1,88 @@
+"""Points where small curvature, small parameters or a nearby component must not be taken for what they are not.
+
+Each is a model with known λ at which a bound would exclude it if the small part were dropped.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+
+KEY = jax.random.key(0)
+
+
+def posterior_of(loss, center, **scale):
+    return llc.LocalPosterior(lambda w, _: loss(w), jnp.asarray(center), np.zeros((1000, 1), np.float32), **scale)
+
+
+def higher(loss, center):
+    jax.config.update("jax_enable_x64", True)
+    try:
+        posterior = posterior_of(loss, np.asarray(center, np.float64))
+        spectrum = llc.spectrum(posterior)
+        return llc.higher_bounds(posterior, spectrum, llc.rank_bounds(spectrum), key=KEY)
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+def spectrum_of(eigenvalues, **fields):
+    nodes = np.asarray(eigenvalues, float)[None]
+    fields = {"method": "dense", "noise": 0.0, "misfit": 0.0} | fields
+    nothing = np.zeros(1)
+    return llc.Spectrum(
+        nodes=nodes,
+        weights=np.ones_like(nodes),
+        gradient_nodes=nothing,
+        gradient_weights=nothing,
+        dim=nodes.size,
+        matrix="hessian",
+        **fields,
+    )
+
+
+def test_positive_eigenvalues_below_the_negative_ones_may_count():
+    """Beside one of −5e-4, 80 of +1e-3 are no noise: the true λ of the minimum next to it, 45.5, is not excluded."""
+    bounds = llc.rank_bounds(spectrum_of([1.0] * 10 + [1e-3] * 80 + [-5e-4]))
+    assert bounds.rank_interval == (10, 90)
+    assert bounds.upper >= 45.25
+    noise = 5e-4 * np.cos(np.linspace(0, np.pi, 80))  # as much of either sign
+    assert llc.rank_bounds(spectrum_of([1.0] * 10 + [*noise, -5e-4])).rank_interval == (10, 10), "negative control"
+
+
+def test_what_a_range_finder_does_not_see_is_said():
+    few = [1.0] * 10 + [0.0] * 90
+    assert "curvature below 2e-06" in llc.rank_bounds(spectrum_of(few, method="block", noise=2e-6)).note
+    assert not llc.rank_bounds(spectrum_of(few, method="block", noise=1e-16)).note
+
+
+@pytest.mark.parametrize(
+    ("loss", "center", "known"),
+    [
+        pytest.param(lambda w: 20 + (w[0] - 3e-4) ** 2 + w[1] ** 4, [3e-4, 0.0], 0.75, id="small parameters, quartic"),
+        pytest.param(lambda w: (w[0] - 1e-3) ** 2 + w[1] ** 8, [1e-3, 0.0], 0.625, id="small parameters, order 8"),
+        pytest.param(lambda w: w[0] ** 4 + 1e-9 * w[1] ** 4, [0.0, 0.0], 0.5, id="quartics of other units"),
+        pytest.param(
+            lambda w: jnp.sum(w**2) ** 2 * (w[0] - 0.05) ** 2, [0.0, 0.0, 0.0], 0.75, id="a component that ends nearby"
+        ),
+    ],
+)
+def test_bounds_do_not_exclude(loss, center, known):
+    bounds = higher(loss, center)
+    assert bounds.lower <= known <= bounds.upper, str(bounds)
+
+
+def test_a_component_through_the_point_is_still_found():
+    """K = (w₀w₁)²: lines of zeros through 0, of codimension 1."""
+    bounds = higher(lambda w: (w[0] * w[1]) ** 2, [0.0, 0.0])
+    assert any(record.name == "nearby component" and record.status == "proven" for record in bounds.records)
+
+
+def test_arrays_without_elements():
+    loss = lambda w, _: jnp.sum(w["a"] ** 2) + jnp.sum(w["b"])  # noqa: E731
+    center = {"a": jnp.zeros(2), "b": jnp.zeros((0, 3))}
+    posterior = llc.LocalPosterior(loss, center, np.zeros((100, 1), np.float32))
+    spectrum = llc.spectrum(posterior)
+    bounds = llc.higher_bounds(posterior, spectrum, llc.rank_bounds(spectrum), key=KEY)
+    assert (bounds.lower, bounds.upper) == (1.0, 1.0)
