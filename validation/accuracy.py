@@ -14,6 +14,7 @@ n = 10⁴ on, as a local estimate should; so it is summed up apart.
 
 import collections
 import dataclasses
+import math
 import statistics
 
 import jax
@@ -59,8 +60,10 @@ def main() -> None:
         for row in rows
         for cell in row.get("cells", [])
     ]
+    failed = [row for row in rows if "error" in row]
     summary = {group: summarize(members) for group, members in grouped(cells, "group").items()}
-    text = "\n\n".join([table(cells, COLUMNS), table([{"cases": k, **v} for k, v in summary.items()], SUMMARY)])
+    parts = [table(cells, COLUMNS), table([{"cases": k, **v} for k, v in summary.items()], SUMMARY)]
+    text = "\n\n".join([*parts, *([table(failed, [Column("failed", "case")])] if failed else [])])
     print(text)
     study.save(rows, summary=summary, text=text, figure=figure(cells))
 
@@ -107,15 +110,16 @@ def run(case: str, settings: Settings) -> Row:
 
 def summarize(cells: list[Row]) -> Row:
     """Targets against what was reached."""
-    errors = [abs(cell["relative"]) for cell in cells]
+    errors = [abs(cell["relative"]) if math.isfinite(cell["relative"]) else math.inf for cell in cells]
+    far = [cell for cell in cells if not abs(cell["z"]) < 4]  # nan is far
     return {
         "cells": len(cells),
         "median error": statistics.median(errors),
         "worst error": max(errors),
         "beyond 5 %": sum(error > 0.05 for error in errors),
         "worst z": max((cell["z"] for cell in cells), key=abs),
-        "beyond 4": sum(abs(cell["z"]) >= 4 for cell in cells),
-        "unnoticed": sum(abs(cell["z"]) >= 4 and not cell["failed"] for cell in cells),
+        "beyond 4": len(far),
+        "unnoticed": sum(not cell["failed"] for cell in far),
         "efficiency": statistics.median(cell["efficiency"] for cell in cells),
     }
 

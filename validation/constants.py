@@ -1,14 +1,15 @@
 r"""Constants of the calibration: searched on one half of the zoo, reported on the other.
 
 `llc.estimate` rests on a few constants: c, the part of the stable range of ε (nβ h_max + γ); how much of it is allowed
-where chains go into stiff places (far); and how often the slowest direction relaxes over a run. Each is varied with the
-others as they are. The zoo's cases with an exact E[nβK] are dealt out to two halves, family by family: constants are
-chosen on "search", and what counts is what "report" says of them.
+where chains go into stiff places (far, in units of c: another c moves the absolute limit too); and how often the
+slowest direction relaxes over a run. Each is varied with the others as they are. The zoo's cases with an exact E[nβK]
+are dealt out to two halves, family by family: "search" is to choose on, "report" tells what was chosen. Of the three
+only the relaxations were chosen so; c and far are from before, and c = 1 or far = 1 would cost less on both halves.
 
-A run's cost is its gradients times the square of its relative error, in units of the library's own constants on the
-same case (below 1 is better); the table has its geometric mean over the cases. The claimed error makes the cost, not
-the error found, which is one number; what was found tells whether the claim is right: share of the 95 % intervals that
-cover, worst z, runs whose checks all passed.
+A run's cost is its gradients (of the final chains: neither pilots nor runs that were made again) times the square of
+its relative error, in units of the library's own constants on the same case (below 1 is better); the table has its
+geometric mean over the cases. The claimed error makes the cost, not the error found, which is one number; what was
+found tells whether the claim is right: share of the 95 % intervals that cover, worst z, runs whose checks all passed.
 
     python validation/constants.py --processes 2
 """

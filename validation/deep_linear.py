@@ -319,7 +319,7 @@ COLUMNS = (
     Column("% of (i)", lambda row: _percent(row["llc"], row.get("reference_value")), "{:+.1f}"),
     Column("λ_corr % of (ii)", lambda row: 100 * _outside(row, "corrected"), "{:+.1f}"),
     Column("less λ_corr(3γ), %", lambda row: _relative(row, "shift", "corrected"), "{:.1f}"),
-    Column("accepted", lambda row: {True: "yes", False: "no", None: ""}[row["accepted"]]),
+    Column("accepted", lambda row: {True: "yes", False: "no", None: ""}[row.get("accepted")]),
     Column("% of (iii)", lambda row: _percent(row["llc"], row["published"]), "{:+.1f}"),
     Column("verdict", "verdict"),
     Column("failed", lambda row: " ".join(row["failed"])),
@@ -358,7 +358,7 @@ def summarize(rows: list[Row], settings: Settings) -> dict[str, Any]:
     finite = [row["reference_value"] for row in good]
     told = {
         "verdict CONSISTENT": [row for row in nets if row["verdict"] == "CONSISTENT"],
-        "λ_corr accepted as λ": [row for row in nets if row["accepted"]],
+        "λ_corr accepted as λ": [row for row in nets if row.get("accepted")],
     }
     local, published = [row["local_lower"] for row in known], [row["published"] for row in nets]
     return {

@@ -30,7 +30,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -289,17 +289,19 @@ def summarize(rows: list[Row], tool: str) -> Row:
     """How far one tool is off, over all models."""
     results = [row["tools"][tool] for row in rows if tool in row.get("tools", {})]
     finite = [result for result in results if result["value"] is not None]
+    errors = [math.inf if result["value"] is None else abs(result["relative"]) for result in results]  # all of them
     if not finite:
         return {"models": len(results), "failures": len(results)}
     return {
         "models": len(results),
         "failures": len(results) - len(finite),
-        "median error": statistics.median(abs(result["relative"]) for result in finite),
+        "median error": statistics.median(errors),
         "worst error": max(abs(result["relative"]) for result in finite),
         "beyond 2": sum(abs(result["z"]) > 2 for result in finite),
         "beyond 4": sum(abs(result["z"]) > 4 for result in finite),
         "seconds": statistics.median(result["seconds"] for result in finite),
         "cpu": statistics.median(result["cpu"] for result in finite),
+        "gradients": _median(_count(result) for result in finite),
     }
 
 
@@ -317,12 +319,24 @@ def _estimate(tool: str) -> Callable[[Row], str | None]:
     return cell
 
 
-def _gradients(tool: str) -> Callable[[Row], int | None]:
+def _gradients(tool: str) -> Callable[[Row], float | None]:
     def cell(row):
         result = row["tools"].get(tool, {})
-        return result["num_chains"] * (result["num_burnin_steps"] + result["num_draws"]) if result else None
+        return _count(result) if result else None
 
     return cell
+
+
+def _count(result: Row) -> float | None:
+    """Gradients of a run, on a minibatch or on all data; None of the peer's defaults, which it does not tell."""
+    if "num_draws" not in result:
+        return result.get("gradients")
+    return result["num_chains"] * (result["num_burnin_steps"] + result["num_draws"])
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 COLUMNS = [
@@ -362,6 +376,7 @@ SUMMARY = [
     Column("> 4", "beyond 4"),
     Column("median s", "seconds", "{:.1f}"),
     Column("median CPU s", "cpu", "{:.1f}"),
+    Column("median gradients", "gradients", "{:,.0f}"),
 ]
 
 

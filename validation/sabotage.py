@@ -8,7 +8,8 @@ L(w*) from four minibatches of 32 rows is off by a random amount, sometimes by l
 which it moved λ̂ by less than a tenth, which nothing needs to catch; they are left out of the share.
 
 The tanh net has directions so flat that 500 examples often don't show them: λ_quad is less than half of r/2. Left alone
-it is mostly UNRESOLVED by `localization`, rightly, and stays in the table.
+it is mostly UNRESOLVED by `localization`, rightly, and stays in the table. "new" counts only the repeats in which the
+run that was left alone had passed the check that caught the spoilt one.
 """
 
 import dataclasses
@@ -61,9 +62,10 @@ def main() -> None:
     """Runs, prints, writes."""
     study = Study("sabotage", __doc__, Settings(), QUICK)
     rows = study.rows(run, study.settings.cases)
+    good = [row for row in rows if "error" not in row]
+    add_new(good)
     text = table(rows, COLUMNS)
     print(text)
-    good = [row for row in rows if "error" not in row]
     summary = {"cases": len(good), "caught in 95 %": sum(row["share"] >= 0.95 for row in good)}
     study.save(rows, summary=summary, text=text, figure=figure(good))
 
@@ -71,27 +73,43 @@ def main() -> None:
 def run(case: str, settings: Settings) -> Row:
     """All repeats of one model and sabotage."""
     model, name = case.split(" | ")
-    caught, harmless, values, verdicts, failed = [], 0, [], [], []
+    caught, harms, values, verdicts, failed = [], [], [], [], []
     for i in tqdm(range(settings.num_repeats), desc=case, leave=False):
         report, harm = spoil(model, name, i, settings)
         names = {check.name for check in report.failed}
         verdicts.append(report.verdict)
         failed.append(sorted(names))
         values.append(report.llc.value)
-        if harm < MARGIN:
-            harmless += 1
-        elif name == "none":
+        harms.append(harm >= MARGIN)
+        if not harms[-1]:
+            continue
+        if name == "none":
             caught.append(report.verdict == "CONSISTENT" and not names)
         else:
             caught.append(report.verdict != "CONSISTENT" and bool(names & EXPECTED[name]))
     return {
         "share": float(np.mean(caught)) if caught else math.nan,
         "counted": len(caught),
-        "harmless": harmless,
+        "harmless": harms.count(False),
+        "harms": harms,
         "values": values,
         "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+        "failed_of": failed,
         "failed": {check: sum(check in names for names in failed) for check in sorted(set().union(*failed))},
     }
+
+
+def add_new(rows: list[Row]) -> None:
+    """Adds how many repeats a check caught that the run left alone had passed, and of how many that could be."""
+    alone = {row["case"].split(" | ")[0]: row["failed_of"] for row in rows if row["case"].endswith("| none")}
+    for row in rows:
+        model, name = row["case"].split(" | ")
+        if name == "none" or model not in alone:
+            continue
+        pairs = zip(row["failed_of"], alone[model], row["harms"], strict=True)
+        pairs = [(set(spoilt), set(before)) for spoilt, before, harm in pairs if harm]
+        open_to = [(spoilt, before) for spoilt, before in pairs if EXPECTED[name] - before]
+        row["new"] = f"{sum(bool((spoilt - before) & EXPECTED[name]) for spoilt, before in open_to)} of {len(open_to)}"
 
 
 def spoil(model: str, name: str, index: int, settings: Settings) -> tuple[llc.Report, float]:
@@ -194,6 +212,7 @@ COLUMNS = [
     Column("caught (none: passed)", "share", "{:.0%}"),
     Column("of", "counted"),
     Column("harmless", "harmless"),
+    Column("new", "new"),
     Column("median λ̂", lambda row: float(np.median(row["values"])), "{:.3g}"),
     Column("verdicts", lambda row: ", ".join(f"{name} {count}" for name, count in row["verdicts"].items())),
     Column("failed checks", lambda row: ", ".join(f"{name} {count}" for name, count in row["failed"].items())),

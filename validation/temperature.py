@@ -55,10 +55,12 @@ def main() -> None:
     points = [point | {"case": row["case"]} for row in rows for point in row.get("points", [])]
     text = f"{table(points, COLUMNS)}\n\n{table(rows, FITS)}"
     print(text)
+    far = [point for point in points if not abs(point["z"]) < 4]  # nan is far
     summary = {
         "points": len(points),
-        "beyond 4 mcse": sum(abs(point["z"]) >= 4 for point in points),
-        "of them with no failed check": sum(abs(point["z"]) >= 4 and not point["failed"] for point in points),
+        "beyond 4 mcse": len(far),
+        "of them with no failed check": sum(not point["failed"] for point in far),
+        "cases that raised": sum("error" in row for row in rows),
     }
     study.save(rows, summary=summary, text=text, figure=figure(rows))
 

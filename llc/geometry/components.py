@@ -60,14 +60,14 @@ def nearby_component(excess: Excess, scale: Scale, order: int, key: PRNGKeyArray
         order: 2k, that of g at w*. At w' a part of g of up to the next even order has to be seen for a certificate.
         key: of the starts.
     """
-    found, evaluations = [], 0
+    found, evaluations, end = [], 0, np.zeros(excess.dim)
     for distance, one in zip(_DISTANCES, jax.random.split(key, len(_DISTANCES)), strict=True):
         start_key, certificate_key = jax.random.split(one)
         starts = distance * scale.length * _starts(excess, start_key)
         ends, values, eigenvalues, counts = map(np.asarray, _project(excess, jnp.asarray(starts), scale.floor))
         evaluations += int(counts.sum()) * (excess.dim + 2)
         ranks = [_rank(h) if abs(value) <= scale.floor else None for h, value in zip(eigenvalues, values, strict=True)]
-        least, end = None, np.zeros(excess.dim)
+        least = None
         for rank in sorted({rank for rank in ranks if rank is not None})[:_CANDIDATES]:
             same = [i for i, other in enumerate(ranks) if other == rank]
             end = ends[max(same, key=lambda i: eigenvalues[i][-rank])]

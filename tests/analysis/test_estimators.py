@@ -176,10 +176,11 @@ def test_waic_and_singular_fluctuation_of_a_normal_mean():
     spread = np.sum(variance * residuals**2 + variance**2 / 2)
     training = np.mean(0.5 * residuals**2 / (1 + variance) + 0.5 * np.log(2 * np.pi * (1 + variance)))
     exact = {"nu": 0.5 * beta * spread, "waic": training + beta / num_data * spread}
-    for estimate, value in ((llc.singular_fluctuation(draws), exact["nu"]), (llc.waic(draws), exact["waic"])):
-        assert 0 < estimate.mcse < 0.05 * value
-        assert abs(estimate.value - value) < 4 * estimate.mcse
-        assert abs(estimate.value - (value + 8 * estimate.mcse)) > 4 * estimate.mcse
+    wrong = {"nu": beta * spread, "waic": training}  # negative controls: without the ½, without the second term
+    for name, estimate in (("nu", llc.singular_fluctuation(draws)), ("waic", llc.waic(draws))):
+        assert 0 < estimate.mcse < 0.05 * exact[name]
+        assert abs(estimate.value - exact[name]) < 4 * estimate.mcse
+        assert abs(estimate.value - wrong[name]) > 4 * estimate.mcse
     assert llc.waic(make_draws(np.ones((2, 10)))) is None
     assert llc.singular_fluctuation(make_draws(np.ones((2, 10)))) is None
 

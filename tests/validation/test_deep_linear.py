@@ -189,7 +189,9 @@ def test_one_network_from_end_to_end():
     summary = study.summarize([row, {"case": "1", "error": "ValueError: no"}], settings)
     assert study.kept(row, settings)
     assert not study.kept(row | {"reference_virial": 1.1}, settings)
-    assert abs(row["llc"] - row["reference_value"]) < 0.05 * row["reference_value"]
+    assert abs(row["llc"] - row["reference_value"]) < 4 * np.hypot(row["mcse"], row["reference_mcse"])
+    assert not study.kept(row | {"reference_rhat": 1.2}, settings)
+    assert not study.kept(row | {"reference_plain": 2 * row["reference_plain"]}, settings)
     assert summary["nets"] == summary["references_kept"] == summary["local_known"] == 1
     assert "order of pairs" in study.report(summary)
     assert study.table([row], study.COLUMNS)
