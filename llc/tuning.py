@@ -30,7 +30,7 @@ from llc.pilots import Pilot, settle
 from llc.posterior import LocalPosterior
 from llc.sampling.calibration import RELAXATIONS, settings_from_curvature
 from llc.sampling.kernel import Sampler
-from llc.sampling.settings import check_lengths
+from llc.sampling.settings import check_key, check_lengths
 from llc.sampling.sgmcmc import SGLD
 from llc.sampling.stein import make_stein
 
@@ -136,6 +136,7 @@ def calibrate(
     Raises:
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
     """
+    check_key(key)
     given = {"num_warmup": num_warmup, "thinning": thinning, "batch_size": batch_size}
     lengths = {"num_chains": num_chains, "num_draws": num_draws, "budget": budget} | given
     rows = {"batch_size": lengths.pop("batch_size"), "eval_size": eval_size}

@@ -14,6 +14,7 @@ from llc.geometry.measure import Spectrum
 from llc.posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
+from llc.sampling.settings import check_key
 from llc.tuning import Calibration, calibrate
 
 _LONGEST = 8  # times the first draws that `target_mcse` may take without a budget
@@ -72,6 +73,7 @@ def estimate(
     """
     if target_mcse is not None and not (isinstance(target_mcse, (int, float)) and target_mcse > 0):
         raise ValueError(f"target_mcse needs a number > 0, relative to λ̂, got {target_mcse!r}; 0.02 is the default.")
+    check_key(key)
     pilot_key, key = jax.random.split(key)
     settings = calibrate(
         pilot_key,

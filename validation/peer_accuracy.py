@@ -370,7 +370,9 @@ SUMMARY = [
     Column("tool", "tool"),
     Column("models", "models"),
     Column("diverged", "failures"),
-    Column("median |error|", "median error", "{:.1%}"),
+    Column(
+        "median |error|", lambda row: "diverged" if row["median error"] == math.inf else f"{row['median error']:.1%}"
+    ),
     Column("worst |error|", "worst error", "{:.0%}"),
     Column("off by > 2 reported errors", "beyond 2"),
     Column("> 4", "beyond 4"),

@@ -27,7 +27,7 @@ from llc.sampling.draws import Recorder, describe
 from llc.sampling.evaluation import make_evaluation
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import Settings, advance, losses_at_center, slope_at_center, start
-from llc.sampling.settings import check_settings, choose_method
+from llc.sampling.settings import check_key, check_settings, choose_method
 from llc.sampling.stein import make_stein
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
@@ -119,6 +119,7 @@ class Chains:
         chain_method="auto",
         keep_params=False,
     ):
+        check_key(key)
         self.posterior = _on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(
             self.posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params

@@ -16,6 +16,12 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 _SEQUENTIAL_PARAMS = 20_000
 
 
+def check_key(key: Any) -> None:
+    """Raises ValueError if `key` is not one."""
+    if not (isinstance(key, jax.Array) and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape == (2,))):
+        raise ValueError(f"key needs to be jax.random.key(seed), got {key!r}.")
+
+
 def check_lengths(posterior: LocalPosterior, lengths: dict[str, Any], rows: dict[str, Any]) -> None:
     """Raises ValueError if a length of a run or a number of rows is out of range, naming it."""
     if not isinstance(posterior, LocalPosterior):

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
@@ -82,8 +83,9 @@ class SGLD(Sampler):
     full_batch: ClassVar[bool] = False
 
     def __check_init__(self):
-        if isinstance(self.step_size, np.ndarray) and not 0 < self.step_size < np.inf:
-            raise ValueError(f"SGLD needs a finite step_size > 0, got {self.step_size}; try 0.5 / (nβ·h_max + γ).")
+        _require_positive("SGLD", step_size=self.step_size)
+        if not isinstance(self.preconditioner, Preconditioner):
+            raise ValueError(f"SGLD needs a preconditioner such as llc.RMSProp(), got {self.preconditioner!r}.")
         if self.integrator not in _INTEGRATORS:
             raise ValueError(f"SGLD needs an integrator among {_INTEGRATORS}, got {self.integrator!r}.")
 
@@ -148,7 +150,7 @@ class SGHMC(Sampler):
 
     def __check_init__(self):
         _require_positive("SGHMC", step_size=self.step_size, friction=self.friction)
-        if isinstance(self.noise, np.ndarray) and not 0 <= self.noise < np.inf:
+        if not isinstance(self.noise, Tracer) and not 0 <= float(self.noise) < np.inf:
             raise ValueError(
                 f"SGHMC needs a finite noise >= 0, the variance of ∂U/∂w on a minibatch, got {self.noise}."
             )
@@ -238,7 +240,7 @@ class SGNHT(Sampler):
 
 def _require_positive(name: str, **values: Any) -> None:
     for setting, value in values.items():
-        if isinstance(value, np.ndarray) and not 0 < value < np.inf:
+        if not isinstance(value, Tracer) and not (np.ndim(value) == 0 and 0 < float(value) < np.inf):
             raise ValueError(f"{name} needs a finite {setting} > 0, got {value}.")
 
 
