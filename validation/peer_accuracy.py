@@ -334,6 +334,12 @@ def _count(result: Row) -> float | None:
     return result["num_chains"] * (result["num_burnin_steps"] + result["num_draws"])
 
 
+def _share(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return "diverged" if value == math.inf else f"{value:.1%}"
+
+
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
@@ -370,9 +376,7 @@ SUMMARY = [
     Column("tool", "tool"),
     Column("models", "models"),
     Column("diverged", "failures"),
-    Column(
-        "median |error|", lambda row: "diverged" if row["median error"] == math.inf else f"{row['median error']:.1%}"
-    ),
+    Column("median |error|", lambda row: _share(row.get("median error"))),
     Column("worst |error|", "worst error", "{:.0%}"),
     Column("off by > 2 reported errors", "beyond 2"),
     Column("> 4", "beyond 4"),

@@ -150,7 +150,7 @@ class SGHMC(Sampler):
 
     def __check_init__(self):
         _require_positive("SGHMC", step_size=self.step_size, friction=self.friction)
-        if not isinstance(self.noise, Tracer) and not 0 <= float(self.noise) < np.inf:
+        if not isinstance(self.noise, Tracer) and not 0 <= np.asarray(self.noise) < np.inf:
             raise ValueError(
                 f"SGHMC needs a finite noise >= 0, the variance of ∂U/∂w on a minibatch, got {self.noise}."
             )
@@ -240,7 +240,7 @@ class SGNHT(Sampler):
 
 def _require_positive(name: str, **values: Any) -> None:
     for setting, value in values.items():
-        if not isinstance(value, Tracer) and not (np.ndim(value) == 0 and 0 < float(value) < np.inf):
+        if not isinstance(value, Tracer) and not (np.ndim(value) == 0 and 0 < np.asarray(value) < np.inf):
             raise ValueError(f"{name} needs a finite {setting} > 0, got {value}.")
 
 
