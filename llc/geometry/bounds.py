@@ -150,11 +150,9 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         Bushnaq, Griffin & Mendel 2024 (bound); Watanabe 2009, Theorem 6.5 (splitting).
     """
     noise_scale = _noise_scale(nbeta, gamma)
-    floor = 8 * np.finfo(np.float64).eps * max(spectrum.largest, 0.0)
-    negative = max(-spectrum.smallest, 0.0)
-    threshold = max(floor, 3 * negative, spectrum.noise)
+    threshold = spectrum.threshold
     if spectrum.exact:
-        rank, interval, gap = _exact_rank(spectrum, threshold, floor, noise_scale)
+        rank, interval, gap = _exact_rank(spectrum, threshold, noise_scale)
     else:
         rank, interval, gap = _estimated_rank(spectrum, threshold, noise_scale)
     assumptions = _assumptions(spectrum, nbeta, noise_scale)
@@ -173,7 +171,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         noise_scale=noise_scale,
         source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
         assumptions=assumptions,
-        note=_note(spectrum, floor),
+        note=_note(spectrum),
     )
 
 
@@ -242,7 +240,7 @@ def _noise_scale(nbeta: float | None, gamma: float | None) -> float:
     return gamma / nbeta
 
 
-def _exact_rank(spectrum, threshold, floor, noise_scale):
+def _exact_rank(spectrum, threshold, noise_scale):
     eigenvalues = spectrum.nodes[0]
     counted = eigenvalues[eigenvalues > threshold]
     rank = float(len(counted))
@@ -252,14 +250,15 @@ def _exact_rank(spectrum, threshold, floor, noise_scale):
     elif not counted.size:
         gap = np.nan
     else:
-        gap = float(np.log10(counted.min() / max(below.max(), floor, spectrum.noise)))
+        gap = float(np.log10(counted.min() / max(below.max(), spectrum.floor, spectrum.noise)))
     if not counted.size or gap >= _GAP_DECADES:
         # Eigenvalues of an imperfect minimum below 3 |h_min| have no sign; where they are positive, they may be curved.
         negative = -np.sum(np.minimum(eigenvalues, 0.0))
-        unsure = eigenvalues[(eigenvalues <= threshold) & (eigenvalues > max(floor, spectrum.noise))]
-        return rank, (rank, rank + (len(unsure) if np.sum(unsure) > 3 * negative else 0.0)), gap
-    low = spectrum.count(max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES))
-    return rank, (low, rank), gap
+        unsure = eigenvalues[(eigenvalues <= threshold) & (eigenvalues > max(spectrum.floor, spectrum.noise))]
+        high = rank + (len(unsure) if np.sum(unsure) > 3 * negative else 0.0)
+        return rank, (rank - float(np.sum(spectrum.unsettled > threshold)), high), gap
+    visible = max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES)
+    return rank, (spectrum.count(visible) - float(np.sum(spectrum.unsettled > visible)), rank), gap
 
 
 def _estimated_rank(spectrum, threshold, noise_scale):
@@ -306,8 +305,13 @@ def _assumptions(spectrum, nbeta, noise_scale):
     return *assumptions, Assumption("Gauss–Newton is the Hessian", spectrum.misfit <= _MISFIT, message)
 
 
-def _note(spectrum: Spectrum, floor: float) -> str:
-    if spectrum.method in ("block", "sketch") and spectrum.noise > floor:
+def _note(spectrum: Spectrum) -> str:
+    if spectrum.unsettled.size:
+        return (
+            f"{spectrum.unsettled.size} curvatures, up to {spectrum.unsettled.max():.2g}, would change by more than a "
+            "third after a Newton step: w* is beside a minimum, perhaps a degenerate one; llc.polish it"
+        )
+    if spectrum.method in ("block", "sketch") and spectrum.noise > spectrum.floor:
         return (
             f"curvature below {spectrum.noise:.2g} (h_max is {spectrum.largest:.2g}) is not seen by method "
             f"{spectrum.method!r} and taken for zero; 'dense' would count it"

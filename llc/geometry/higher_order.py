@@ -100,6 +100,8 @@ def higher_bounds(
     if not bounds.valid:
         failed = ", ".join(assumption.name for assumption in bounds.assumptions if not assumption.holds)
         return tighten(bounds, tuple(Bound(name, "not used", f"fails: {failed}") for name in NAMES))
+    if spectrum.unsettled.size:
+        return tighten(bounds, tuple(Bound(name, "undecided", "w* is beside a minimum: polish it") for name in NAMES))
     with (
         float64(),
         tqdm(total=len(NAMES), desc="bounds", disable=None if progress is None else not progress) as bar,

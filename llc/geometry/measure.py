@@ -12,7 +12,7 @@ all of them. Ritz values are never counted as eigenvalues.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Spectrum:
         smoothness: of the loss at w*; None in files of before it was probed.
         misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the Gauss–Newton matrix G:
             the part of H that comes from residuals; nan where unmeasured, without `predict_fn` for instance.
+        unsettled: eigenvalues that a Newton step changes by more than a third: not those of a minimum (see
+            settled.py); empty where eigenvectors are not known (gram, sketch, lanczos).
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
         vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
@@ -55,6 +57,7 @@ class Spectrum:
     noise: float = 0.0
     smoothness: Smoothness | None = None
     misfit: float = math.nan
+    unsettled: Float[np.ndarray, "unsettled"] = field(default_factory=lambda: np.zeros(0))
     half_nodes: Float[np.ndarray, "probe half_node"] | None = None
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
     vectors: Float[np.ndarray, "kept dim"] | None = None
@@ -68,6 +71,16 @@ class Spectrum:
     def smallest(self) -> float:
         """h_min; negative at a saddle or an unconverged point."""
         return float(self.nodes.min())
+
+    @property
+    def floor(self) -> float:
+        """Curvature below it is round-off."""
+        return 8 * float(np.finfo(np.float64).eps) * max(self.largest, 0.0)
+
+    @property
+    def threshold(self) -> float:
+        """τ, above which an eigenvalue counts: round-off, three times the most negative one, the method's error."""
+        return max(self.floor, 3 * max(-self.smallest, 0.0), self.noise)
 
     @property
     def exact(self) -> bool:
@@ -144,6 +157,8 @@ class Spectrum:
             "gradient_nodes": (("gradient_node",), self.gradient_nodes),
             "gradient_weights": (("gradient_node",), self.gradient_weights),
         }
+        if self.unsettled.size:
+            variables["unsettled"] = (("unsettled_node",), self.unsettled)
         if self.half_nodes is not None:
             variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
             variables["half_weights"] = (("probe", "half_node"), self.half_weights)
@@ -157,6 +172,7 @@ class Spectrum:
         """From a Dataset (or DataTree node) that `to_dataset` made."""
         names = ("nodes", "weights", "gradient_nodes", "gradient_weights")
         names += ("half_nodes", "half_weights") if "half_nodes" in dataset else ()
+        names += ("unsettled",) if "unsettled" in dataset else ()
         arrays = {name: np.asarray(dataset[name].values) for name in names}
         attributes = dataset.attrs
         smoothness = None

@@ -82,6 +82,11 @@ class CurvatureOperator(_DataOperator):
         flat, loss_of = self._flat_loss()
         return self._average(lambda batch: jax.grad(loss_of)(flat, batch))
 
+    @property
+    def flat(self) -> Float[Array, "dim"]:
+        """w*, flat."""
+        return ravel_pytree(self.posterior.position)[0]
+
     @abstractmethod
     def product(self, vector: Float[Array, "dim"]) -> Float[Array, "dim"]:
         """The matrix times `vector`, flat."""
@@ -96,6 +101,12 @@ class CurvatureOperator(_DataOperator):
         if self.rest is None:
             return head
         return (1 - self.rest_weight) * head + self.rest_weight * of_piece(self.rest)
+
+
+def displaced(operator: CurvatureOperator, flat: Float[Array, "dim"]) -> CurvatureOperator:
+    """The same matrix at another place."""
+    _, unravel = ravel_pytree(operator.posterior.position)
+    return eqx.tree_at(lambda o: o.posterior.center, operator, operator.posterior.params_at(unravel(flat)))
 
 
 class HessianOperator(CurvatureOperator):

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from tqdm.auto import tqdm
 
 from llc.geometry.eigenvalues import materialize
-from llc.geometry.operators import CurvatureOperator, curvature_operator, gauss_newton_operator
+from llc.geometry.operators import CurvatureOperator, curvature_operator, displaced, gauss_newton_operator
 from llc.geometry.spectrum import top_eigenvalue
 from llc.posterior import LocalPosterior, float64
 
@@ -94,7 +94,7 @@ def polish(posterior: LocalPosterior, *, max_steps: int = 100, progress: bool | 
             if converged:
                 break
             if eigen is None and len(flat) <= _DENSE:
-                eigen = np.linalg.eigh(materialize(_at(curved, flat))[0])
+                eigen = np.linalg.eigh(materialize(displaced(curved, flat))[0])
             if eigen is None:
                 step = _step(curved, flat, gradient, jnp.asarray(damping))
             else:
@@ -142,19 +142,14 @@ def _numpy(params: PyTree) -> PyTree:
     return jax.tree.map(lambda x: np.asarray(jax.device_get(x)) if eqx.is_array(x) else x, params)
 
 
-def _at(operator: CurvatureOperator, flat: Array) -> CurvatureOperator:
-    _, unravel = ravel_pytree(operator.posterior.position)
-    return eqx.tree_at(lambda o: o.posterior.center, operator, operator.posterior.params_at(unravel(flat)))
-
-
 @eqx.filter_jit
 def _loss_and_gradient(operator: CurvatureOperator, flat: Float[Array, "dim"]):
-    here = _at(operator, flat)
+    here = displaced(operator, flat)
     return here.loss(), here.gradient()
 
 
 @eqx.filter_jit
 def _step(operator: CurvatureOperator, flat: Float[Array, "dim"], gradient: Float[Array, "dim"], damping: Array):
-    here = _at(operator, flat)
+    here = displaced(operator, flat)
     solve = jax.scipy.sparse.linalg.cg
     return solve(lambda v: here.product(v) + damping * v, -gradient, tol=_CG_TOLERANCE, maxiter=_CG_STEPS)[0]

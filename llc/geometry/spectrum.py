@@ -21,6 +21,7 @@ from llc.geometry.operators import (
 )
 from llc.geometry.output_loss import OutputLoss
 from llc.geometry.residuals import first_order, gauss_newton_part, residual_share
+from llc.geometry.settled import unsettled
 from llc.geometry.sketch import sketch_size, sketched
 from llc.geometry.smoothness import directions, probe_smoothness
 from llc.posterior import LocalPosterior, float64
@@ -125,13 +126,14 @@ def spectrum(
                     f"method {chosen!r} needs at most {MAX_ORDER} eigenvalues that are not zero, got more; "
                     "take method='lanczos'."
                 )
-            return _exact(found, chosen, *common)
+            return _settled(_exact(found, chosen, *common), operator, gradient)
         rows, halves = quadratures(operator, steps, num_probes, seed, progress=progress)
         result = _spectrum(rows, halves, "lanczos", 0.0, *common)
         if method == "auto" and (finder := _range_finder(result)):
             rank = _counted(result)
             found = _RANGE[finder](operator, rank, seed, precision=precision, progress=progress)
-            result = _exact(found, finder, *common) if found is not None and _all_seen(found, posterior) else result
+            if found is not None and _all_seen(found, posterior):
+                result = _settled(_exact(found, finder, *common), operator, gradient)
         return result
 
 
@@ -148,7 +150,13 @@ def _dense(
     products = vectors @ full if matrix == "hessian" else np.asarray(first_order(hessian, jnp.asarray(vectors))[1])
     misfit = residual_share(outputs, products)
     smoothness = probe_smoothness(hessian, gradient, products)
-    return _exact(found, "dense", operator.dim, matrix, misfit, smoothness, (found.nodes, squares))
+    result = _exact(found, "dense", operator.dim, matrix, misfit, smoothness, (found.nodes, squares))
+    return _settled(result, operator, gradient)
+
+
+def _settled(result: Spectrum, operator: CurvatureOperator, gradient: np.ndarray) -> Spectrum:
+    nodes = np.repeat(result.nodes[0], result.weights[0].astype(int))
+    return replace(result, unsettled=unsettled(operator, nodes, result.vectors, gradient, result.threshold))
 
 
 def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:

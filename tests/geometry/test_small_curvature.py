@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import llc
+from llc.posterior import float64
 
 KEY = jax.random.key(0)
 
@@ -86,3 +87,50 @@ def test_arrays_without_elements():
     spectrum = llc.spectrum(posterior)
     bounds = llc.higher_bounds(posterior, spectrum, llc.rank_bounds(spectrum), key=KEY)
     assert (bounds.lower, bounds.upper) == (1.0, 1.0)
+
+
+def _beside(loss, center):
+    with float64():
+        return llc.spectrum(posterior_of(loss, np.asarray(center, np.float64)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "center", "known"),
+    [
+        pytest.param(lambda w: 0.5 * w[0] ** 2 + w[1] ** 4, [0.0, 1e-3], 0.75, id="quartic"),
+        pytest.param(lambda w: 0.5 * w[0] ** 2 + w[1] ** 6, [1e-9, 1e-2], 0.5 + 1 / 6, id="of order six"),
+    ],
+)
+def test_curvature_beside_a_degenerate_minimum_is_not_counted(loss, center, known):
+    spectrum = _beside(loss, center)
+    assert spectrum.unsettled.size == 1
+    posterior = posterior_of(loss, np.asarray(center, np.float64), gamma=1.0)
+    for bounds in (
+        llc.rank_bounds(spectrum, nbeta=100.0, gamma=1.0),
+        llc.higher_bounds(posterior, spectrum, llc.rank_bounds(spectrum), key=KEY),
+    ):
+        assert bounds.lower <= known <= bounds.upper, str(bounds)
+        assert "beside a minimum" in str(bounds)
+    again = llc.Spectrum.from_dataset(spectrum.to_dataset())
+    np.testing.assert_array_equal(again.unsettled, spectrum.unsettled)
+
+
+def test_curvature_beside_a_sharp_minimum_is_counted():
+    """Anharmonic and coupled; the small curvature is 1e-4 + 2 w₀, so it depends on how far w₀ is off."""
+
+    def loss(w):
+        return 0.5 * w[0] ** 2 + 5e-5 * w[1] ** 2 + w[0] ** 3 + w[0] * w[1] ** 2
+
+    spectrum = _beside(loss, [1e-6, 1e-3])
+    assert not spectrum.unsettled.size
+    assert llc.rank_bounds(spectrum).rank_interval == (2, 2)
+    assert _beside(loss, [1e-4, 1e-3]).unsettled.size == 1, "negative control"
+
+
+def test_polish_settles():
+    """Beside a line of minima, w₀ = 0, where the curvature is another one."""
+    posterior = posterior_of(lambda w: 0.5 * w[0] ** 2 * (1 + w[1] ** 2) + w[0] ** 4, np.array([0.3, 0.3]))
+    assert llc.spectrum(posterior).unsettled.size
+    there = llc.polish(posterior, max_steps=50, progress=False).posterior
+    assert not llc.spectrum(there).unsettled.size
+    assert llc.rank_bounds(llc.spectrum(there)).rank_interval == (1, 1)
