@@ -126,6 +126,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
 def _calibrate(arguments: argparse.Namespace) -> int:
     _check_writable(arguments.out, arguments.figure)
     posterior = _load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    _kept(arguments.out, posterior, spectrum=False)  # refused before the work
     names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "budget")
     settings = {name: getattr(arguments, name) for name in names}
     calibration = llc.calibrate(jax.random.key(arguments.seed), posterior, **settings)
@@ -140,8 +141,11 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     words += " --control-variates" * getattr(calibration.sampler, "control_variates", False)
     print(f"\nllc sample {arguments.posterior} {words} --out {arguments.out or 'run.nc'}")
     if arguments.out is not None:
-        _put_spectrum(arguments.out, calibration.posterior, calibration.spectrum)
-        print(f"\nSpectrum written to {arguments.out}.")
+        if arguments.out.exists() and "curvature" in llc.load(arguments.out):
+            print(f"\n{arguments.out} has a spectrum, which stays.")
+        else:
+            _put_spectrum(arguments.out, calibration.posterior, calibration.spectrum)
+            print(f"\nSpectrum written to {arguments.out}.")
     if arguments.figure is not None:
         figure = llc.plot_calibration(calibration).get_figure(root=True)
         assert figure is not None
@@ -268,13 +272,18 @@ def _kept(path: Path | None, posterior: Any, *, spectrum: bool) -> "xr.DataTree"
         constants = tree["constant_data"].to_dataset()
         written = {"num_params": int(constants["num_params"]), "init_loss": float(constants["init_loss"])}
     here = {"num_params": posterior.num_params, "init_loss": posterior.init_loss()}
-    if wrong := {name: value for name, value in written.items() if value != here[name] and not math.isnan(value)}:
+    if wrong := {name: value for name, value in written.items() if not _same(value, here[name])}:
         what = "a spectrum" if spectrum else "draws"
         raise ValueError(
             f"{path} has {what} of another posterior, with {wrong} where this one has "
             f"{ {name: here[name] for name in wrong} }; remove it, or give another --out."
         )
     return tree
+
+
+def _same(written: int | float, here: int | float) -> bool:
+    """Whether two numbers are the same but for rounding, which differs between devices; nan is nothing written."""
+    return math.isnan(written) or math.isclose(written, here, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _check_writable(*paths: Path | None) -> None:

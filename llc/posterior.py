@@ -83,6 +83,7 @@ class LocalPosterior(eqx.Module):
         self.gamma = None if gamma is None else _scale("gamma", gamma)
         self.mask = _normalize_mask(mask, self.center)
         self.predict_fn = predict_fn
+        _check_finite(self.position)
         self.per_example = _check_loss(loss_fn, self.center, self.data)
 
     @property
@@ -152,7 +153,7 @@ class LocalPosterior(eqx.Module):
         """L(w*) over all the data, or over `rows` of it, evaluated and accumulated in float64."""
         with float64():
             data = self.data if rows is None else jax.tree.map(lambda x: x[rows], self.data)
-            return _mean_loss(self.loss_fn, as_float64(self.center), as_float64(data))
+            return _mean_loss(self.loss_fn, as_float64(self.center), data, as_float64)
 
     def potential(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
         """U(w) = nβ L(w) + γ/2 ‖w − w*‖², the norm over the parameters that move."""
@@ -222,8 +223,12 @@ def _check_center(center: PyTree) -> None:
         )
     if sum(leaf.size for _, leaf in arrays) == 0:
         raise ValueError("params need at least one floating-point array with elements, got none; check the pytree.")
-    known = [(path, leaf) for path, leaf in arrays if not isinstance(leaf, Tracer)]
-    if wrong := [_path(path) or "params" for path, leaf in known if not bool(jnp.isfinite(leaf).all())]:
+
+
+def _check_finite(position: PyTree) -> None:
+    """Raises ValueError if a parameter that moves is not finite; what stays (a causal mask of −∞) may be."""
+    leaves = [(path, x) for path, x in jax.tree_util.tree_leaves_with_path(position) if not isinstance(x, Tracer)]
+    if wrong := [_path(path) or "params" for path, x in leaves if not np.isfinite(np.asarray(x, np.float64)).all()]:
         raise ValueError(f"params need finite values, got nan or infinity in {wrong}; check the training run.")
 
 
@@ -289,12 +294,12 @@ def as_float64(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if eqx.is_inexact_array(x) else x, tree)
 
 
-def _mean_loss(loss_fn: Callable, params: PyTree, data: PyTree) -> float:
-    """Mean loss over `data`, in pieces that fit in memory, each weighted by its size."""
+def _mean_loss(loss_fn: Callable, params: PyTree, data: PyTree, convert: Callable = lambda piece: piece) -> float:
+    """Mean loss over `data`, in pieces that fit in memory and are converted there, each weighted by its size."""
     num_data, total = _leading_axis(data), 0.0
     for start in range(0, num_data, _PIECE):
         piece = jax.tree.map(lambda x: x[start : start + _PIECE], data)  # noqa: B023 - used at once
-        total += float(jnp.mean(_evaluate(loss_fn, params, piece))) * min(_PIECE, num_data - start)
+        total += float(jnp.mean(_evaluate(loss_fn, params, convert(piece)))) * min(_PIECE, num_data - start)
     return total / num_data
 
 

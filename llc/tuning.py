@@ -30,6 +30,7 @@ from llc.pilots import Pilot, settle
 from llc.posterior import LocalPosterior
 from llc.sampling.calibration import RELAXATIONS, settings_from_curvature
 from llc.sampling.kernel import Sampler
+from llc.sampling.preconditioner import Identity
 from llc.sampling.settings import check_key, check_lengths
 from llc.sampling.sgmcmc import SGLD
 from llc.sampling.stein import make_stein
@@ -156,12 +157,15 @@ def calibrate(
         thinning = min(per_draw, max(1, (budget - num_warmup) // num_draws)) if thinning is None else thinning
         num_draws = min(num_draws, (budget - num_warmup) // thinning)
     discarded = _WARMUP if num_warmup is None else num_warmup
-    num_steps = discarded + num_draws * (thinning or _THINNING)  # of gradients, about
+    per_trajectory = _THINNING if per_draw == 1 and given["thinning"] is None else 0
+    num_steps = discarded + num_draws * (per_trajectory or thinning or _THINNING)  # of gradients, about
     scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
     accepts, batch = sampler is not None and sampler.full_batch, _Batch(batch_size, 0.0)
     if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
         scaled = posterior.with_scale(gamma=scale.gamma)
-        step_size = float(np.asarray(sampler.step_size)) if isinstance(sampler, SGLD) else scale.step_size
+        step_size = scale.step_size
+        if isinstance(sampler, SGLD) and isinstance(sampler.preconditioner, Identity):
+            step_size = float(np.asarray(sampler.step_size))
         batch = _choose_batch(scaled, spectrum, step_size, free=sampler is None)
         batch_size = batch.rows
     longest = 1

@@ -373,3 +373,18 @@ def test_refused(name):
     arguments, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         LocalPosterior(**arguments)
+
+
+def test_what_stays_may_be_infinite():
+    """A causal mask of −∞ among the params, which does not move; and a posterior made inside of jit."""
+    params = {"w": jnp.ones((2, 1)), "causal": jnp.array([0.0, -jnp.inf])}
+
+    def loss_fn(w, batch):
+        return jnp.mean((batch["x"] @ (w["w"] * jnp.exp(w["causal"])[:, None]) - batch["y"]) ** 2)
+
+    posterior = LocalPosterior(loss_fn, params, DATA, gamma=1.0, mask="w")
+    assert posterior.num_params == 2
+    with pytest.raises(ValueError, match=r"finite values, got nan or infinity in \['causal'\]"):
+        LocalPosterior(loss_fn, params, DATA, gamma=1.0)
+    inside = jax.jit(lambda data: LocalPosterior(loss_fn, params, data, gamma=1.0, mask="w").loss(params))
+    assert float(inside(DATA)) == pytest.approx(posterior.init_loss(), rel=1e-5)

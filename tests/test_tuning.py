@@ -133,6 +133,9 @@ def test_a_budget_is_kept():
     assert long_intervals.num_steps <= 105
     trajectories = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=30_000, sampler=llc.NUTS())
     assert trajectories.lengths["thinning"] == 1, "as without a budget"
+    free = llc.calibrate(jax.random.key(0), regression(num_data=100), sampler=llc.NUTS())
+    assert float(trajectories.posterior.gamma) == float(free.posterior.gamma)
+    assert trajectories.lengths == free.lengths
     report = llc.estimate(jax.random.key(0), regression(num_data=100), budget=1000, target_mcse=1e-9)
     lengths = report.settings
     assert lengths["num_warmup"] + lengths["num_draws"] * lengths["thinning"] <= 1000

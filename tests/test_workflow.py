@@ -200,3 +200,27 @@ def test_a_report_keeps_what_was_proved_beyond_the_rank():
     llc.report(draws, spectrum=spectrum, bounds=bounds)
     assert llc.report(draws, spectrum=spectrum).bounds.records == bounds.records
     assert llc.report(draws).bounds.records == bounds.records
+
+
+@pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e6, True)])
+def test_a_tether_that_hides_what_has_no_rank(gamma, hidden):
+    """K = w⁴: there is no rank that λ_quad could be compared with; under a strong tether λ̂ ~ γ⁻²."""
+    posterior = llc.LocalPosterior(lambda w, _: w[0] ** 4, jnp.zeros(1), np.zeros((1000, 1)), gamma=gamma)
+    report = llc.estimate(jax.random.key(0), posterior)
+    (check,) = (check for check in report.checks if check.name == "localization")
+    assert check.passed != hidden, str(report)
+    assert (report.verdict == "CONSISTENT") != hidden
+    exact = [log_grid(lambda w: w**4, 1, 1000 / np.log(1000), g).mean for g in (gamma, 3 * gamma)]
+    assert check.value == pytest.approx(1 - exact[1] / exact[0], abs=0.05)
+
+
+@pytest.mark.parametrize("key", [0, np.zeros(2, np.float32), jax.random.split(jax.random.key(0), 3), None])
+def test_what_is_no_key(key):
+    with pytest.raises(Exception, match=r"key needs to be jax.random.key|[Tt]ype"):  # types are checked in the tests
+        llc.estimate(key, quadratic(gamma=1.0))
+
+
+def test_legacy_keys_are_keys():
+    settings = {"num_warmup": 0, "num_draws": 3, "progress": False}
+    draws = [llc.sample(key, quadratic(gamma=1.0), llc.SGLD(1e-3), **settings) for key in (jax.random.PRNGKey(0),)]
+    assert np.isfinite(draws[0]["posterior"]["llc"]).all()

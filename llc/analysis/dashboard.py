@@ -88,9 +88,9 @@ def _numbers(report: Report) -> list[tuple[str, str, str]]:
     if bounds is None:
         rows.append(("bounds", "none", "no spectrum of the Hessian was given"))
     else:
-        if bounds.noise_scale:
-            singular = plus_minus(llc.value - bounds.quad, math.hypot(llc.mcse, bounds.quad_stderr))
-            rows.append((canvas.QUAD, plus_minus(bounds.quad, bounds.quad_stderr), "Gaussian part, at the same γ/nβ"))
+        if report.quad is not None:
+            singular = plus_minus(llc.value - report.quad, math.hypot(llc.mcse, bounds.quad_stderr))
+            rows.append((canvas.QUAD, plus_minus(report.quad, bounds.quad_stderr), "Gaussian part, at the same γ/nβ"))
             rows.append((f"{canvas.HAT} − {canvas.QUAD}", singular, "singular contribution"))
         if corrected is not None:
             rows.append((canvas.CORR, plus_minus(corrected.value, corrected.mcse), "γ-corrected, for the bounds"))

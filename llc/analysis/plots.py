@@ -38,7 +38,7 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
     Bounds hold for the asymptotic λ, which λ_corr estimates, not for the raw λ̂: they stand in a strip of their own.
     """
     draws, ax = canvas.draws_of(source), canvas.axes(ax)
-    bounds, corrected = getattr(source, "bounds", None), getattr(source, "corrected", None)
+    bounds, corrected, quad = (getattr(source, name, None) for name in ("bounds", "corrected", "quad"))
     llc = variable(draws, "posterior", "llc")
     num_draws, finite = llc.shape[1], finite_chains(llc)
     shown: list[Any] = []  # what the vertical axis must hold
@@ -64,10 +64,10 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
         shown += [(mean + sign * error)[counts >= num_draws / 4] for sign in (-1, 1)]
     else:
         canvas.note(ax, "no chain is finite to its end")
-    if bounds is not None and bounds.noise_scale and np.isfinite(bounds.quad):
-        label = f"{canvas.QUAD} = {plus_minus(bounds.quad, bounds.quad_stderr)}, same γ/nβ"
-        ax.axhline(bounds.quad, color=canvas.PURPLE, ls="--", lw=1.8, label=label)
-        shown.append([bounds.quad])
+    if bounds is not None and quad is not None and np.isfinite(quad):
+        label = f"{canvas.QUAD} = {plus_minus(quad, bounds.quad_stderr)}, same γ/nβ"
+        ax.axhline(quad, color=canvas.PURPLE, ls="--", lw=1.8, label=label)
+        shown.append([quad])
     shown += [[bounds.lower]] if bounds is not None else []
     if corrected is not None:
         shown.append([corrected.value, corrected.value - corrected.mcse, corrected.value + corrected.mcse])

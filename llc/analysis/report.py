@@ -298,9 +298,8 @@ def _number_lines(report: Report) -> list[str]:
         interval = f"[{bounds.lower:.4g}, {bounds.upper:.4g}]" if bounds.valid else "none"
         lines.append(_row("bounds", interval, bounds.source if bounds.valid else "an assumption fails at this point"))
         low, high = bounds.rank_interval
-        gap = f"gap of {bounds.gap:.1f} decades" if low == high else "no gap in the spectrum"
         rank = f"{low:.0f}" if low == high else f"{low:.0f} … {high:.0f}"
-        lines.append(_row("rank", f"{rank} of {bounds.dim}", f"at τ = {bounds.threshold:.2g}, {gap}"))
+        lines.append(_row("rank", f"{rank} of {bounds.dim}", f"at τ = {bounds.threshold:.2g}, {bounds.spacing}"))
         lines += [_row("note", "", bounds.note)] * bool(bounds.note)
     for estimate in report.estimates[1:]:
         lines.append(_row(estimate.method, plus_minus(estimate.value, estimate.mcse), ""))

@@ -110,13 +110,12 @@ class Bounds:
     def __str__(self) -> str:
         low, high = self.rank_interval
         rank = f"{low:.0f}" if self.clean else f"{low:.0f} … {high:.0f}"
-        gap = f"gap of {self.gap:.1f} decades" if self.clean else "no gap in the spectrum"
         scale = f" at γ/nβ = {self.noise_scale:.3g}" if self.noise_scale else " (no γ given: r/2)"
         error = f" ± {self.quad_stderr:.2g}" if self.quad_stderr else ""
         interval = f"[{self.lower:.4g}, {self.upper:.4g}]" if self.valid else "do not hold here:"
         lines = [
             f"bounds  {interval}  {self.source}",
-            f"rank    {rank} of {self.dim}  at τ = {self.threshold:.2g}, {gap}",
+            f"rank    {rank} of {self.dim}  at τ = {self.threshold:.2g}, {self.spacing}",
             f"λ_quad  {self.quad:.4g}{error}{scale}",
         ]
         lines += [f"{'ok  ' if a.holds else 'FAIL'}    {a.name}: {a.message}" for a in self.assumptions]
@@ -130,8 +129,13 @@ class Bounds:
         return all(assumption.holds for assumption in self.assumptions)
 
     @property
+    def spacing(self) -> str:
+        """The gap in words."""
+        return f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the spectrum"
+
+    @property
     def clean(self) -> bool:
-        """Whether a gap in the spectrum makes the rank one number."""
+        """Whether the rank is one number: a gap in the spectrum, and no eigenvalue that is unsure."""
         return self.rank_interval[0] == self.rank_interval[1]
 
 

@@ -59,7 +59,8 @@ def spectrum(
             fit; without negative eigenvalues elsewhere).
         method: one of
 
-            - `"dense"`: all eigenvalues from d products; 24 d² bytes.
+            - `"dense"`: all eigenvalues from d products; 24 d² bytes. Where the gradient is not round-off, a product
+              more for each curvature tells whether it is that of a minimum (also of block; see settled.py).
             - `"gram"`: all eigenvalues of the Gauss–Newton matrix from n·k products with J Jᵀ, for n examples with k
               outputs; 24 (n k)² bytes.
             - `"block"`: all r non-zero eigenvalues from about r + 64 products; 8 (r + 64) d bytes. An error where

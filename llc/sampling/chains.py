@@ -7,6 +7,7 @@ the full data (or one fixed subset), as the difference to the loss of w* on the 
     llc = nβ (L(w) − L(w*)).
 """
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -155,8 +156,8 @@ class Chains:
         ]
         self.recorder = Recorder(self.warmup, num_draws)
         self.done = 0  # draws so far, of the warm-up too
+        self.given = posterior  # w* in its own precision
         self.constants = {
-            "init_loss": posterior.init_loss(),  # over all data: a draw's loss is this and its difference on the rows
             "nbeta": float(self.posterior.nbeta),
             "gamma": float(self.posterior.gamma),
             "num_data": num_data,
@@ -223,8 +224,14 @@ class Chains:
             "seed": json.dumps(self.seed),
             "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
         }
-        weights = np.asarray(self.evaluation.weights)
-        return self.recorder.tree(self.constants, attributes, self.posterior, weights)
+        # L(w*) over all data: a draw's loss is this and its difference on the rows.
+        constants = {"init_loss": self.init_loss} | self.constants
+        return self.recorder.tree(constants, attributes, self.posterior, np.asarray(self.evaluation.weights))
+
+    @functools.cached_property
+    def init_loss(self) -> float:
+        """L(w*), in float64; pilots need none."""
+        return self.given.init_loss()
 
 
 def _segments(done: int, warmup: int, end: int, size: int) -> Iterator[tuple[int, int]]:

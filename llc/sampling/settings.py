@@ -18,7 +18,10 @@ _SEQUENTIAL_PARAMS = 20_000
 
 def check_key(key: Any) -> None:
     """Raises ValueError if `key` is not one."""
-    if not (isinstance(key, jax.Array) and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape == (2,))):
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    legacy = dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape
+    if not (typed or legacy):
         raise ValueError(f"key needs to be jax.random.key(seed), got {key!r}.")
 
 

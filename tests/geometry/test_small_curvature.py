@@ -134,3 +134,13 @@ def test_polish_settles():
     there = llc.polish(posterior, max_steps=50, progress=False).posterior
     assert not llc.spectrum(there).unsettled.size
     assert llc.rank_bounds(llc.spectrum(there)).rank_interval == (1, 1)
+
+
+def test_soft_directions_do_not_unsettle_stiff_ones():
+    """Beside a minimum with curvatures 1 … 1e-7, the step along the softest goes far, where stiff ones are others."""
+
+    def loss(w):
+        return 0.5 * jnp.sum(jnp.asarray([1.0, 1e-2, 1e-7]) * w**2) + 1e-3 * w[2] ** 2 * w[1] ** 2 + 1e-8 * w[2]
+
+    spectrum = _beside(loss, [1e-9, 1e-9, 1.0])
+    assert spectrum.unsettled.max(initial=0.0) < 1e-6
