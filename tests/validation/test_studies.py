@@ -12,7 +12,7 @@ import pytest
 import sabotage
 import temperature
 from matplotlib.figure import Figure
-from study import Study, table
+from study import Study, commit, table
 
 QUICK = {module.__name__: module for module in (accuracy, constants, coverage, no_knobs, sabotage, temperature)}
 LONG = ("constants", "coverage", "no_knobs", "temperature")
@@ -85,5 +85,5 @@ def test_a_killed_study_goes_on(tmp_path, capsys):
     again = _Journal(tmp_path, {"fails": "3"}).rows(run, ["1", "2", "3", "9"])
     assert [row["square"] for row in again] == [1, 4, 0, 0]
     other = _Journal(tmp_path, {"fails": "1"}).rows(_square, ["2"])
-    assert other == [{"square": 4, "case": "2"}]
+    assert other == [{"square": 4, "case": "2", "commit": commit()}]
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
