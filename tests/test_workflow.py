@@ -120,6 +120,14 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
     regular = llc.estimate(jax.random.key(0), quadratic, num_draws=500)
     assert regular.accepted is True
     assert "accepted as λ" in str(regular)
+    # Where all of λ_corr is r/2, a tether may hide the rest: only bounds that meet accept it.
+    hidden = llc.LocalPosterior(lambda w, batch: 0.5 * w[0] ** 2 + 1e-6 * w[1] ** 4, jnp.zeros(2), data, gamma=1.0)
+    half = llc.estimate(jax.random.key(0), hidden, num_draws=500)
+    assert abs(half.shift.value) + 2 * half.shift.mcse < 0.01
+    assert half.accepted is None
+    assert "λ_corr is r/2" in str(half)
+    pinned = dataclasses.replace(half, bounds=dataclasses.replace(half.bounds, lower=0.5, upper=0.5))
+    assert pinned.accepted is True
     singular = llc.estimate(jax.random.key(0), quartic(gamma=1.0))
     nbeta = 1000 / np.log(1000)
     near, far = (log_grid(lambda w: w**4 / 2, 1, nbeta, gamma).mean for gamma in (1.0, 3.0))

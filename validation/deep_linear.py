@@ -356,6 +356,7 @@ def summarize(rows: list[Row], settings: Settings) -> dict[str, Any]:
     both = [row for row in known if kept(row, settings)]
     large = next((row for row in rows if row["case"] == "large"), None)
     finite = [row["reference_value"] for row in good]
+    dead = sum(not np.isfinite(row["llc"]) for row in nets)
     told = {
         "verdict CONSISTENT": [row for row in nets if row["verdict"] == "CONSISTENT"],
         "λ_corr accepted as λ": [row for row in nets if row.get("accepted")],
@@ -364,6 +365,7 @@ def summarize(rows: list[Row], settings: Settings) -> dict[str, Any]:
     return {
         "nets": len(nets),
         "references_kept": len(good),
+        "dead": dead,
         "local_known": len(known),
         "llc_against_finite_temperature": _errors([row["llc"] for row in good], finite),
         "corrected_against_local": _errors([row["corrected"] for row in known], local),
@@ -390,7 +392,8 @@ def summarize(rows: list[Row], settings: Settings) -> dict[str, Any]:
 def report(summary: dict[str, Any]) -> str:
     """The summary as text, beside the published figures."""
     lines = [
-        f"{summary['nets']} networks; {summary['references_kept']} references kept, "
+        f"{summary['nets']} networks, no estimate at {summary['dead']} (an infinite error below); "
+        f"{summary['references_kept']} references kept, "
         f"λ(w*) known exactly at {summary['local_known']}, an interval elsewhere",
         *(
             f"{name} at {found['nets']}; λ_corr is more than 5 % outside of λ(w*) at {found['outside']} of them"
@@ -436,7 +439,7 @@ def plot(rows: list[Row], settings: Settings) -> Figure:
     good = [row for row in rows if kept(row, settings)]
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    values = np.array([0.8 * min(r["llc"] for r in rows), 1.25 * max(r["local_upper"] for r in rows)])
+    values = np.array([0.8 * np.nanmin([r["llc"] for r in rows]), 1.25 * max(r["local_upper"] for r in rows)])
     for axes in (left, middle):
         axes.fill_between(values, 0.95 * values, 1.05 * values, color="0.85", label="± 5 %")
         axes.loglog(values, values, color="0.4", lw=0.8)
@@ -484,6 +487,7 @@ def plot(rows: list[Row], settings: Settings) -> Figure:
 
 def _errors(estimates: list[float], truths: list[float]) -> dict[str, float]:
     errors = np.asarray(estimates) / np.asarray(truths) - 1
+    errors[~np.isfinite(errors)] = -np.inf
     return {
         "median_absolute": float(np.median(np.abs(errors))),
         "within_5_percent": float(np.mean(np.abs(errors) <= 0.05)),
@@ -493,7 +497,8 @@ def _errors(estimates: list[float], truths: list[float]) -> dict[str, float]:
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75]) if values else [np.nan] * 3
+    values = [value if np.isfinite(value) else -np.inf for value in values]
+    lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75], method="nearest") if values else [np.nan] * 3
     return {"median": float(median), "lower": float(lower), "upper": float(upper)}
 
 
