@@ -25,7 +25,7 @@ from llc.sampling.calibration import COURANT, settings_from_curvature
 from llc.sampling.chains import Chains
 from llc.sampling.sgmcmc import SGLD
 
-_PILOTS, _STEPS, _MATVECS = 8, 1000, 12
+_PILOTS, _STEPS, _MATVECS = 16, 1000, 12
 _LOOKS = 32  # positions of a chain at which the curvature is looked at where that is cheap: narrow arms are rare
 _RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
 _LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range

@@ -62,7 +62,7 @@ def test_pilots_that_confirm_nothing_are_named(monkeypatch):
     monkeypatch.setattr("llc.pilots._stiffness_at", lambda *_: 100.0)
     posterior = posterior_of(lambda w: 0.5 * w[0] ** 2, 1, gamma=1.0)
     reason = llc.calibrate(jax.random.key(0), posterior, num_draws=10).reasons["step_size"]
-    assert reason.endswith("none of 8 pilots kept to places where that holds")
+    assert reason.endswith("none of 16 pilots kept to places where that holds")
     monkeypatch.undo()
     assert "pilots" not in llc.calibrate(jax.random.key(0), posterior, num_draws=10).reasons["step_size"]
 
