@@ -261,6 +261,8 @@ def _kept(path: Path | None, posterior: Any, *, spectrum: bool) -> "xr.DataTree"
     Raises:
         ValueError: if that is of other parameters or another w*.
     """
+    from llc.analysis import files  # here, so that --help answers without it
+
     tree = llc.load(path) if path is not None and path.exists() else xr.DataTree()
     for name in [name for name in tree.children if (name == "curvature") != spectrum]:
         del tree[name]
@@ -272,18 +274,13 @@ def _kept(path: Path | None, posterior: Any, *, spectrum: bool) -> "xr.DataTree"
         constants = tree["constant_data"].to_dataset()
         written = {"num_params": int(constants["num_params"]), "init_loss": float(constants["init_loss"])}
     here = {"num_params": posterior.num_params, "init_loss": posterior.init_loss()}
-    if wrong := {name: value for name, value in written.items() if not _same(value, here[name])}:
+    if wrong := {name: value for name, value in written.items() if not files.same(value, here[name])}:
         what = "a spectrum" if spectrum else "draws"
         raise ValueError(
             f"{path} has {what} of another posterior, with {wrong} where this one has "
             f"{ {name: here[name] for name in wrong} }; remove it, or give another --out."
         )
     return tree
-
-
-def _same(written: int | float, here: int | float) -> bool:
-    """Whether two numbers are the same but for rounding, which differs between devices; nan is nothing written."""
-    return math.isnan(written) or math.isclose(written, here, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _check_writable(*paths: Path | None) -> None:
@@ -334,13 +331,11 @@ def _load_posterior(name: str) -> Any:
         raise ValueError(f"{path} needs a posterior called {attribute!r}; it has the functions {names}.")
     value = getattr(module, attribute)
     if callable(value) and not isinstance(value, llc.LocalPosterior):
-        if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in _parameters(value)):
-            raise ValueError(f"{name} needs to be a function that can be called without arguments.")
+        try:
+            inspect.signature(value).bind()
+        except TypeError as error:
+            raise ValueError(f"{name} needs to be a function that can be called without arguments: {error}.") from error
         value = value()
     if not isinstance(value, llc.LocalPosterior):
         raise ValueError(f"{name} needs to be (or return) a LocalPosterior, got {type(value).__name__}.")
     return value
-
-
-def _parameters(function: Callable) -> list[inspect.Parameter]:
-    return list(inspect.signature(function).parameters.values())

@@ -7,9 +7,8 @@ with $L_n$ the mean loss over the $n$ data and $n\beta = n / \log n$ unless give
 """
 
 import contextlib
-import fnmatch
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -20,6 +19,8 @@ import optax
 from jax import dtypes
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
+
+from llc.mask import normalize_mask, path_name
 
 _PIECE = 8192  # rows of data in one evaluation of L(w*); bounds the memory, not the result
 _SUM_PROBE = 64  # examples with which a summed loss is told from a mean loss
@@ -81,7 +82,7 @@ class LocalPosterior(eqx.Module):
         self.data = jax.tree.map(_as_array, data)
         self.nbeta = _scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
         self.gamma = None if gamma is None else _scale("gamma", gamma)
-        self.mask = _normalize_mask(mask, self.center)
+        self.mask = normalize_mask(mask, self.center)
         self.predict_fn = predict_fn
         _check_finite(self.position)
         self.per_example = _check_loss(loss_fn, self.center, self.data)
@@ -215,7 +216,7 @@ def _scale(name: str, value: Any) -> Any:
 
 def _check_center(center: PyTree) -> None:
     arrays = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if eqx.is_array(leaf)]
-    wrong = {_path(path): str(leaf.dtype) for path, leaf in arrays if not jnp.issubdtype(leaf.dtype, jnp.floating)}
+    wrong = {path_name(path): str(leaf.dtype) for path, leaf in arrays if not jnp.issubdtype(leaf.dtype, jnp.floating)}
     if wrong:
         raise ValueError(
             f"params need real floating-point array leaves, got {wrong}; "
@@ -228,7 +229,7 @@ def _check_center(center: PyTree) -> None:
 def _check_finite(position: PyTree) -> None:
     """Raises ValueError if a parameter that moves is not finite; what stays (a causal mask of −∞) may be."""
     leaves = [(path, x) for path, x in jax.tree_util.tree_leaves_with_path(position) if not isinstance(x, Tracer)]
-    if wrong := [_path(path) or "params" for path, x in leaves if not np.isfinite(np.asarray(x, np.float64)).all()]:
+    if wrong := [path_name(path) or "params" for path, x in leaves if not np.isfinite(np.asarray(x, np.float64)).all()]:
         raise ValueError(f"params need finite values, got nan or infinity in {wrong}; check the training run.")
 
 
@@ -328,57 +329,4 @@ def _moved(params: PyTree) -> PyTree:
 
 def _shapes(tree: PyTree) -> Any:
     """Shapes of a pytree's arrays, for messages."""
-    return {_path(path) or "itself": np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _path(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def _normalize_mask(mask: PyTree, center: PyTree) -> PyTree:
-    """One leaf for each leaf of `center`: True (moves), False (stays) or the flat indices that move."""
-    if mask is None:
-        return None
-    if isinstance(mask, str) or (isinstance(mask, Sequence) and mask and all(isinstance(m, str) for m in mask)):
-        mask = _mask_from_paths([mask] if isinstance(mask, str) else mask, center)
-    try:
-        mask = jax.tree.broadcast(mask, center)
-    except ValueError as error:
-        raise ValueError(
-            "mask needs to be paths or a pytree prefix of params with booleans (or boolean arrays of the leaf's shape) "
-            f"as leaves, got {jax.tree.structure(mask)} for params {jax.tree.structure(center)}."
-        ) from error
-    mask = jax.tree_util.tree_map_with_path(_normalize_leaf, mask, center)
-    moving = [m if isinstance(m, bool) else m.size > 0 for m in jax.tree.leaves(mask)]
-    if not any(moving):
-        raise ValueError("mask needs to let at least one parameter move, got all False; see posterior.center's paths.")
-    return mask
-
-
-def _mask_from_paths(patterns: Sequence[str], center: PyTree) -> PyTree:
-    paths = [_path(path) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if eqx.is_array(leaf)]
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*") for path in paths):
-            raise ValueError(f"mask needs paths that match a parameter, got {pattern!r}; the paths are {paths}.")
-
-    def matches(path, leaf):
-        name = _path(path)
-        return eqx.is_array(leaf) and any(
-            fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*") for pattern in patterns
-        )
-
-    return jax.tree_util.tree_map_with_path(matches, center)
-
-
-def _normalize_leaf(path: tuple, moves: Any, leaf: Any) -> Any:
-    if not eqx.is_array(leaf):
-        return False
-    moves = np.asarray(moves)
-    if moves.dtype != np.bool_ or moves.shape not in ((), leaf.shape):
-        raise ValueError(
-            f"mask at {_path(path)!r} needs a boolean or a boolean array of shape {leaf.shape}, "
-            f"got {moves.dtype} of shape {moves.shape}."
-        )
-    if moves.all() or not moves.any():
-        return bool(moves.all()) if moves.size else False
-    return np.flatnonzero(moves)
+    return {path_name(path) or "itself": np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

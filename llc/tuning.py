@@ -154,11 +154,11 @@ def calibrate(
     per_draw = 1 if sampler is not None and sampler.trajectories else _THINNING  # a trajectory is many gradients
     if budget is not None:
         num_warmup = min(budget // 10, _WARMUP, budget - (thinning or 1)) if num_warmup is None else num_warmup
-        thinning = min(per_draw, max(1, (budget - num_warmup) // num_draws)) if thinning is None else thinning
-        num_draws = min(num_draws, (budget - num_warmup) // thinning)
+        if thinning is None and per_draw > 1:
+            thinning = min(per_draw, max(1, (budget - num_warmup) // num_draws))
+        num_draws = min(num_draws, (budget - num_warmup) // (thinning or per_draw))
     discarded = _WARMUP if num_warmup is None else num_warmup
-    per_trajectory = _THINNING if per_draw == 1 and given["thinning"] is None else 0
-    num_steps = discarded + num_draws * (per_trajectory or thinning or _THINNING)  # of gradients, about
+    num_steps = discarded + num_draws * (thinning or _THINNING)  # of gradients, about
     scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
     accepts, batch = sampler is not None and sampler.full_batch, _Batch(batch_size, 0.0)
     if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:

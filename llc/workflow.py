@@ -6,6 +6,7 @@ import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray
 
+from llc.analysis.files import same
 from llc.analysis.report import Report, assemble
 from llc.analysis.series import constant
 from llc.geometry.beyond import add_beyond, to_dataset
@@ -189,23 +190,20 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
 
 def _spectrum_of(draws: xr.DataTree, spectrum: Spectrum | None) -> Spectrum | None:
     """The given spectrum or the one among the draws, if it is of the same parameters and the same w*."""
-    if spectrum is None and "curvature" in draws:
+    if spectrum is None and "curvature" not in draws:
+        return None
+    constants = "constant_data" in draws
+    if spectrum is None:
         spectrum = Spectrum.from_dataset(draws["curvature"])
-        written = draws["curvature"].attrs.get("init_loss")
-        here = constant(draws, "init_loss") if "constant_data" in draws else math.nan
-        # Equal but for rounding, which differs between devices.
-        if (
-            written is not None
-            and not math.isnan(here)
-            and not math.isclose(written, here, rel_tol=1e-6, abs_tol=1e-12)
-        ):
+        written = float(draws["curvature"].attrs.get("init_loss", math.nan))
+        if constants and not same(written, here := constant(draws, "init_loss")):
             raise ValueError(
-                f"draws need a spectrum at their own w*, got one where L(w*) = {float(written):.9g} for draws around "
-                f"one where it is {here:.9g}; compute it anew (llc bounds --out)."
+                f"draws need a spectrum at their own w*, got one where L(w*) = {written:.9g} for draws around one "
+                f"where it is {here:.9g}; compute it anew (llc bounds --out)."
             )
-    if spectrum is not None and "constant_data" in draws and spectrum.dim != constant(draws, "num_params"):
+    if constants and spectrum.dim != (num_params := constant(draws, "num_params")):
         raise ValueError(
-            f"draws need a spectrum of their own {constant(draws, 'num_params'):.0f} parameters, got one of "
-            f"{spectrum.dim}; compute it for this posterior (llc.spectrum, or llc bounds --out)."
+            f"draws need a spectrum of their own {num_params:.0f} parameters, got one of {spectrum.dim}; compute it "
+            "for this posterior (llc.spectrum, or llc bounds --out)."
         )
     return spectrum

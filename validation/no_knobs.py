@@ -60,6 +60,7 @@ class Settings:
     seed: int = 0
     num_data: int = 10_000  # of the exact cases
     num_repeats: int = 5
+    swept_again: int = 5  # keys of the best step of a sweep
     cases: tuple[str, ...] = (
         *(f"exact | {name}" for name in NAMES if half(name) == "report"),
         *(f"linear | {i} | {noise}" for noise in (0, 1) for i in range(12)),
@@ -75,6 +76,7 @@ class Settings:
 
 QUICK = Settings(
     num_repeats=1,
+    swept_again=1,
     cases=("linear | 0 | 1",),
     layers=(2, 2),
     widths=(2, 4),
@@ -127,7 +129,7 @@ def run(case: str, settings: Settings) -> Row:
         "covered": (np.abs(values - true.value) <= WIDTH * np.hypot(errors, true.error)).tolist(),
         "verdicts": [report.verdict for report in reports],
         "failed": sorted({check.name for report in reports for check in report.failed}),
-        **{name: swept(name, keys[-2], posterior, first, true, settings.num_repeats) for name in SWEEP},
+        **{name: swept(name, keys[-2], posterior, first, true, settings.swept_again) for name in SWEEP},
         "range": over_range(keys[-3], posterior, first, true),
     }
 

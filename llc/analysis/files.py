@@ -1,5 +1,6 @@
 """Files that are written whole or not at all: to a temporary name beside the target, then renamed."""
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -36,6 +37,11 @@ def load(path: str | Path) -> xr.DataTree:
             f"{path} needs to be a netCDF file of llc sample, but it is another one or a part of one "
             f"({str(error).partition(chr(10))[0]})."
         ) from error
+
+
+def same(written: float | int, here: float | int) -> bool:
+    """Whether two numbers are equal but for rounding, which differs between devices; nan is nothing written."""
+    return math.isnan(written) or math.isclose(written, here, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def check_writable(*paths: str | Path | None) -> None:

@@ -7,8 +7,8 @@ direction has its full ½, is compared with the bounds of the asymptotic λ:
 
 What it lacks are the directions without curvature, which still gain as γ falls. A second run at a larger γ shows them:
 λ_corr is accepted as a value of λ where it moves by less than 2 % between the two, unless all of it is r/2. Then the
-tether may be so strong that at both γ only the curved directions show (λ_corr was 6–63 % too low at 22 of 60 deep
-linear nets, see validation/deep_linear.py), and only bounds that meet tell more.
+tether may be so strong that at both γ only the curved directions show (λ_corr is up to 63 % too low so in
+validation/results/deep_linear.txt), and only bounds that meet tell more.
 """
 
 import base64

@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import xarray as xr
 
-from llc.geometry.bounds import Assumption, Bound, Bounds, extend
+from llc.geometry.assumptions import Assumption
+from llc.geometry.bounds import Bound, Bounds, extend
 from llc.geometry.measure import Spectrum
 
 

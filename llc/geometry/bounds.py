@@ -16,25 +16,13 @@ from typing import Literal
 
 import numpy as np
 
+from llc.geometry.assumptions import Assumption, assumptions_of, note_of
 from llc.geometry.measure import Spectrum
-from llc.geometry.smoothness import Smoothness
 
 _GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
 _EDGE = 0.005  # of a count from Lanczos, that may lie in the decade above the smallest scale it resolves
 _VISIBLE = 10.0  # a direction with h > 10 γ/nβ has more than 10/11 of its full contribution to λ̂
 _ROUNDING = 1e-9  # of bounds that are sums of halves, quarters and sixths
-_TILT = 0.02  # largest shift of λ̂ by gradient or negative curvature at w*, relative to λ_quad (or to one direction, ½)
-_MISFIT = 1e-6  # ‖H − G‖ / ‖H‖; an exact fit to targets in float32 leaves 1e-7
-_IMPERFECT = 1e-3  # |h_min| / h_max of an imperfectly trained minimum (5e-4 at a loss of 7e-5); a saddle has more
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """A condition of the bounds at this point: whether it holds, and how that was seen."""
-
-    name: str
-    holds: bool
-    message: str
 
 
 @dataclass(frozen=True)
@@ -159,7 +147,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         rank, interval, gap = _exact_rank(spectrum, threshold, noise_scale)
     else:
         rank, interval, gap = _estimated_rank(spectrum, threshold, noise_scale)
-    assumptions = _assumptions(spectrum, nbeta, noise_scale)
+    assumptions = assumptions_of(spectrum, nbeta, noise_scale)
     valid = all(assumption.holds for assumption in assumptions)
     low, high = interval
     return Bounds(
@@ -175,7 +163,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         noise_scale=noise_scale,
         source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
         assumptions=assumptions,
-        note=_note(spectrum),
+        note=note_of(spectrum),
     )
 
 
@@ -279,74 +267,3 @@ def _estimated_rank(spectrum, threshold, noise_scale):
     count = spectrum.count(scale)
     error = 2 * spectrum.count_stderr(scale)
     return count, (max(0.0, float(np.floor(count - error))), float(spectrum.dim)), np.nan
-
-
-def _assumptions(spectrum, nbeta, noise_scale):
-    smallest, largest = spectrum.smallest, max(spectrum.largest, np.finfo(np.float64).tiny)
-    unit = max(spectrum.quad(noise_scale), 0.5) if noise_scale else 0.5
-    if noise_scale:
-        # A negative h adds ½ |h| / (γ/nβ − |h|) to the Gaussian λ̂, and there is no Gaussian beyond γ/nβ.
-        def excess(h):
-            negative = np.minimum(-np.minimum(h, 0.0), 0.999 * noise_scale)
-            return 0.5 * negative / (noise_scale - negative)
-
-        shift = spectrum.sum(excess)
-        holds = shift <= _TILT * unit and -smallest < noise_scale
-        seen = f"h_min = {smallest:.2g} at γ/nβ = {noise_scale:.2g} shifts λ̂ by {shift:.2g}"
-    else:
-        holds = -smallest <= _IMPERFECT * largest
-        seen = f"h_min / h_max = {smallest / largest:.2g}"
-    minimum = Assumption("no negative curvature", bool(holds), seen)
-    tilt = 2 * (nbeta or 0.0) * spectrum.decrement(noise_scale)
-    message = f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if noise_scale else "not judged without nβ and γ"
-    stationary = Assumption("stationary", bool(not noise_scale or tilt <= _TILT * unit), message)
-    assumptions = minimum, stationary, _smooth(spectrum.smoothness)
-    if spectrum.matrix != "ggn":
-        return assumptions
-    message = f"the Hessian differs from the Gauss–Newton matrix by {spectrum.misfit:.2g} of its norm"
-    if spectrum.misfit > _MISFIT:
-        message += "; take the rank of the Hessian (matrix='hessian')"
-    return *assumptions, Assumption("Gauss–Newton is the Hessian", spectrum.misfit <= _MISFIT, message)
-
-
-def _note(spectrum: Spectrum) -> str:
-    if spectrum.unsettled.size:
-        return (
-            f"{spectrum.unsettled.size} curvatures, up to {spectrum.unsettled.max():.2g}, would change by more than a "
-            "third after a Newton step: w* is beside a minimum, perhaps a degenerate one; llc.polish it"
-        )
-    if spectrum.method in ("block", "sketch") and spectrum.noise > spectrum.floor:
-        return (
-            f"curvature below {spectrum.noise:.2g} (h_max is {spectrum.largest:.2g}) is not seen by method "
-            f"{spectrum.method!r} and taken for zero; 'dense' would count it"
-        )
-    if spectrum.matrix == "ggn" or not spectrum.misfit > _MISFIT:
-        return ""
-    return (
-        f"{spectrum.misfit:.2g} of the Hessian's norm comes from residuals (label noise?) and may add to its rank: "
-        "λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the outputs"
-    )
-
-
-def _smooth(smoothness: Smoothness | None) -> Assumption:
-    if smoothness is None or smoothness.state == "coarse":
-        reason = "the spectrum's file is older" if smoothness is None else "the loss computes in less than float64"
-        return Assumption("smooth", True, f"not judged, {reason}")  # noqa: FBT003
-    if smoothness.state == "boundary":
-        message = (
-            "the loss is not finite beside w*, which lies on the boundary of its domain: move w* inside, or "
-            "parametrize without a boundary (exp or softplus)"
-        )
-        return Assumption("smooth", False, message)  # noqa: FBT003
-    even, odd = (
-        f"an {part} part ~ t^{power:.1f} (t^{smooth} if smooth)" if power < np.inf else f"no {part} part"
-        for part, power, smooth in (("even", smoothness.even, 2), ("odd", smoothness.odd, 3))
-    )
-    seen = f"as t → 0 from w*, the gradient has {even} and {odd} beyond the Hessian"
-    if smoothness.state == "smooth":
-        return Assumption("smooth", True, seen)  # noqa: FBT003
-    message = (
-        f"w* lies on a kink (a ReLU that is exactly 0 there?): {seen}; move w* off the kink, or replace the activation "
-        "by a smooth one"
-    )
-    return Assumption("smooth", False, message)  # noqa: FBT003

@@ -29,7 +29,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 from tqdm.auto import tqdm
 
-from llc.geometry.bounds import Assumption, Bound, Bounds, rank_bounds, tighten
+from llc.geometry.assumptions import Assumption
+from llc.geometry.bounds import Bound, Bounds, rank_bounds, tighten
 from llc.geometry.components import nearby_component
 from llc.geometry.excess import Excess, Scale, dense_metric, excess_loss, measure_scale
 from llc.geometry.measure import Spectrum

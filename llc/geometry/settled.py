@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from llc.geometry.operators import CurvatureOperator, displaced
 
 _CHANGE = 1 / 3  # of a curvature
+_SOFTER = 1 / 3  # curvature of the softest direction of a step, in units of that which is judged
 _ROUNDOFF = 4 * np.finfo(np.float64).eps
 _CHUNK = 32  # directions at a time: one program for all ranks, and few vectors on the device
 
@@ -56,7 +57,7 @@ def unsettled(
 def _chunk(operator, nodes, vectors, slopes, start) -> np.ndarray:
     """v_iᵀ H(w* + δ_i) v_i of some directions."""
     stop = min(start + _CHUNK, len(nodes))
-    taken = nodes >= nodes[start:stop, None] / 3  # (direction of the chunk, direction of the step)
+    taken = nodes >= _SOFTER * nodes[start:stop, None]  # (direction of the chunk, direction of the step)
     steps = (taken * (-slopes / nodes)) @ vectors
     missing = ((0, _CHUNK - (stop - start)), (0, 0))
     pairs = (jnp.asarray(np.pad(x, missing), jnp.float64) for x in (vectors[start:stop], steps))

@@ -81,7 +81,8 @@ def test_a_few_losses_that_are_not_finite_are_no_matter():
         _population(lambda w, far=far: jnp.where(w[0] > far, jnp.nan, w[0] ** 2 + w[1] ** 2), 2) for far in (9.0, 0.03)
     )
     whole, some = (llc.best_of_slope(KEY, posterior, sigma=0.01) for posterior in (good, bad))
-    assert some.value == pytest.approx(whole.value, rel=1e-3)
+    assert abs(some.value - whole.value) < whole.stderr, "far losses are no minima"
+    assert abs(whole.value - 1) < 4 * whole.stderr + abs(whole.bend), "d / 2, up to what the bend tells"
     mostly = _population(lambda w: jnp.where(jnp.abs(w[0]) > 1e-3, jnp.nan, w[0] ** 2), 1)
     with pytest.raises(ValueError, match="need to be finite, got too many others"):
         llc.best_of_slope(KEY, mostly, sigma=0.01)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import llc
-from llc.geometry.bounds import Assumption, Bound, at_scale, tighten
+from llc.geometry.assumptions import Assumption
+from llc.geometry.bounds import Bound, at_scale, tighten
 from llc.geometry.measure import Spectrum
 from llc.geometry.smoothness import Smoothness
 from tests.geometry.models import MODELS, deep_linear

@@ -136,11 +136,12 @@ def test_polish_settles():
     assert llc.rank_bounds(llc.spectrum(there)).rank_interval == (1, 1)
 
 
-def test_soft_directions_do_not_unsettle_stiff_ones():
+def test_soft_directions_do_not_unsettle_stiff_ones(monkeypatch):
     """Beside a minimum with curvatures 1 … 1e-7, the step along the softest goes far, where stiff ones are others."""
 
     def loss(w):
-        return 0.5 * jnp.sum(jnp.asarray([1.0, 1e-2, 1e-7]) * w**2) + 1e-3 * w[2] ** 2 * w[1] ** 2 + 1e-8 * w[2]
+        return 0.5 * jnp.sum(jnp.asarray([1.0, 1e-2, 1e-7]) * w**2) + 1e-2 * w[2] ** 2 * w[1] ** 2 + 1e-8 * w[2]
 
-    spectrum = _beside(loss, [1e-9, 1e-9, 1.0])
-    assert spectrum.unsettled.max(initial=0.0) < 1e-6
+    assert _beside(loss, [1e-9, 1e-9, 1.0]).unsettled.max(initial=0.0) < 1e-6
+    monkeypatch.setattr("llc.geometry.settled._SOFTER", 0.0)  # all directions at once
+    assert _beside(loss, [1e-9, 1e-9, 1.0]).unsettled.max() > 1e-3, "negative control"

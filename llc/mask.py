@@ -1,0 +1,64 @@
+"""Which parameters move: paths or booleans, as one leaf for each leaf of the params."""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+def path_name(path: tuple) -> str:
+    """A leaf's path, such as `layers.0.weight`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def normalize_mask(mask: PyTree, center: PyTree) -> PyTree:
+    """One leaf for each leaf of `center`: True (moves), False (stays) or the flat indices that move."""
+    if mask is None:
+        return None
+    if isinstance(mask, str) or (isinstance(mask, Sequence) and mask and all(isinstance(m, str) for m in mask)):
+        mask = _mask_from_paths([mask] if isinstance(mask, str) else mask, center)
+    try:
+        mask = jax.tree.broadcast(mask, center)
+    except ValueError as error:
+        raise ValueError(
+            "mask needs to be paths or a pytree prefix of params with booleans (or boolean arrays of the leaf's shape) "
+            f"as leaves, got {jax.tree.structure(mask)} for params {jax.tree.structure(center)}."
+        ) from error
+    mask = jax.tree_util.tree_map_with_path(_normalize_leaf, mask, center)
+    moving = [m if isinstance(m, bool) else m.size > 0 for m in jax.tree.leaves(mask)]
+    if not any(moving):
+        raise ValueError("mask needs to let at least one parameter move, got all False; see posterior.center's paths.")
+    return mask
+
+
+def _mask_from_paths(patterns: Sequence[str], center: PyTree) -> PyTree:
+    paths = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if eqx.is_array(leaf)]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*") for path in paths):
+            raise ValueError(f"mask needs paths that match a parameter, got {pattern!r}; the paths are {paths}.")
+
+    def matches(path, leaf):
+        name = path_name(path)
+        return eqx.is_array(leaf) and any(
+            fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*") for pattern in patterns
+        )
+
+    return jax.tree_util.tree_map_with_path(matches, center)
+
+
+def _normalize_leaf(path: tuple, moves: Any, leaf: Any) -> Any:
+    if not eqx.is_array(leaf):
+        return False
+    moves = np.asarray(moves)
+    if moves.dtype != np.bool_ or moves.shape not in ((), leaf.shape):
+        raise ValueError(
+            f"mask at {path_name(path)!r} needs a boolean or a boolean array of shape {leaf.shape}, "
+            f"got {moves.dtype} of shape {moves.shape}."
+        )
+    if moves.all() or not moves.any():
+        return bool(moves.all()) if moves.size else False
+    return np.flatnonzero(moves)
