@@ -183,20 +183,19 @@ SUMMARY = [
 def figure(cells: list[Row]) -> Figure:
     """Relative error with its standard error, a panel an n."""
     sizes = sorted({cell["n"] for cell in cells})
-    names = list(grouped(cells, "name"))
+    names, samplers = list(grouped(cells, "name")), grouped(cells, "sampler")
     fig = Figure(figsize=(3 + 3.2 * len(sizes), 1.5 + 0.28 * len(names)), layout="constrained")
     for ax, size in zip(np.atleast_1d(fig.subplots(1, len(sizes), sharex=True, sharey=True)), sizes, strict=True):
         ax.axvspan(-1, 1, color="#E4E4E4", lw=0, zorder=0)
         ax.axvline(0, color="black", lw=0.8)
         for i, (sampler, group) in enumerate(grouped([c for c in cells if c["n"] == size], "sampler").items()):
-            y = [names.index(c["name"]) + 0.12 * (i - 2.5) for c in group]
+            y = [names.index(c["name"]) + 0.7 * ((i + 0.5) / len(samplers) - 0.5) for c in group]
             error, bar = [100 * c["relative"] for c in group], [100 * c["mcse"] / c["exact"] for c in group]
             ax.errorbar(error, y, xerr=bar, fmt="o", ms=3, lw=1, color=COLORS[sampler], label=sampler)
         ax.set(title=f"n = {size:,}", xlabel="error of λ̂ in %, ± mcse", yticks=range(len(names)), yticklabels=names)
         ax.set_xscale("symlog", linthresh=2)
         ax.set_xticks(TICKS, [f"{tick:+d}" if tick else "0" for tick in TICKS], fontsize=8)
-    ax.margins(y=0.01)
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.legend(loc="lower right", fontsize=8)
     return fig
 

@@ -222,13 +222,15 @@ COLUMNS = [
 def figure(rows: list[Row]) -> Figure:
     """Which checks fail, by sabotage."""
     checks = sorted(set().union(*(row["failed"] for row in rows)))
-    fig = Figure(figsize=(1.5 + 0.45 * max(len(checks), 4) + 3.5, 1.2 + 0.27 * len(rows)), layout="constrained")
+    fig = Figure(
+        figsize=(1.5 + 0.45 * max(len(checks), 4) + 3.5, max(1.2 + 0.27 * len(rows), 3.2)), layout="constrained"
+    )
     ax = fig.subplots()
     shares = [[row["failed"].get(check, 0) / sum(row["verdicts"].values()) for check in checks] for row in rows]
     image = ax.imshow(np.reshape(shares, (len(rows), len(checks))), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ax.set_xticks(range(len(checks)), checks, rotation=60, ha="right", fontsize=8)
     ax.set_yticks(range(len(rows)), [f"{row['case']}: {row['share']:.0%}" for row in rows], fontsize=8)
-    fig.colorbar(image, ax=ax, label="share of repeats in which the check failed")
+    fig.colorbar(image, ax=ax, label="share of repeats")
     return fig
 
 
