@@ -121,6 +121,10 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
     regular = llc.estimate(jax.random.key(0), quadratic, num_draws=500)
     assert regular.accepted is True
     assert "accepted as λ" in str(regular)
+    # Chains that do not move at all do not move with γ either.
+    dead = dataclasses.replace(regular, checks=(*regular.checks, dataclasses.replace(regular.checks[0], passed=False)))
+    assert dead.accepted is None
+    assert "undecided: a check failed" in str(dead)
     # Where all of λ_corr is r/2, a tether may hide the rest: only bounds that meet accept it.
     hidden = llc.LocalPosterior(lambda w, batch: 0.5 * w[0] ** 2 + 1e-6 * w[1] ** 4, jnp.zeros(2), data, gamma=1.0)
     half = llc.estimate(jax.random.key(0), hidden, num_draws=500)

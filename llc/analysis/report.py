@@ -98,13 +98,16 @@ class Report:
 
     @property
     def accepted(self) -> bool | None:
-        """Whether λ_corr is the same at a larger γ, to 2 %; None if the errors, or no second run, or r/2 can't tell."""
+        """Whether λ_corr is the same at a larger γ, to 2 %: None if the errors, no second run, or r/2 can't tell.
+
+        It is None, not True, after a failed check too: chains at a saddle or of a dead sampler do not move either.
+        """
         if self.shift is None or self.corrected is None:
             return None
         moved, error = abs(self.shift.value), 2 * self.shift.mcse
         limit = _MOVES * abs(self.corrected.value)
         if moved + error <= limit:
-            return None if self.gaussian_only else True
+            return None if self.gaussian_only or self.failed else True
         return False if moved - error > limit else None
 
     @property
@@ -301,7 +304,9 @@ def _number_lines(report: Report) -> list[str]:
             False: "not the asymptotic λ, it still moves with γ",
             None: "undecided: its error is too large for 2 %",
         }[report.accepted]
-        if report.accepted is None and report.gaussian_only:
+        if report.accepted is None and report.failed:
+            told = "undecided: a check failed"
+        elif report.accepted is None and report.gaussian_only:
             told = "undecided: λ_corr is r/2, what has no curvature may not show at this γ"
         scale = constant(_tethered(report.draws), "gamma") / gamma
         name = f"λ_corr − λ_corr({scale:.3g}γ)"
