@@ -229,6 +229,19 @@ def test_a_tether_that_hides_what_has_no_rank(gamma, hidden):
     assert error < 0.1
 
 
+@pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e4, True)])
+def test_a_tether_that_hides_what_is_counted_where_the_rank_is_open(gamma, hidden):
+    """K = ½a² + b⁴ beside its minimum: one direction is sure, one is not. A strong tether shows nothing of either."""
+    loss = lambda w, _: 0.5 * w[0] ** 2 + w[1] ** 4  # noqa: E731
+    posterior = llc.LocalPosterior(loss, jnp.array([0.0, 1e-3]), np.zeros((1000, 1)), gamma=gamma)
+    report = llc.estimate(jax.random.key(0), posterior)
+    assert report.bounds.rank_interval == (1, 2)
+    assert abs(report.corrected.value - (0.5 if hidden else 0.75)) < 0.05, "close to r_lo / 2, or to λ = 3/4"
+    (check,) = (check for check in report.checks if check.name == "localization")
+    assert check.passed != hidden, str(report)
+    assert (report.verdict == "CONSISTENT") != hidden
+
+
 @pytest.mark.parametrize("key", [0, np.zeros(2, np.float32), jax.random.split(jax.random.key(0), 3), None])
 def test_what_is_no_key(key):
     with pytest.raises(ValueError, match=r"key needs to be jax.random.key\(seed\), got"):

@@ -89,7 +89,7 @@ def run_checks(
         if bounds.valid and corrected is not None:
             moves = 0.0 if shift is None or not abs(shift.value) > 2 * shift.mcse else abs(shift.value)
             checks += [
-                _localization(bounds, corrected, shift),
+                _localization(bounds, mean, corrected, shift),
                 _below(corrected, bounds, moves),
                 _above(corrected, bounds, moves),
             ]
@@ -264,7 +264,7 @@ def _assumption(assumption) -> Check:
     return _check(name, float(not assumption.holds), 0, assumption.message, cure, passed=assumption.holds)
 
 
-def _localization(bounds: "Bounds", corrected: Estimate, shift: Estimate | None) -> Check | None:
+def _localization(bounds: "Bounds", mean: Estimate, corrected: Estimate, shift: Estimate | None) -> Check | None:
     if bounds.noise_scale == 0:
         return None
     if bounds.clean and bounds.rank > 0:
@@ -272,9 +272,15 @@ def _localization(bounds: "Bounds", corrected: Estimate, shift: Estimate | None)
         seen = f"at γ/nβ = {bounds.noise_scale:.2g} the Gaussian part is {share:.0%} of r/2"
         cure = "the tether hides most directions, λ_corr extrapolates; lower gamma (and take more steps)"
         return _check("localization", share, _MIN_SHARE, seen, cure, passed=share >= _MIN_SHARE)
-    if shift is None or not corrected.value > 0:
+    if not corrected.value > 0:
         return None
-    # Without a rank to compare with: directions of one curvature h that show a share p = h / (h + γ/nβ) at γ lose
+    # Without one rank to compare with: λ̂ against λ_corr, which adds what the tether hides of the r_lo sure directions.
+    shown, error = mean.value / corrected.value, 2 * mean.mcse / corrected.value
+    if shift is None or shown + error < _MIN_SHARE:
+        seen = f"at γ/nβ = {bounds.noise_scale:.2g} λ̂ is {shown:.0%} of λ_corr"
+        cure = "the rest is extrapolated; lower gamma (and take more steps)"
+        return _check("localization", shown, _MIN_SHARE, seen, cure, passed=shown + error >= _MIN_SHARE)
+    # The others, with none added: directions of one curvature h that show a share p = h / (h + γ/nβ) at γ lose
     # 2 (1 − p) / (3 − 2p) of it at 3γ, a half at p = 1/2.
     moved = shift.value / corrected.value
     most = 2 * (1 - _MIN_SHARE) / (3 - 2 * _MIN_SHARE)
