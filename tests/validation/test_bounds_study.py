@@ -14,6 +14,7 @@ def _row(lower, known, upper, **fields):
         "rank": [2, 2],
         "known_rank": 2,
         "verdict": "CONSISTENT",
+        "accepted": None,
         "broken": [],
         "expected": None,
     }
@@ -39,7 +40,9 @@ def test_violations(row, violated):
 def test_summary_counts_what_is_wrong():
     kink = {"family": bounds.FAILS, "expected": "smooth"}
     rows = [
-        _row(1.0, 1.0, 1.0),
+        _row(1.0, 1.0, 1.0, corrected=1.01, accepted=True, case="close"),
+        _row(1.0, 1.0, 1.5, corrected=1.2, accepted=True, case="far"),
+        _row(1.0, 1.0, 1.5, corrected=1.4, accepted=False, case="not accepted"),
         _row(1.5, 1.0, 1.5, rank=[3, 3], verdict="BELOW"),
         _row(None, 1 / 3, None, broken=["smooth"], **kink),
         _row(None, 1 / 3, None, broken=["stationary"], **kink),
@@ -49,7 +52,10 @@ def test_summary_counts_what_is_wrong():
     summary = bounds.summarize(rows)
     assert summary["known λ outside of its interval"] == 2
     assert summary["rank differs from the known one"] == 1
-    assert summary["verdicts"] == {"CONSISTENT": 1, "BELOW": 1}
+    assert summary["verdicts"] == {"CONSISTENT": 3, "BELOW": 1}
+    assert summary["λ_corr accepted as λ"] == 2
+    assert summary["of them within 5 % of λ"] == 1
+    assert summary["of them off by the most"] == (pytest.approx(0.2), "far")
     assert summary["points where an assumption fails"] == 3
     assert summary["of them with no interval and the assumption named"] == 1
     assert summary["errors"] == 1
