@@ -196,7 +196,7 @@ def figure(cells: list[Row]) -> Figure:
         ax.set_xscale("symlog", linthresh=2)
         ax.set_xticks(TICKS, [f"{tick:+d}" if tick else "0" for tick in TICKS], fontsize=8)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.legend(loc="lower right", fontsize=8)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(samplers), fontsize=9)
     return fig
 
 
