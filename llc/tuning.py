@@ -127,7 +127,8 @@ def calibrate(
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain.
         thinning: steps between draws. None takes 10 steps, more (up to 1,000) where γ is so weak that the
-            chains relax slowly and the model is small, and 1 of HMC and NUTS, whose steps take many gradients.
+            chains relax slowly and the model is small, unless the step size is yours; and 1 of HMC and NUTS, whose
+            steps take many gradients.
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
             step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
@@ -184,9 +185,7 @@ def calibrate(
         step_size = float(np.asarray(sampler.step_size))
         rate = step_size * gamma
         if thinning is None:
-            wanted = _RELAXATIONS if cheap else RELAXATIONS
-            relaxed = math.ceil(wanted / (rate * num_draws)) if rate else longest * _THINNING
-            thinning = min(max(_THINNING, relaxed), longest * _THINNING)
+            thinning = _relaxing_thinning(rate, num_draws, _RELAXATIONS if cheap else RELAXATIONS, longest)
         stiffness = rate + step_size * float(posterior.nbeta) * spectrum.largest
         reasons["sampler"] = "costs one gradient a step; `llc.NUTS()` is the reference on a small model"
         if batch.without:
@@ -203,6 +202,8 @@ def calibrate(
         posterior = posterior.with_scale(gamma=scale.gamma)
         reasons |= {"sampler": "given", "step_size": "of the sampler"}
         reasons["gamma"] = "for the length of a run at ε = 0.5 / (nβ h_max + γ)" if free else "of the posterior"
+        if thinning is None and accepts and not sampler.trajectories:  # MALA: its step adapts to about that of SGLD
+            thinning = _relaxing_thinning(scale.step_size * scale.gamma, num_draws, RELAXATIONS, longest)
     thinning = thinning or per_draw
     if num_warmup is None:
         num_warmup = max(_WARMUP, num_draws * thinning // 10)
@@ -229,6 +230,12 @@ def calibrate(
         spectrum=spectrum,
         cheap=cheap,
     )
+
+
+def _relaxing_thinning(rate: float, num_draws: int, relaxations: int, longest: int) -> int:
+    """Steps between draws with which `num_draws` draws are T εγ = `relaxations` long; `rate` is εγ."""
+    relaxed = math.ceil(relaxations / (rate * num_draws)) if rate else longest * _THINNING
+    return min(max(_THINNING, relaxed), longest * _THINNING)
 
 
 def _times_longer(posterior: LocalPosterior, spectrum: Spectrum, gamma: float, longest: int) -> int:

@@ -400,6 +400,26 @@ def test_sampling_is_in_the_dtype_of_the_params():
             sample(sampler=llc.HMC())
 
 
+@pytest.mark.parametrize("chosen", [None, "tensorfloat32"])
+def test_products_are_of_float32_unless_the_user_chose(chosen):
+    """JAX's default would be TF32 on a GPU, which has no digits for L(w) − L(w*)."""
+    seen = set()
+
+    def loss_fn(params, batch):
+        seen.add(jax.config.jax_default_matmul_precision)
+        return mean_loss(params, batch)
+
+    posterior = make_posterior(loss_fn)
+    seen.clear()
+    with jax.default_matmul_precision(chosen):
+        drawing = chains.Chains(
+            jax.random.key(0), posterior, SGLD, num_chains=2, num_warmup=0, num_draws=2, thinning=1, batch_size=None
+        )
+        drawing.draw(2, progress=False)
+    assert seen == {chosen or "highest"}
+    assert jax.config.jax_default_matmul_precision is None, "the user's own setting stays"
+
+
 def test_progress_bar(capfd):
     sample(progress=False)
     assert capfd.readouterr().err == ""
