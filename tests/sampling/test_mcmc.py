@@ -56,8 +56,8 @@ LOSSES = {
     "12 dimensions": (blocks, 12, 5, independent(quadratic(CURVATURES, NBETA), CROSS, BOWL)),
 }
 # A step that suits the wide middle of a degenerate valley is refused in its narrow arms, and a chain that gets stuck
-# there needs many more draws before its own standard error is right. One leapfrog step (MALA) is not enough for the arms
-# of (w1 w2)²: 1 of 24 seeds was off by 4.7 standard errors, at an acceptance above its default, too.
+# there needs many more draws before its own standard error is right. One leapfrog step (MALA) is not enough for the
+# arms of (w1 w2)²: 1 of 24 seeds was off by 4.7 standard errors, at an acceptance above its default, too.
 SAMPLERS = {
     "NUTS": (llc.NUTS(), 5000),
     "HMC": (llc.HMC(), 5000),
