@@ -103,8 +103,8 @@ def sample(
 def _full_products() -> Iterator[None]:
     """Matrix products of float32 in float32, in `loss_fn` too, unless the user has set JAX's default.
 
-    JAX's own default is TF32 on a GPU, of 10 bits: too few for the difference of two losses that are nearly the same
-    (3.1·10⁻⁶ for 3.4·10⁻⁷ at 10⁻³ from w*, in a network of 55,000 parameters on an H200).
+    JAX's own default is TF32 on a GPU, of 10 bits: too few for the difference of two losses that are nearly the same.
+    Of a linear model of 512 parameters at nβ = 10⁷ it made λ̂ 298.0 ± 1.1 for 253.4, and 253.4 in float32 (on an H200).
     """
     chosen = jax.config.jax_default_matmul_precision
     with jax.default_matmul_precision(chosen or "highest"):

@@ -47,9 +47,11 @@ def test_loss_and_gradient_are_those_of_the_rows(loss_fn, rows, batch_size):
 
 def test_slopes_in_excess_have_no_mean_over_all_rows():
     posterior = llc.LocalPosterior(per_example, jnp.full(3, 0.3), DATA, gamma=1.0)
-    gradient = jax.grad(scalar)(posterior.position, DATA)
+    with jax.default_matmul_precision("highest"):
+        gradient = jax.grad(scalar)(posterior.position, DATA)
     everything = make_evaluation(posterior, np.arange(ROWS), center_grad=gradient)
-    excess = everything.excess_slopes(posterior, jnp.eye(3))
+    with jax.default_matmul_precision("highest"):  # as chains do it
+        excess = everything.excess_slopes(posterior, jnp.eye(3))
     assert np.abs(excess @ everything.weights).max() < 1e-6
     some = make_evaluation(posterior, np.arange(50), center_grad=gradient)
     assert np.abs(some.excess_slopes(posterior, jnp.eye(3)) @ some.weights).max() > 1e-3, "negative control"
