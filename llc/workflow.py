@@ -22,7 +22,7 @@ _LONGEST = 8  # times the first draws that `target_mcse` may take without a budg
 _TARGET, _TARGET_CHEAP = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
 _COOLINGS = 2  # times that a run on a cheap model may be made again with a smaller step
 _STRONGER, _FEWER = 3, 4  # γ of the run that λ_corr is compared with, and the part of the draws that it takes
-_CURABLE = {"rhat", "ess", "drift"}  # checks of the chains that more draws can pass
+_CURABLE = {"rhat", "ess", "drift", "virial_error"}  # checks of the chains that more draws can pass
 
 
 def estimate(

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from llc.geometry.bounds import Bounds
     from llc.geometry.measure import Spectrum
 
-OF_CHAINS = ("finite_chains", "divergences", "rhat", "ess", "drift", "virial", "virial_curved", "step_size_bias")
+OF_CHAINS = (
+    "finite_chains",
+    "divergences",
+    "rhat",
+    "ess",
+    "drift",
+    "virial",
+    "virial_error",
+    "virial_curved",
+    "step_size_bias",
+)
 
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
@@ -76,7 +86,7 @@ def run_checks(
         _rhat(mean),
         _ess(mean),
         _drift(draws),
-        _virial(draws, mean),
+        *_virial(draws, mean),
         _virial_curved(draws),
         _positive(mean),
         _lower_loss(draws, mean),
@@ -148,7 +158,7 @@ def _drift(draws: xr.DataTree) -> Check:
     return _check("drift", z, _MAX_Z, seen, cure, passed=abs(z) <= _MAX_Z)
 
 
-def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
+def _virial(draws: xr.DataTree, mean: Estimate) -> tuple[Check, Check]:
     virial = variable(draws, "sample_stats", "virial")
     finite = virial[finite_chains(virial)]
     value = float(finite.mean()) if finite.size else np.nan
@@ -167,7 +177,10 @@ def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
         else "the chains have not filled the posterior; take more draws and warm-up, or raise gamma"
     )
     threshold = hot if value > 1 else cold
-    return _check("virial", value, threshold, seen, cure, passed=abs(value - 1) <= threshold)
+    virial_check = _check("virial", value, threshold, seen, cure, passed=abs(value - 1) <= threshold)
+    seen = f"x·∇U/d has a standard error of {error:.2g}"
+    cure = "too large to see chains that have not filled the posterior; take more draws or a larger thinning"
+    return virial_check, _check("virial_error", error, _MAX_VIRIAL, seen, cure, passed=error <= _MAX_VIRIAL)
 
 
 def _virial_curved(draws: xr.DataTree) -> Check | None:

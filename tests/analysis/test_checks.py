@@ -140,6 +140,7 @@ SABOTAGE = {
         {"rhat", "ess", "virial", "below_bounds"},
         lambda: _report(_run(_euler(5e-4), num_warmup=0, num_draws=200, thinning=1)),
     ),
+    "few draws": ({"ess", "virial_error"}, lambda: _report(_run(llc.SGLD(_step_size(_posterior())), num_draws=10))),
     "chains still rising": ({"drift"}, lambda: _report(_shift(_good(), np.linspace(-0.5, 0.5, 2000)))),
     "minibatch heating": ({"virial"}, lambda: _sabotaged(_noisy(), batch_size=2)),
     "untrained": ({"stationary", "lower_loss", "positive"}, lambda: _sabotaged(_moved())),
