@@ -126,9 +126,9 @@ def calibrate(
         num_chains: independent chains.
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain.
-        thinning: steps between draws. None takes 10 steps, more (up to 1,000) where γ is so weak that the
-            chains relax slowly and the model is small, unless the step size is yours; and 1 of HMC and NUTS, whose
-            steps take many gradients.
+        thinning: steps between draws. None takes 10 steps; more (up to 1,000) of the default sampler and of MALA, where
+            γ is so weak that the chains relax slowly and the model is small; and 1 of HMC and NUTS, whose steps take
+            many gradients.
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
             step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
@@ -139,6 +139,7 @@ def calibrate(
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
     """
     check_key(key)
+    sampler_given = sampler is not None
     given = {"num_warmup": num_warmup, "thinning": thinning, "batch_size": batch_size}
     lengths = {"num_chains": num_chains, "num_draws": num_draws, "budget": budget} | given
     rows = {"batch_size": lengths.pop("batch_size"), "eval_size": eval_size}
@@ -174,15 +175,15 @@ def calibrate(
         longest = _LONGER
     free, pilots = posterior.gamma is None, ()
     cheap = longest > 1 and sampler is None and num_warmup is None and thinning is None
-    if sampler is None:
+    if sampler is None or (accepts and not sampler.trajectories):  # the proposal of MALA is a step of SGLD
         if free and cheap:
             num_steps *= _times_longer(posterior, spectrum, scale.gamma, longest)
             scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
         lengths = {"num_steps": num_steps, "longest": longest, "num_chains": num_chains}
         batches = {"batch_size": batch.rows, "eval_size": eval_size, "control_variates": batch.without > 0}
-        posterior, sampler, pilots, confirmed = settle(key, posterior, spectrum, **lengths, **batches)
+        posterior, settled, pilots, confirmed = settle(key, posterior, spectrum, **lengths, **batches)
         gamma = float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
-        step_size = float(np.asarray(sampler.step_size))
+        step_size = float(np.asarray(settled.step_size))
         rate = step_size * gamma
         if thinning is None:
             thinning = _relaxing_thinning(rate, num_draws, _RELAXATIONS if cheap else RELAXATIONS, longest)
@@ -198,12 +199,12 @@ def calibrate(
         if free and len(pilots) > 1:
             why += f", and {len(pilots)} pilots asked for a tether {gamma / scale.gamma:.3g} times as strong"
         reasons["gamma"] = why if free else "of the posterior"
+        sampler = settled if sampler is None else sampler
     else:
         posterior = posterior.with_scale(gamma=scale.gamma)
-        reasons |= {"sampler": "given", "step_size": "of the sampler"}
         reasons["gamma"] = "for the length of a run at ε = 0.5 / (nβ h_max + γ)" if free else "of the posterior"
-        if thinning is None and accepts and not sampler.trajectories:  # MALA: its step adapts to about that of SGLD
-            thinning = _relaxing_thinning(scale.step_size * scale.gamma, num_draws, RELAXATIONS, longest)
+    if sampler_given:
+        reasons |= {"sampler": "given", "step_size": "of the sampler"}
     thinning = thinning or per_draw
     if num_warmup is None:
         num_warmup = max(_WARMUP, num_draws * thinning // 10)

@@ -112,6 +112,22 @@ def test_what_is_given_is_kept():
     assert "step_size     adapted  of the sampler" in str(sampler)
 
 
+def test_mala_is_as_long_as_the_tether_asks():
+    """Its proposal is a step of SGLD, whose pilots see how stiff it gets away from a w* without curvature."""
+    data = np.zeros((1000, 1), np.float32)
+    posterior = llc.LocalPosterior(lambda w, batch: 0.5 * (w[0] * w[1]) ** 2, jnp.zeros(2), data, gamma=1.0)
+    free = llc.calibrate(jax.random.key(0), posterior)
+    step_size, gamma = float(free.sampler.step_size), float(free.posterior.gamma)
+    mala = llc.calibrate(jax.random.key(0), posterior, sampler=llc.MALA())
+    assert mala.sampler == llc.MALA()
+    lengths = mala.lengths
+    assert 80 <= step_size * gamma * lengths["num_draws"] * lengths["thinning"] < 81
+    assert "step_size     adapted  of the sampler" in str(mala)
+    for sampler, thinning in ((llc.SGLD(step_size), 10), (llc.NUTS(), 1)):
+        given = llc.calibrate(jax.random.key(0), posterior, sampler=sampler)
+        assert given.lengths["thinning"] == thinning, "negative control"
+
+
 def test_every_setting_has_a_reason():
     calibration = llc.calibrate(jax.random.key(0), regression(num_data=100))
     names = {"sampler", "step_size", "gamma", "nbeta", *calibration.lengths}
