@@ -30,6 +30,7 @@ from llc.pilots import Pilot, settle
 from llc.posterior import LocalPosterior
 from llc.sampling.calibration import RELAXATIONS, settings_from_curvature
 from llc.sampling.kernel import Sampler
+from llc.sampling.mcmc import MALA
 from llc.sampling.preconditioner import Identity
 from llc.sampling.settings import check_key, check_lengths
 from llc.sampling.sgmcmc import SGLD
@@ -126,9 +127,9 @@ def calibrate(
         num_chains: independent chains.
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain.
-        thinning: steps between draws. None takes 10 steps; more (up to 1,000) of the default sampler and of MALA, where
-            γ is so weak that the chains relax slowly and the model is small; and 1 of HMC and NUTS, whose steps take
-            many gradients.
+        thinning: steps between draws. None takes 10 steps; more (up to 1,000) of the default sampler and of MALA whose
+            step adapts, where γ is so weak that the chains relax slowly and the model is small; and 1 of HMC and NUTS,
+            whose steps take many gradients.
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
             step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
@@ -139,7 +140,7 @@ def calibrate(
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
     """
     check_key(key)
-    sampler_given = sampler is not None
+    chosen = sampler is None  # by us
     given = {"num_warmup": num_warmup, "thinning": thinning, "batch_size": batch_size}
     lengths = {"num_chains": num_chains, "num_draws": num_draws, "budget": budget} | given
     rows = {"batch_size": lengths.pop("batch_size"), "eval_size": eval_size}
@@ -175,7 +176,7 @@ def calibrate(
         longest = _LONGER
     free, pilots = posterior.gamma is None, ()
     cheap = longest > 1 and sampler is None and num_warmup is None and thinning is None
-    if sampler is None or (accepts and not sampler.trajectories):  # the proposal of MALA is a step of SGLD
+    if sampler is None or (isinstance(sampler, MALA) and sampler.step_size is None):  # MALA proposes a step of SGLD
         if free and cheap:
             num_steps *= _times_longer(posterior, spectrum, scale.gamma, longest)
             scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
@@ -199,11 +200,11 @@ def calibrate(
         if free and len(pilots) > 1:
             why += f", and {len(pilots)} pilots asked for a tether {gamma / scale.gamma:.3g} times as strong"
         reasons["gamma"] = why if free else "of the posterior"
-        sampler = settled if sampler is None else sampler
+        sampler = sampler or settled
     else:
         posterior = posterior.with_scale(gamma=scale.gamma)
         reasons["gamma"] = "for the length of a run at ε = 0.5 / (nβ h_max + γ)" if free else "of the posterior"
-    if sampler_given:
+    if not chosen:
         reasons |= {"sampler": "given", "step_size": "of the sampler"}
     thinning = thinning or per_draw
     if num_warmup is None:

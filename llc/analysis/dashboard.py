@@ -70,14 +70,15 @@ def _write_summary(report: Report, ax: Axes) -> None:
     top += 12
     write(f"{len(failed)} of {len(report.checks)} checks failed", size=12, fontweight="bold", step=1.7)
     for i, check in enumerate(sorted(report.checks, key=lambda check: check.passed)):
-        lines = textwrap.wrap(check.message, 70)
-        if top + 15 * (len(lines) + 2) > height:
+        lines = textwrap.wrap(check.message, 50)
+        if top + 15 * (len(lines) + 1) > height:
             write(f"… and {len(report.checks) - i} more, {max(0, len(failed) - i)} failed: print(report) lists them.")
             break
         color, sign = (canvas.GREY, "✓") if check.passed else (_VERDICTS["BELOW"], "✗")
-        write(f"{sign} {check.name}", color=color, fontweight="normal" if check.passed else "bold", parse_math=False)
+        weight = "normal" if check.passed else "bold"
+        write(f"{sign} {check.name}", step=0.0, color=color, fontweight=weight, parse_math=False)
         for line in lines:
-            write(line, left=16, color=canvas.GREY if check.passed else canvas.BLACK, parse_math=False)
+            write(line, left=140, color=canvas.GREY if check.passed else canvas.BLACK, parse_math=False)
         top += 4
 
 
