@@ -247,7 +247,7 @@ def _bounds(arguments: argparse.Namespace) -> int:
 
 def _put_spectrum(path: Path, posterior: Any, spectrum: Any, bounds: Any = None) -> None:
     """Into the file's `curvature` group, with L(w*), by which a spectrum at another w* is told apart."""
-    from llc.geometry import beyond  # here, so that --help answers without it
+    from llc.bounds import storage as beyond  # here, so that --help answers without it
 
     tree = _kept(path, posterior, spectrum=False)
     tree["curvature"] = xr.DataTree(beyond.to_dataset(spectrum, bounds))
@@ -301,7 +301,7 @@ def _report(arguments: argparse.Namespace) -> int:
     report = llc.report(llc.load(arguments.file))
     print(report.to_json() if arguments.json else report)
     if arguments.html is not None:
-        report.to_html(arguments.html)
+        llc.save_html(report, arguments.html)
     if arguments.figures is not None:
         for path in llc.save_figures(report, arguments.figures):
             print(path, file=sys.stderr)

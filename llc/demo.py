@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from llc.posterior import LocalPosterior
+from llc.posterior.local_posterior import LocalPosterior
 
 _HIDDEN, _CLASSES, _SMOOTHING = 6, 10, 0.1  # smoothed labels keep the minimum at finite parameters
 _STEPS = 3000

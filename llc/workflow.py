@@ -9,14 +9,14 @@ from jaxtyping import PRNGKeyArray
 from llc.analysis.files import same
 from llc.analysis.report import Report, assemble
 from llc.analysis.series import constant
-from llc.geometry.beyond import add_beyond, to_dataset
-from llc.geometry.bounds import Bounds, at_scale, rank_bounds
-from llc.geometry.measure import Spectrum
-from llc.posterior import LocalPosterior
+from llc.bounds.rank import Bounds, at_scale, rank_bounds
+from llc.bounds.spectral_measure import Spectrum
+from llc.bounds.storage import add_beyond, to_dataset
+from llc.calibration.pipeline import Calibration, calibrate
+from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
-from llc.sampling.settings import check_key
-from llc.tuning import Calibration, calibrate
+from llc.sampling.validation import check_key
 
 _LONGEST = 8  # times the first draws that `target_mcse` may take without a budget
 _TARGET, _TARGET_CHEAP = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %

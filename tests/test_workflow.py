@@ -10,8 +10,8 @@ import pytest
 from exact import log_grid
 
 import llc
-from llc.sampling.settings import check_key
-from tests.geometry.models import deep_linear
+from llc.sampling.validation import check_key
+from tests.support.models import deep_linear
 
 KNOWN = {  # full-rank bottlenecks: λ(w*) = r (d_0 + d_L − r) / 2 (Aoyagi 2024)
     "4-2-4": (lambda: deep_linear([4, 2, 4], [2, 2]), 6.0),
@@ -188,7 +188,7 @@ def test_a_spectrum_and_bounds_that_are_given_serve(monkeypatch):
     spectrum = llc.spectrum(posterior)
     bounds = llc.higher_bounds(posterior, spectrum, key=jax.random.key(1))
     assert bounds.lower == bounds.upper == 6
-    monkeypatch.setattr("llc.tuning.hessian_spectrum", None)
+    monkeypatch.setattr("llc.calibration.pipeline.hessian_spectrum", None)
     report = llc.estimate(jax.random.key(0), posterior, spectrum=spectrum, bounds=bounds, num_draws=500)
     assert (report.bounds.lower, report.bounds.upper) == (6, 6)
     assert "upper bound: " in str(report)

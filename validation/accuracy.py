@@ -26,7 +26,7 @@ from study import Column, Row, Study, table
 from zoo import CASES
 
 import llc
-from llc.sampling.calibration import COURANT
+from llc.calibration.step_size import COURANT
 
 SAMPLERS = {
     "SGLD": None,

@@ -38,9 +38,9 @@ VARIANTS = {
     "relaxations = 320": {"_RELAXATIONS": 320},
 }
 PLACES = {  # modules that read a constant
-    "COURANT": ("llc.sampling.calibration", "llc.pilots"),
-    "_RELAXATIONS": ("llc.tuning",),
-    "_FAR": ("llc.pilots",),
+    "COURANT": ("llc.calibration.step_size", "llc.calibration.pilots"),
+    "_RELAXATIONS": ("llc.calibration.pipeline",),
+    "_FAR": ("llc.calibration.pilots",),
 }
 
 

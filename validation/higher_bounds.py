@@ -27,8 +27,8 @@ from theory import two_layer
 from zoo import CASES, strata, stratum_weights
 
 import llc
-from llc.geometry.higher_order import NAMES
-from llc.posterior import float64
+from llc.geometry.higher_order.probes import NAMES
+from llc.posterior.precision import float64
 
 STRATA, ZOO, TRAINED = "two-layer strata", "zoo", "trained"
 NETS = {  # widths, those of the net whose outputs are fitted, and what stands between the layers

@@ -42,7 +42,7 @@ import numpy as np
 import optax
 
 import llc
-from llc.sampling.evaluation import make_evaluation
+from llc.sampling.energies import make_evaluation
 from llc.sampling.minibatch import minibatch, permuted
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llc.posterior import float64
+from llc.posterior.precision import float64
 
 INPUTS = np.linspace(-1.0, 1.0, 21)  # of the tanh units
 

@@ -16,8 +16,8 @@ from llc.analysis.pointwise import subset_stderr
 from llc.analysis.series import constant, finite_chains, monte_carlo_error, variable
 
 if TYPE_CHECKING:
-    from llc.geometry.bounds import Bounds
-    from llc.geometry.measure import Spectrum
+    from llc.bounds.rank import Bounds
+    from llc.bounds.spectral_measure import Spectrum
 
 OF_CHAINS = (
     "finite_chains",

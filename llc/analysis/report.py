@@ -11,10 +11,9 @@ tether may be so strong that at both γ only the curved directions show (λ_corr
 validation/results/deep_linear.txt), and only bounds that meet tell more.
 """
 
-import base64
-import html
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -22,9 +21,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import xarray as xr
 
-from llc.analysis import files
 from llc.analysis.checks import OF_CHAINS, Check, run_checks
-from llc.analysis.dashboard import plot_report, to_png
 from llc.analysis.estimators import (
     Estimate,
     best_energy,
@@ -37,8 +34,8 @@ from llc.analysis.estimators import (
 from llc.analysis.series import constant, plus_minus
 
 if TYPE_CHECKING:
-    from llc.geometry.bounds import Bounds
-    from llc.geometry.measure import Spectrum
+    from llc.bounds.rank import Bounds
+    from llc.bounds.spectral_measure import Spectrum
 
 _MOVES = 0.02  # of λ_corr; singular points lose 5–48 % from γ to 3γ (THEORY: harmonic correction)
 
@@ -153,19 +150,12 @@ class Report:
         return json.dumps(_without_nan(fields), indent=2, allow_nan=False, ensure_ascii=False)
 
     def to_html(self, path: str | Path) -> None:
-        """Writes a self-contained page: the text, the dashboard, and the JSON."""
-        text = html.escape(str(self))
-        figure = base64.b64encode(to_png(plot_report(self))).decode()
-        page = (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f"<title>llc report: {self.verdict}</title>\n"
-            "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:80em;margin:2em auto;padding:0 1em}"
-            "pre{background:#f6f6f6;padding:1em;overflow-x:auto}img{max-width:100%}</style>\n</head>\n<body>\n"
-            f"<h1>Local learning coefficient: {self.verdict}</h1>\n<pre>{text}</pre>\n"
-            f'<img alt="Dashboard of the run" src="data:image/png;base64,{figure}">\n'
-            f"<h2>As JSON</h2>\n<pre>{html.escape(self.to_json())}</pre>\n</body>\n</html>\n"
-        )
-        files.write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+        """Deprecated: use `llc.save_html(report, path)`."""
+        from llc.plotting.html import save_html  # the one way upwards, until the old name goes
+
+        message = "Report.to_html(path) will go in the next release; use llc.save_html(report, path)."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        save_html(self, path)
 
 
 def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "Spectrum | None" = None) -> Report:

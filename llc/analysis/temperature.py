@@ -11,15 +11,12 @@ by Pareto-smoothed importance sampling: a tail index k̂ below 0.7, and enough e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from arviz_stats.base.array import array_stats
 from jaxtyping import Bool, Float
-from matplotlib.axes import Axes
 
-from llc.analysis import canvas
 from llc.analysis.series import constant, effective_sample_size, finite_chains, monte_carlo_error, variable
 
 _MAX_TAIL = 0.7  # Vehtari et al., Pareto smoothed importance sampling, 2024, §3.2.3
@@ -109,31 +106,3 @@ def _reweighted(energy: Float[np.ndarray, "chain draw"], ratio: float) -> tuple[
     spread = float(np.sum(weights * (energy - value) ** 2))
     ess = spread / error**2 if 0 < error < np.inf else 0.0
     return ratio * value, ratio * error, ess, float(tail)
-
-
-def plot_temperature(source: Any, *, ax: Axes | None = None) -> Axes:
-    """λ̂ over nβ with its standard error, where it is trusted, and the run's own nβ.
-
-    Args:
-        source: a `TemperatureCurve`, or draws or a report to take one from.
-        ax: where to draw; None makes a figure.
-    """
-    curve = source if isinstance(source, TemperatureCurve) else temperature_curve(canvas.draws_of(source))
-    ax, inside = canvas.axes(ax), curve.trusted
-    ax.set_xscale("log")
-    if inside.any():
-        error = 2 * curve.mcse[inside]
-        ax.fill_between(
-            curve.nbeta[inside],
-            curve.value[inside] - error,
-            curve.value[inside] + error,
-            color=canvas.SKY,
-            alpha=0.4,
-            lw=0,
-            label="± 2 standard errors",
-        )
-        ax.plot(curve.nbeta[inside], curve.value[inside], color=canvas.BLUE, label=f"{canvas.HAT}, reweighted")
-    if (~inside).any():
-        ax.plot(curve.nbeta[~inside], curve.value[~inside], ".", ms=3, color=canvas.GREY, label="not trusted")
-    ax.axvline(curve.own, color=canvas.BLACK, ls="--", lw=1.2, label=r"$n\beta$ of the run")
-    return canvas.finish(ax, f"Temperature, at γ = {curve.gamma:.4g}", r"$n\beta$", canvas.HAT)

@@ -24,13 +24,13 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
-from llc.posterior import LocalPosterior
+from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.control_variates import make_stein
 from llc.sampling.draws import Recorder, describe
-from llc.sampling.evaluation import make_evaluation
+from llc.sampling.energies import make_evaluation
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import Settings, advance, losses_at_center, slope_at_center, start
-from llc.sampling.settings import check_key, check_settings, choose_method
-from llc.sampling.stein import make_stein
+from llc.sampling.validation import check_key, check_settings, choose_method
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws

@@ -11,7 +11,7 @@ import xarray as xr
 from arviz_base import from_dict
 from jaxtyping import Array, Float, PyTree
 
-from llc.posterior import LocalPosterior
+from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info
 
 _NUM_BLOCKS = 5  # blocks a chain (more after a top-up) in which per-example moments are kept, for jackknife errors

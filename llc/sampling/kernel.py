@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from llc.posterior import LocalPosterior
-from llc.sampling.evaluation import make_evaluation
+from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.energies import make_evaluation
 
 
 class Info(NamedTuple):

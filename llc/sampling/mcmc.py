@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro.infer.hmc import HMCState, hmc
 
-from llc.posterior import LocalPosterior
+from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info, Sampler, virial
 
 

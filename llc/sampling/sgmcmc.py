@@ -29,7 +29,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from llc.posterior import LocalPosterior
+from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Gradient, Info, Sampler, center_gradient, potential_gradient, virial
 from llc.sampling.preconditioner import Identity, Preconditioner
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import llc
-from tests.geometry.models import deep_linear
+from tests.support.models import deep_linear
 
 
 @functools.cache

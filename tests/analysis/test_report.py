@@ -68,7 +68,7 @@ def test_json_is_strict_and_complete():
 
 def test_html_is_one_page_with_the_picture(tmp_path):
     report = _report(_good())
-    report.to_html(tmp_path / "report.html")
+    llc.save_html(report, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
     assert "CONSISTENT" in page

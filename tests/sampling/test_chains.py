@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import llc
-import llc.sampling.evaluation
+import llc.sampling.energies
 from llc import LocalPosterior
 from llc.sampling import chains
 
@@ -304,7 +304,7 @@ def test_parallel_chains_on_two_devices():
 @pytest.mark.parametrize("loss_fn", [mean_loss, example_losses], ids=["scalar", "per example"])
 def test_losses_in_ragged_pieces_are_exact(loss_fn, monkeypatch):
     """Eleven rows in passes of at most four: three pieces of three rows and a rest of two."""
-    monkeypatch.setattr(llc.sampling.evaluation, "_EVAL_ROWS", 4)
+    monkeypatch.setattr(llc.sampling.energies, "_EVAL_ROWS", 4)
     data = jax.tree.map(lambda x: x[:11], DATA)
     draws = sample(make_posterior(loss_fn, data, nbeta=5.0))
     group = draws["posterior"]

@@ -33,7 +33,7 @@ from arviz_stats import mcse
 
 import llc
 from llc import LocalPosterior
-from llc.sampling.evaluation import make_evaluation
+from llc.sampling.energies import make_evaluation
 from llc.sampling.kernel import center_gradient
 
 NUM_DATA, GAMMA, STEP_SIZE = 256, 5.0, 0.01
@@ -174,7 +174,7 @@ def test_control_variates_take_off_the_noise_of_the_labels():
 
 @pytest.mark.parametrize("rows", [256, 251])  # in pieces of equal length, and with a rest
 def test_gradient_at_the_center(rows, monkeypatch):
-    monkeypatch.setattr("llc.sampling.evaluation._EVAL_ROWS", 100)
+    monkeypatch.setattr("llc.sampling.energies._EVAL_ROWS", 100)
     data = {"x": X[:rows], "y": Y[:rows]}
     assert (make_evaluation(LocalPosterior(loss, jnp.zeros(5), data), None).rest is None) == (rows == 256)
     found = center_gradient(LocalPosterior(loss, jnp.zeros(5), data))

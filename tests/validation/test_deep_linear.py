@@ -12,7 +12,7 @@ import strata
 import theory
 
 import llc
-from llc.posterior import as_float64, float64
+from llc.posterior.precision import as_float64, float64
 
 SMALL = study.Settings(layers=(2, 4), widths=(2, 5), num_data=200)
 

@@ -15,7 +15,7 @@ import zoo
 import zoo_losses
 
 import llc
-from llc.posterior import float64
+from llc.posterior.precision import float64
 
 CASES = {case.name: case for case in zoo.CASES}
 NUM_DATA = 1000

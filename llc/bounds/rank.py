@@ -1,0 +1,269 @@
+r"""From a spectrum to bounds on λ.
+
+Near a local minimum of an analytic K ≥ 0 the splitting lemma gives K = |u|² + g(v) with u ∈ R^r, v ∈ R^(d−r), r the
+rank of the Hessian and g of order at least four, hence (Bushnaq 2024)
+
+$$ \tfrac{r}{2} \le \lambda \le \tfrac{r}{2} + \tfrac{d - r}{4} . $$
+
+The rank is decided at the floor of round-off, τ = max(8 ε h_max, 3 |h_min|, noise). Where no gap separates the counted
+eigenvalues from that floor, the rank is an interval: its lower end counts only what stands above 10 γ/nβ, the scale at
+which the sampler sees a direction as curved.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from llc.bounds.assumptions import Assumption, assumptions_of, note_of
+from llc.bounds.spectral_measure import Spectrum
+
+_GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
+_EDGE = 0.005  # of a count from Lanczos, that may lie in the decade above the smallest scale it resolves
+_VISIBLE = 10.0  # a direction with h > 10 γ/nβ has more than 10/11 of its full contribution to λ̂
+_ROUNDING = 1e-9  # of bounds that are sums of halves, quarters and sixths
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What one probe says of λ beyond the rank.
+
+    Attributes:
+        name: of the probe.
+        status: `"proven"` (by a theorem, from numbers decided well above round-off), `"undecided"` (it claims nothing),
+            `"not used"` (its assumptions fail) or `"not needed"` (λ is known without it).
+        finding: what was seen.
+        assumptions: what it rests on beside the assumptions of the rank's bounds.
+        lower: λ ≥ lower; −inf where it says nothing.
+        upper: λ ≤ upper; inf where it says nothing.
+        evaluations: gradients, or products with a Hessian, that it took at most.
+        seconds: it took, compilation included.
+    """
+
+    name: str
+    status: Literal["proven", "undecided", "not used", "not needed"]
+    finding: str
+    assumptions: str = ""
+    lower: float = -math.inf
+    upper: float = math.inf
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        below = f"λ ≥ {self.lower:.4g}" if self.lower > -math.inf else ""
+        above = f"λ ≤ {self.upper:.4g}" if self.upper < math.inf else ""
+        sides = [f"λ = {self.lower:.4g}"] if self.lower == self.upper else [below, above]
+        cost = f"{self.evaluations:,} evaluations, {self.seconds:.1f} s" if self.evaluations else ""
+        rests = f"rests on {self.assumptions}" if self.assumptions and self.status == "proven" else ""
+        return "; ".join(part for part in (f"{self.name}: {self.status}", *sides, self.finding, rests, cost) if part)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds on the asymptotic λ, with what they rest on.
+
+    Attributes:
+        lower: r_lo / 2, or a larger one of `records`; nan where an assumption fails.
+        upper: r_hi / 2 + (d − r_hi) / 4, or a smaller one of `records`; nan where an assumption fails.
+        rank: number of eigenvalues above `threshold`.
+        rank_interval: (r_lo, r_hi); equal where the spectrum has a gap.
+        quad: λ_quad at `noise_scale`; the rank's half at noise_scale 0.
+        quad_stderr: its standard error from the trace estimate (0 for a dense spectrum).
+        dim: d.
+        threshold: τ, in nats per example and squared parameter.
+        gap: decades between the smallest counted eigenvalue and the largest below τ; nan if it can't be seen.
+        noise_scale: γ/nβ; 0 if the bounds were made without.
+        source: the spectrum's matrix and method, and the two bounds.
+        assumptions: conditions with their state at this point.
+        records: the bounds beyond the rank, used or not.
+        note: what to know of their meaning here; empty if nothing.
+    """
+
+    lower: float
+    upper: float
+    rank: float
+    rank_interval: tuple[float, float]
+    quad: float
+    quad_stderr: float
+    dim: int
+    threshold: float
+    gap: float
+    noise_scale: float
+    source: str
+    assumptions: tuple[Assumption, ...]
+    records: tuple[Bound, ...] = ()
+    note: str = ""
+
+    def __str__(self) -> str:
+        low, high = self.rank_interval
+        rank = f"{low:.0f}" if self.clean else f"{low:.0f} … {high:.0f}"
+        scale = f" at γ/nβ = {self.noise_scale:.3g}" if self.noise_scale else " (no γ given: r/2)"
+        error = f" ± {self.quad_stderr:.2g}" if self.quad_stderr else ""
+        interval = f"[{self.lower:.4g}, {self.upper:.4g}]" if self.valid else "do not hold here:"
+        lines = [
+            f"bounds  {interval}  {self.source}",
+            f"rank    {rank} of {self.dim}  at τ = {self.threshold:.2g}, {self.spacing}",
+            f"λ_quad  {self.quad:.4g}{error}{scale}",
+        ]
+        lines += [f"{'ok  ' if a.holds else 'FAIL'}    {a.name}: {a.message}" for a in self.assumptions]
+        lines += [f"beyond  {record}" for record in self.records]
+        lines += [f"note    {self.note}"] * bool(self.note)
+        return "\n".join(lines)
+
+    @property
+    def valid(self) -> bool:
+        """Whether all assumptions hold."""
+        return all(assumption.holds for assumption in self.assumptions)
+
+    @property
+    def spacing(self) -> str:
+        """The gap in words."""
+        return f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the spectrum"
+
+    @property
+    def clean(self) -> bool:
+        """Whether the rank is one number: a gap in the spectrum, and no eigenvalue that is unsure."""
+        return self.rank_interval[0] == self.rank_interval[1]
+
+
+def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float | None = None) -> Bounds:
+    """Bounds r/2 ≤ λ ≤ r/2 + (d − r)/4 from a spectrum, with λ_quad at the sampler's scale.
+
+    Args:
+        spectrum: of the Hessian at w*.
+        nbeta: nβ of the sampler, dimensionless; with `gamma` it sets the scale γ/nβ of λ_quad and of the assumptions.
+        gamma: γ of the sampler. Without the two, λ_quad is r/2 and the point is judged by |h_min| / h_max alone.
+
+    Raises:
+        ValueError: if only one of nbeta and gamma is given, nbeta is not positive, or gamma is negative.
+
+    References:
+        Bushnaq, Griffin & Mendel 2024 (bound); Watanabe 2009, Theorem 6.5 (splitting).
+    """
+    noise_scale = _noise_scale(nbeta, gamma)
+    threshold = spectrum.threshold
+    if spectrum.exact:
+        rank, interval, gap = _exact_rank(spectrum, threshold, noise_scale)
+    else:
+        rank, interval, gap = _estimated_rank(spectrum, threshold, noise_scale)
+    assumptions = assumptions_of(spectrum, nbeta, noise_scale)
+    valid = all(assumption.holds for assumption in assumptions)
+    low, high = interval
+    return Bounds(
+        lower=low / 2 if valid else np.nan,
+        upper=high / 2 + (spectrum.dim - high) / 4 if valid else np.nan,
+        rank=rank,
+        rank_interval=interval,
+        quad=spectrum.quad(noise_scale) if noise_scale else rank / 2,
+        quad_stderr=spectrum.quad_stderr(noise_scale) if noise_scale else 0.0,
+        dim=spectrum.dim,
+        threshold=float(threshold),
+        gap=gap,
+        noise_scale=noise_scale,
+        source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
+        assumptions=assumptions,
+        note=note_of(spectrum),
+    )
+
+
+def tighten(bounds: Bounds, records: tuple[Bound, ...]) -> Bounds:
+    """`bounds` with the largest lower and the smallest upper bound of the rank and of `records`, both named.
+
+    Nothing is taken from records where an assumption of `bounds` fails, or where two bounds contradict each other: then
+    some rank was decided wrongly, and `source` says so.
+
+    Args:
+        bounds: of the rank.
+        records: of `higher_bounds`.
+    """
+    bounds = replace(bounds, records=records)
+    proven = [record for record in records if record.status == "proven"]
+    if not bounds.valid or not proven:
+        return bounds
+    lowest = max(proven, key=lambda record: record.lower)
+    highest = min(proven, key=lambda record: record.upper)
+    lower, below = max((bounds.lower, "rank"), (lowest.lower, lowest.name), key=lambda side: side[0])
+    upper, above = min((bounds.upper, "rank"), (highest.upper, highest.name), key=lambda side: side[0])
+    if lower > upper + _ROUNDING:
+        conflict = f"{below} says λ ≥ {lower:.4g}, {above} says λ ≤ {upper:.4g}: the bounds of the rank stand"
+        return replace(bounds, source=f"{bounds.source} ({conflict})")
+    if upper - lower <= _ROUNDING:
+        upper = lower
+    rank = bounds.source.split(",")[0]
+    return replace(bounds, lower=lower, upper=upper, source=f"{rank}; lower bound: {below}, upper bound: {above}")
+
+
+def at_scale(bounds: Bounds, spectrum: Spectrum, *, nbeta: float, gamma: float) -> Bounds:
+    """`bounds` with λ_quad and the assumptions at another nβ and γ; what is known beyond the rank is kept.
+
+    Args:
+        bounds: of `rank_bounds` or `higher_bounds`.
+        spectrum: from which they were made.
+        nbeta: nβ.
+        gamma: γ.
+    """
+    return extend(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), bounds.records, bounds.assumptions)
+
+
+def extend(bounds: Bounds, records: tuple[Bound, ...], assumptions: tuple[Assumption, ...]) -> Bounds:
+    """`bounds` of the rank with the records and the further assumptions of others at the same point.
+
+    Args:
+        bounds: of the rank, whose own assumptions are judged at their scale and stay.
+        records: of `higher_bounds`.
+        assumptions: those with a name that `bounds` does not have are added; if one fails, no bound holds.
+    """
+    extended = tighten(bounds, records)
+    names = {assumption.name for assumption in bounds.assumptions}
+    more = tuple(assumption for assumption in assumptions if assumption.name not in names)
+    if not all(assumption.holds for assumption in more):
+        extended = replace(extended, lower=np.nan, upper=np.nan)
+    return replace(extended, assumptions=(*extended.assumptions, *more))
+
+
+def _noise_scale(nbeta: float | None, gamma: float | None) -> float:
+    if (nbeta is None) != (gamma is None):
+        raise ValueError(f"rank_bounds needs nbeta and gamma together, got nbeta = {nbeta}, gamma = {gamma}.")
+    if nbeta is None or gamma is None:
+        return 0.0
+    if not (nbeta > 0 and gamma >= 0):
+        raise ValueError(f"rank_bounds needs nbeta > 0 and gamma >= 0, got nbeta = {nbeta}, gamma = {gamma}.")
+    return gamma / nbeta
+
+
+def _exact_rank(spectrum, threshold, noise_scale):
+    eigenvalues = spectrum.nodes[0]
+    counted = eigenvalues[eigenvalues > threshold]
+    rank = float(len(counted))
+    below = np.abs(eigenvalues[eigenvalues <= threshold])
+    if not below.size:
+        gap = np.inf
+    elif not counted.size:
+        gap = np.nan
+    else:
+        gap = float(np.log10(counted.min() / max(below.max(), spectrum.floor, spectrum.noise)))
+    if not counted.size or gap >= _GAP_DECADES:
+        # Eigenvalues of an imperfect minimum below 3 |h_min| have no sign; where they are positive, they may be curved.
+        negative = -np.sum(np.minimum(eigenvalues, 0.0))
+        unsure = eigenvalues[(eigenvalues <= threshold) & (eigenvalues > max(spectrum.floor, spectrum.noise))]
+        high = rank + (len(unsure) if np.sum(unsure) > 3 * negative else 0.0)
+        return rank, (rank - float(np.sum(spectrum.unsettled > threshold)), high), gap
+    visible = max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES)
+    return rank, (spectrum.count(visible) - float(np.sum(spectrum.unsettled > visible)), rank), gap
+
+
+def _estimated_rank(spectrum, threshold, noise_scale):
+    """Lanczos sees no count at the round-off floor: at most d, at least what stands above some scale, less its error.
+
+    That is 10 γ/nβ, or the smallest scale that is resolved where a decade above it hardly anything is: a gap.
+    """
+    scale = max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES)
+    edge = max(spectrum.resolution, threshold)
+    if edge < scale and spectrum.count(10 * edge) >= (1 - _EDGE) * spectrum.count(edge):
+        scale = edge
+    if not spectrum.resolves(scale):
+        return np.nan, (0.0, float(spectrum.dim)), np.nan
+    count = spectrum.count(scale)
+    error = 2 * spectrum.count_stderr(scale)
+    return count, (max(0.0, float(np.floor(count - error))), float(spectrum.dim)), np.nan

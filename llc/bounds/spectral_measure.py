@@ -1,0 +1,220 @@
+r"""The spectrum of the Hessian (or the Gauss–Newton matrix) at w*, as a measure.
+
+Sums over eigenvalues are what the bounds and λ_quad need, so a spectrum is nodes and weights with
+
+$$ \mathrm{tr}\, f(H) \approx \frac{1}{P} \sum_{p=1}^{P} \sum_k w_{pk}\, f(h_{pk}) : $$
+
+one row of eigenvalues with their multiplicities where a method finds them all (eigenvalues.py), or P rows of Gauss
+quadrature by Lanczos from random probes (lanczos.py). The error of a sum has two parts then: the probes',
+√(2 tr f² / P), an upper bound for Rademacher probes, and the quadrature's, seen as the change from half the steps to
+all of them. Ritz values are never counted as eigenvalues.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+State = Literal["smooth", "kink", "boundary", "coarse"]
+
+
+class Smoothness(NamedTuple):
+    """What is seen around w*.
+
+    Attributes:
+        state: `"smooth"`, `"kink"`, `"boundary"` (no finite loss beside w*), or `"coarse"` (the loss rounds its
+            parameters to less than float64, so that nothing can be said).
+        even: exponent of D(t) at the smallest t that stands above round-off: 2 or more for a C³ loss; inf if none does.
+        odd: exponent of A(t): 3 or more for a C⁴ loss.
+    """
+
+    state: State
+    even: float
+    odd: float
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Spectral measure of a symmetric matrix, and of the gradient in it.
+
+    Attributes:
+        nodes: eigenvalues, or Ritz values (lanczos), in nats per example and squared parameter.
+        weights: multiplicity of each node; every row adds up to `dim`.
+        dim: d, the order of the matrix.
+        matrix: `"hessian"` or `"ggn"`.
+        method: `"dense"`, `"gram"`, `"block"`, `"sketch"` or `"lanczos"`.
+        gradient_nodes: nodes of the measure of the gradient g of the mean loss.
+        gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
+        noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
+            found), in the unit of the nodes; 0 where unmeasured.
+        smoothness: of the loss at w*; None in files of before it was probed.
+        misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the Gauss–Newton matrix G:
+            the part of H that comes from residuals; nan where unmeasured, without `predict_fn` for instance.
+        unsettled: eigenvalues that a Newton step changes by more than a third: not those of a minimum (see
+            settled.py); empty where eigenvectors are not known (gram, sketch, lanczos).
+        half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
+        half_weights: their weights.
+        vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
+            does not find them (gram, sketch, lanczos) and in files, which do not hold them.
+    """
+
+    nodes: Float[np.ndarray, "probe node"]
+    weights: Float[np.ndarray, "probe node"]
+    dim: int
+    matrix: str
+    method: str
+    gradient_nodes: Float[np.ndarray, "gradient_node"]
+    gradient_weights: Float[np.ndarray, "gradient_node"]
+    noise: float = 0.0
+    smoothness: Smoothness | None = None
+    misfit: float = math.nan
+    unsettled: Float[np.ndarray, "unsettled"] = field(default_factory=lambda: np.zeros(0))
+    half_nodes: Float[np.ndarray, "probe half_node"] | None = None
+    half_weights: Float[np.ndarray, "probe half_node"] | None = None
+    vectors: Float[np.ndarray, "kept dim"] | None = None
+
+    @property
+    def largest(self) -> float:
+        """h_max."""
+        return float(self.nodes.max())
+
+    @property
+    def smallest(self) -> float:
+        """h_min; negative at a saddle or an unconverged point."""
+        return float(self.nodes.min())
+
+    @property
+    def floor(self) -> float:
+        """Curvature below it is round-off."""
+        return 8 * float(np.finfo(np.float64).eps) * max(self.largest, 0.0)
+
+    @property
+    def threshold(self) -> float:
+        """τ, above which an eigenvalue counts: round-off, three times the most negative one, the method's error."""
+        return max(self.floor, 3 * max(-self.smallest, 0.0), self.noise)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the nodes are the eigenvalues themselves."""
+        return self.method != "lanczos"
+
+    @property
+    def resolution(self) -> float:
+        """The smallest scale at which eigenvalues are told apart; 0 if the nodes are exact.
+
+        m Lanczos steps resolve the lower edge of the spectrum to h_max (π / 2m)² (zeros of Chebyshev polynomials).
+        """
+        return 0.0 if self.exact else max(self.largest, 0.0) * (0.5 * np.pi / self.nodes.shape[1]) ** 2
+
+    def resolves(self, scale: float) -> bool:
+        """Whether eigenvalues on both sides of `scale` are told apart.
+
+        That a count is the same with half of the steps does not replace it: both may take the null space for curved.
+        """
+        return self.exact or scale >= self.resolution > 0
+
+    def sum(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
+        """Tr f(H), for `fn` that acts on arrays of eigenvalues."""
+        return _sum(self.nodes, self.weights, fn)
+
+    def stderr(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
+        """Standard error of `sum(fn)`, 0 for an exact spectrum: √(2 tr f² / P) of the probes, and the quadrature's.
+
+        The probes' is that of Gaussian ones and an upper bound for Rademacher ones (√(2r / P) of a count r), which
+        eight sums can't measure as well. The quadrature's is the change of the sum from half of the steps to all.
+        """
+        if self.half_nodes is None or self.half_weights is None:
+            return 0.0
+        probes = 2 * self.sum(lambda h: fn(h) ** 2) / len(self.nodes)
+        return math.hypot(math.sqrt(max(probes, 0.0)), self.sum(fn) - _sum(self.half_nodes, self.half_weights, fn))
+
+    def count_stderr(self, threshold: float) -> float:
+        """Standard error of `count(threshold)`."""
+        _require_nonnegative("count_stderr", "threshold", threshold)
+        return self.stderr(lambda h: (h > threshold).astype(float))
+
+    def count(self, threshold: float) -> float:
+        """Number of eigenvalues above `threshold` (a weight, not an integer, from Lanczos).
+
+        Raises:
+            ValueError: if the threshold is negative; negative eigenvalues are no curvature to count.
+        """
+        _require_nonnegative("count", "threshold", threshold)
+        return self.sum(lambda h: (h > threshold).astype(float))
+
+    def quad(self, noise_scale: float) -> float:
+        """λ_quad = ½ Σ h / (h + γ/nβ) over positive h, with `noise_scale` = γ/nβ: the Gaussian part of λ̂(nβ, γ).
+
+        Raises:
+            ValueError: if the noise scale is negative.
+        """
+        _require_nonnegative("quad", "noise_scale", noise_scale)
+        return self.sum(lambda h: shrink(h, noise_scale))
+
+    def quad_stderr(self, noise_scale: float) -> float:
+        """Standard error of `quad`."""
+        return self.stderr(lambda h: shrink(h, noise_scale))
+
+    def decrement(self, noise_scale: float) -> float:
+        """½ gᵀ (H₊ + γ/nβ)⁻¹ g: the loss that a damped Newton step would still win, in nats per example."""
+        curvature = np.maximum(np.maximum(self.gradient_nodes, 0) + noise_scale, np.finfo(np.float64).tiny)
+        return float(0.5 * np.sum(self.gradient_weights / curvature))
+
+    def to_dataset(self) -> xr.Dataset:
+        """As an xarray Dataset, for the `curvature` group of a DataTree."""
+        variables = {
+            "nodes": (("probe", "node"), self.nodes),
+            "weights": (("probe", "node"), self.weights),
+            "gradient_nodes": (("gradient_node",), self.gradient_nodes),
+            "gradient_weights": (("gradient_node",), self.gradient_weights),
+        }
+        if self.unsettled.size:
+            variables["unsettled"] = (("unsettled_node",), self.unsettled)
+        if self.half_nodes is not None:
+            variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
+            variables["half_weights"] = (("probe", "half_node"), self.half_weights)
+        attributes = {name: getattr(self, name) for name in ("dim", "matrix", "method", "noise", "misfit")}
+        if self.smoothness is not None:
+            attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
+        return xr.Dataset(variables, attrs=attributes)
+
+    @classmethod
+    def from_dataset(cls, dataset: Any) -> "Spectrum":
+        """From a Dataset (or DataTree node) that `to_dataset` made."""
+        names = ("nodes", "weights", "gradient_nodes", "gradient_weights")
+        names += ("half_nodes", "half_weights") if "half_nodes" in dataset else ()
+        names += ("unsettled",) if "unsettled" in dataset else ()
+        arrays = {name: np.asarray(dataset[name].values) for name in names}
+        attributes = dataset.attrs
+        smoothness = None
+        if "smoothness_state" in attributes:
+            even, odd = (float(attributes[f"smoothness_{part}"]) for part in ("even", "odd"))
+            smoothness = Smoothness(str(attributes["smoothness_state"]), even, odd)  # pyright: ignore[reportArgumentType]
+        return cls(
+            **arrays,
+            dim=int(attributes["dim"]),
+            matrix=str(attributes["matrix"]),
+            method=str(attributes["method"]),
+            noise=float(attributes["noise"]),
+            misfit=float(attributes.get("misfit", math.nan)),
+            smoothness=smoothness,
+        )
+
+
+def _sum(nodes: np.ndarray, weights: np.ndarray, fn: Callable[[np.ndarray], np.ndarray]) -> float:
+    return float(np.mean(np.sum(weights * fn(nodes), axis=1)))
+
+
+def _require_nonnegative(method: str, name: str, value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{method} needs a {name} >= 0, got {value}.")
+
+
+def shrink(h: np.ndarray, noise_scale: float) -> np.ndarray:
+    """½ h / (h + γ/nβ), what each direction adds to λ_quad; 0 where h is not positive."""
+    h = np.maximum(h, 0.0)
+    return np.where(h > 0, 0.5 * h / np.where(h > 0, h + noise_scale, 1.0), 0.0)

@@ -1,0 +1,1 @@
+"""From a posterior to the settings of a run, each with its reason."""

@@ -1,0 +1,142 @@
+r"""Whether the loss is smooth at w*: the gradient on both sides of it, over eleven decades of distance.
+
+Along a direction v, with g the gradient, the two parts
+
+$$ D(t) = \tfrac12 [g(w^* + tv) + g(w^* - tv)] - g(w^*), \qquad A(t) = \tfrac12 [g(w^* + tv) - g(w^* - tv)] - t H v $$
+
+are O(t²) for a C³ loss and O(t³) for a C⁴ loss. A kink at w* leaves a lower power as t → 0: |b|³ gives A ∝ t², the
+square of a ReLU gives D ∝ t, |b₁ b₂| gives A ∝ t, and |b| or a ReLU gives a part that does not fall at all. A kink at
+a distance (a ReLU that switches for some datum near w*) looks the same, but only beyond its distance. Hence the rule:
+
+- t falls from 0.1 to 10⁻¹² by factors of 8, in units of a typical parameter, and the norms of the parts are joined
+  over the random directions: their sum falls with the lowest of the powers.
+- A norm counts where it stands above 100 times the round-off, which is measured: a gradient that is affine in t on one
+  side, as it is at the smallest distances whether there is a kink at w* or not, has second differences of zero. To it
+  comes the round-off ε ‖g‖ of gradients that grow with t.
+- Exponents are those of the smallest distances that count. The loss is not smooth if two exponents in a row (a factor
+  of 64 in t) are half a unit or more below the smooth one, and if the part doesn't then fall below round-off faster
+  than that: it does where t passes the nearest of the kinks at a distance.
+
+A kink that moves the gradient by less than round-off, or by less than the smooth part of many other parameters does
+over the distances that count, is not seen.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from llc.bounds.spectral_measure import Smoothness
+from llc.geometry.curvature.operators import CurvatureOperator
+
+_NUM_DIRECTIONS = 3
+_RATIO = 8.0
+_STEPS = 0.1 * _RATIO ** -np.arange(13.0)
+_RESOLVED = 100.0  # times the round-off: an exponent then has an error below 0.01, and chance never reaches it
+_SMOOTH_EVEN, _SMOOTH_ODD = 2, 3
+_MARGIN = 0.5
+_FINE, _COARSE = 2.0**-30, 2.0**-4  # relative moves that float32 does not see, and that bfloat16 does
+
+
+def directions(dim: int) -> Float[np.ndarray, "direction dim"]:
+    """Gaussian directions of `probe_smoothness`, the same in every run."""
+    return np.random.default_rng(0).normal(size=(_NUM_DIRECTIONS, dim))
+
+
+def probe_smoothness(
+    operator: CurvatureOperator,
+    gradient: Float[np.ndarray, "dim"],
+    products: Float[np.ndarray, "direction dim"],
+) -> Smoothness:
+    """Smoothness of the loss at w*, from 78 gradients over all the data; to be used under `float64()`.
+
+    Args:
+        operator: of the Hessian, in float64.
+        gradient: g(w*), flat.
+        products: H v for each v of `directions(operator.dim)`.
+    """
+    flat, _ = ravel_pytree(operator.posterior.position)
+    scale = max(float(jnp.sqrt(jnp.mean(flat**2))), 1.0)
+    steps = scale * _STEPS
+    even, odd, size, noise = np.zeros((4, len(steps)))
+    for v, product in zip(directions(operator.dim), products, strict=True):
+        ahead, behind = _gradients(operator, v, steps), _gradients(operator, v, -steps)
+        if not (_finite(operator, v * steps[-1]) and np.isfinite(ahead[-1]).all() and np.isfinite(behind[-1]).all()):
+            return Smoothness("boundary", np.nan, np.nan)
+        with np.errstate(invalid="ignore", over="ignore"):  # far from w* a loss may end, or grow beyond float64
+            even = np.hypot(even, _norms(0.5 * (ahead + behind) - gradient))
+            odd = np.hypot(odd, _norms(0.5 * (ahead - behind) - steps[:, None] * product))
+            size = np.hypot(size, _norms(ahead) + _norms(behind) + steps * np.linalg.norm(product))
+            noise = np.maximum(noise, max(_roundoff(ahead), _roundoff(behind)))
+    floor = _RESOLVED * (noise + np.finfo(np.float64).eps * size)
+    (even_kink, even_power), (odd_kink, odd_power) = _judge(even, floor, _SMOOTH_EVEN), _judge(odd, floor, _SMOOTH_ODD)
+    if not (even_kink or odd_kink):
+        return Smoothness("smooth", even_power, odd_power)
+    return Smoothness("coarse" if _is_coarse(operator, np.asarray(flat)) else "kink", even_power, odd_power)
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(vectors, axis=1)
+
+
+def _roundoff(gradients: np.ndarray) -> float:
+    """Largest second difference of the smallest distances on one side: 8t lies at 8/9 t + 1/9 64t."""
+    wide, middle, near = gradients[-4:-2], gradients[-3:-1], gradients[-2:]
+    differences = (_RATIO * near + wide) / (_RATIO + 1) - middle
+    return float(_norms(differences).max())
+
+
+def _judge(values: np.ndarray, floor: np.ndarray, smooth: int) -> tuple[bool, float]:
+    """Whether the power law at the smallest distances that count is one of a kink, and its exponent."""
+    counted = values > floor  # False where not finite
+    if not counted.any():
+        return False, np.inf
+    last = int(np.flatnonzero(counted)[-1])
+    first = last - int(np.argmin(np.append(counted[: last + 1][::-1], False))) + 1
+    exponents = np.log(values[first:last] / values[first + 1 : last + 1])[-2:] / np.log(_RATIO)
+    exponent = float(exponents.max(initial=-np.inf))
+    if last + 1 < len(values):
+        with np.errstate(divide="ignore"):
+            exponent = max(exponent, float(np.log(values[last] / floor[last + 1]) / np.log(_RATIO)))
+    return len(exponents) == 2 and exponent <= smooth - _MARGIN, exponent
+
+
+def _gradients(operator: CurvatureOperator, direction: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Gradient at w* + t v for each t: as many vectors as a Lanczos run keeps, at most."""
+    return np.asarray(_gradients_at(operator, jnp.asarray(direction), jnp.asarray(steps)))
+
+
+@eqx.filter_jit
+def _gradients_at(operator: CurvatureOperator, direction: Float[Array, "dim"], steps: Float[Array, "step"]):
+    return jax.lax.map(lambda step: _moved(operator, step * direction).gradient(), steps)
+
+
+def _finite(operator: CurvatureOperator, offset: np.ndarray) -> bool:
+    """Whether the loss is finite on both sides: a gradient may be finite where the loss is not."""
+    return bool(np.isfinite(_losses_at(operator, jnp.asarray(np.stack([offset, -offset])))).all())
+
+
+@eqx.filter_jit
+def _losses_at(operator: CurvatureOperator, offsets: Float[Array, "offset dim"]):
+    def loss(offset):
+        posterior = _moved(operator, offset).posterior
+        total = jnp.sum(jax.lax.map(lambda batch: posterior.loss(posterior.center, batch), operator.pieces))
+        return total if operator.rest is None else total + posterior.loss(posterior.center, operator.rest)
+
+    return jax.lax.map(loss, offsets)
+
+
+def _moved(operator: CurvatureOperator, offset: Float[Array, "dim"]) -> CurvatureOperator:
+    """The operator at w* + offset."""
+    flat, unravel = ravel_pytree(operator.posterior.position)
+    center = operator.posterior.params_at(unravel(flat + offset))
+    return eqx.tree_at(lambda o: o.posterior.center, operator, center)
+
+
+def _is_coarse(operator: CurvatureOperator, flat: np.ndarray) -> bool:
+    """Whether the loss rounds its parameters to float32 or less: a move far below that leaves no trace at all."""
+    gradients = _gradients(operator, flat * directions(operator.dim)[0], np.array([0.0, _FINE, -_FINE, _COARSE]))
+    unmoved = (gradients[1:] == gradients[0]).all(axis=1)
+    return bool(unmoved[:2].all() and not unmoved[2])

@@ -1,0 +1,1 @@
+"""Where the rank comes from: behavioral gradients, layers and units."""

@@ -1,0 +1,301 @@
+r"""Behavioral gradients: how the outputs of each input move with the params, and what their rank says.
+
+$$ G = \big[ \nabla_w f_c(w^*, x_i) \big]_{ic} \in R^{N \times nk}, \qquad
+   \dim \{ w : f = f(w^*) \} \le N - \operatorname{rank} G, \qquad
+   \tfrac1n G G^\top = \big( \langle \partial_a f, \partial_b f \rangle_{L^2(\text{data})} \big)_{ab} , $$
+
+one column for each of the k outputs of each of the n inputs. The squared loss $\tfrac{s}{2n} \sum_i \lVert f(x_i) - y_i
+\rVert^2$ has $H = \tfrac sn G G^\top + \tfrac sn \sum_{ic} (f_{ic} - y_{ic}) \nabla^2 f_{ic}$, s = 2 without a ½: at an
+exact fit rank H = rank G, with residuals not (Bushnaq et al. 2024, arXiv 2405.10927).
+
+Ranks are those of singular values of G in float64, which reach down to ε σ_max; eigenvalues of H or of a Gram matrix
+are their squares and end at √ε σ_max. At a singular point N − rank G is not the dimension (f = ab at 0: 2 for 1).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
+
+from llc.geometry.curvature.dense import materialize
+from llc.geometry.curvature.operators import (
+    JacobianOperator,
+    curvature_operator,
+    gauss_newton_operator,
+    jacobian_operator,
+)
+from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.precision import float64
+
+_DENSE_BYTES = 4 * 2**30
+_AT_ONCE = 32  # inputs, or columns of H, whose gradients are computed at a time
+_FLOOR = 16.0  # round-off of G, measured on nets of 2 to 9 layers: up to 4 ε σ_max
+_DEPENDENT = 1e-10  # 1 − leverage; round-off leaves 1e-15
+_MIXED = 1e-8  # ‖Gᵀv − J v‖ / ‖J v‖ where the outputs of an input depend on the other inputs of its batch
+_ROUNDOFF = float(np.finfo(np.float64).eps)
+_GAP_DECADES = 2.0  # below it, a change of the threshold changes the rank
+_IDENTICAL = 1e-6  # ‖H − (s/n) G Gᵀ‖ / ‖H‖; a fit to float32 leaves 1e-7
+
+
+@dataclasses.dataclass(frozen=True)
+class BehavioralGradients:
+    """G at w*, as products and, where something dense is asked for, as a matrix; build it with `behavioral_gradients`.
+
+    Attributes:
+        operator: J = Gᵀ in float64, to be used under `float64()`.
+        precision: relative error ε with which w* is known, that of the dtype of its params.
+    """
+
+    operator: JacobianOperator
+    precision: float
+
+    @property
+    def dim(self) -> int:
+        """N, the number of parameters that move."""
+        return self.operator.dim
+
+    @property
+    def num_inputs(self) -> int:
+        """Number n of inputs."""
+        return self.operator.num_inputs
+
+    def product(self, weights: Shaped[Array | np.ndarray, "output"]) -> Float[np.ndarray, "dim"]:
+        """G u, the gradient of u · f; never forms G."""
+        with float64():
+            return np.asarray(_transpose_product(self.operator, jnp.asarray(weights, jnp.float64)))
+
+    def transpose_product(self, vector: Shaped[Array | np.ndarray, "dim"]) -> Float[np.ndarray, "output"]:
+        """Gᵀ v, how each output of each input changes along v; never forms G."""
+        with float64():
+            return np.asarray(_product(self.operator, jnp.asarray(vector, jnp.float64)))
+
+    @functools.cached_property
+    def matrix(self) -> Float[np.ndarray, "dim output"]:
+        """G, the outputs of an input next to each other.
+
+        Raises:
+            ValueError: if it takes more than 4 GiB, or the outputs of an input depend on the others of its batch.
+        """
+        size = 8 * self.dim * self.operator.num_outputs
+        if size > _DENSE_BYTES:
+            raise ValueError(
+                f"the dense {self.dim} × {self.operator.num_outputs} matrix needs {size / 2**30:.1f} GiB, got a limit "
+                "of 4 GiB; take fewer inputs or a mask, or use product and transpose_product."
+            )
+        probe = np.random.default_rng(0).normal(size=self.dim)
+        with float64():
+            matrix = np.asarray(_rows(self.operator)).reshape(-1, self.dim).T
+        exact = self.transpose_product(probe)
+        if not np.linalg.norm(probe @ matrix - exact) <= _MIXED * np.linalg.norm(exact):
+            raise ValueError(
+                "predict_fn needs to treat every input by itself and be differentiable, but its derivatives differ "
+                "between a batch and its inputs one by one, or are not finite; switch batch statistics off."
+            )
+        return matrix
+
+    @functools.cached_property
+    def singular_values(self) -> Float[np.ndarray, "value"]:
+        """Of G, largest first; min(N, nk) of them."""
+        return np.linalg.svdvals(self.matrix)
+
+    @property
+    def threshold(self) -> float:
+        """16 ε σ_max: smaller singular values may be 0 at the point that w* stands for."""
+        return _FLOOR * self.precision * float(self.singular_values[0])
+
+    @property
+    def rank(self) -> int:
+        """Number of singular values above `threshold`: of independent features, or of directions that f notices."""
+        return int(np.sum(self.singular_values > self.threshold))
+
+    @property
+    def gap(self) -> float:
+        """Decades between the smallest singular value that `rank` counts and the next one; nan if there is none.
+
+        Below two decades the rank is no firm number; use `num_features` at the scale of interest.
+        """
+        if not 0 < self.rank < len(self.singular_values):
+            return np.nan
+        above, below = self.singular_values[self.rank - 1], self.singular_values[self.rank]
+        return float(np.log10(above / max(below, _ROUNDOFF * self.singular_values[0])))
+
+    @property
+    def max_manifold_dim(self) -> int:
+        """N − rank G, an upper bound on the dimension of the manifold of params with the same outputs."""
+        return self.dim - self.rank
+
+    @property
+    def feature_gram(self) -> Float[np.ndarray, "dim dim"]:
+        """(1/n) G Gᵀ, products of the functions ∂f/∂w_a in L²(data), summed over outputs."""
+        return self.matrix @ self.matrix.T / self.num_inputs
+
+    @property
+    def feature_sizes(self) -> Float[np.ndarray, "value"]:
+        """Its eigenvalues σ²/n, largest first, accurate to ε σ_max in σ; the others of N are 0."""
+        return self.singular_values**2 / self.num_inputs
+
+    def num_features(self, scale: float) -> int:
+        """Number of features larger than `scale`; a sampler sees those with s σ²/n > γ/nβ (s = 2 without a ½).
+
+        Raises:
+            ValueError: if the scale is not positive: `rank` counts what stands above round-off.
+        """
+        if not scale > 0:
+            raise ValueError(f"num_features needs a scale > 0, got {scale}; `rank` counts those above round-off.")
+        return int(np.sum(self.feature_sizes > scale))
+
+    @functools.cached_property
+    def leverage(self) -> Float[np.ndarray, "input ..."]:
+        """Of each output of each input: 0 if its gradient is 0, 1 if independent of all others; adds up to the rank."""
+        _, _, columns = scipy.linalg.svd(self.matrix, full_matrices=False)
+        return np.sum(columns[: self.rank] ** 2, axis=0).reshape(self.num_inputs, *self.operator.output_shape)
+
+    @property
+    def dependent_inputs(self) -> Bool[np.ndarray, "input ..."]:
+        """Outputs of inputs whose gradient is a combination of the other ones; all of them, in general, if nk > N."""
+        return self.leverage < 1 - _DEPENDENT
+
+    def __str__(self) -> str:
+        clear = f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the singular values"
+        gap = "none below" if np.isnan(self.gap) else clear
+        columns, sizes = self.operator.num_outputs, self.feature_sizes
+        return (
+            f"rank G     {self.rank} of {self.dim} × {columns}  at σ = {self.threshold:.2g}, {gap}\n"
+            f"manifold   at most {self.max_manifold_dim} of {self.dim} dimensions\n"
+            f"features   {self.rank}, of size σ²/n from {sizes[0]:.3g} to {sizes[max(self.rank, 1) - 1]:.3g}\n"
+            f"dependent  {int(self.dependent_inputs.sum())} of {columns} outputs of inputs"
+        )
+
+
+def behavioral_gradients(
+    predict_fn: Callable[[PyTree, PyTree], Array], params: PyTree, inputs: PyTree, *, mask: PyTree = None
+) -> BehavioralGradients:
+    """Behavioral gradients of a model at `params`, in float64.
+
+    Args:
+        predict_fn: `predict_fn(params, inputs)`, the outputs, an array (n, …).
+        params: w*, as for `LocalPosterior`.
+        inputs: a pytree of arrays with the same leading axis of n inputs.
+        mask: which parameters move, as for `LocalPosterior`.
+
+    Raises:
+        ValueError: if the params, the mask or the outputs can't define gradients.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gradients = behavioral_gradients(lambda w, x: w[0] * w[1] * x, jnp.ones(2), jnp.arange(3.0))
+        >>> gradients.rank, gradients.max_manifold_dim
+        (1, 1)
+    """
+    with float64():
+        # A posterior for its params and mask; the inputs come in pieces, and there is no loss.
+        posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask, predict_fn=predict_fn)
+        return BehavioralGradients(jacobian_operator(posterior, inputs=inputs), _precision(posterior))
+
+
+def _precision(posterior: LocalPosterior) -> float:
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
+
+
+def _no_loss(_params: PyTree, batch: Array) -> Array:
+    return jnp.zeros(len(batch))
+
+
+@eqx.filter_jit
+def _product(operator: JacobianOperator, vector: Array) -> Array:
+    return operator.product(vector)
+
+
+@eqx.filter_jit
+def _transpose_product(operator: JacobianOperator, cotangent: Array) -> Array:
+    return operator.transpose_product(cotangent)
+
+
+@eqx.filter_jit
+def _rows(operator: JacobianOperator) -> Float[Array, "input k dim"]:
+    """Gradients of all outputs of each input, an input at a time."""
+    posterior = operator.posterior
+    predict_fn: Any = posterior.predict_fn
+    flat, unravel = ravel_pytree(posterior.position)
+
+    def of_input(row):
+        batch = jax.tree.map(lambda x: x[None], row)
+        return jax.jacrev(lambda z: predict_fn(posterior.params_at(unravel(z)), batch).ravel())(flat)
+
+    inputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), operator.pieces)
+    if operator.rest is not None:
+        inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), inputs, operator.rest)
+    return jax.lax.map(of_input, inputs, batch_size=_AT_ONCE)
+
+
+@dataclasses.dataclass(frozen=True)
+class HessianIdentity:
+    """H against (s/n) G Gᵀ at one point of a squared loss.
+
+    Attributes:
+        hessian_rank: number of eigenvalues of H that are larger, in size, than (16 ε)² h_max and than round-off.
+        gradient_rank: rank G.
+        difference: ‖H − (s/n) G Gᵀ‖ / ‖H‖, spectral norms: the part Σ residual · ∇²f of H.
+        smallest: h_min / h_max; below zero by more than round-off only with residuals.
+        factor: s; 2 where the loss is the squared error summed over outputs, 1 with a ½.
+        residual: root mean square of ‖f(x) − y‖ over the data, if the loss is 0 at a fit.
+    """
+
+    hessian_rank: int
+    gradient_rank: int
+    difference: float
+    smallest: float
+    factor: float
+    residual: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether H is (s/n) G Gᵀ to 1e-6, with the same rank."""
+        return self.hessian_rank == self.gradient_rank and self.difference <= _IDENTICAL
+
+    def __str__(self) -> str:
+        relation = "=" if self.holds else "≠"
+        return (
+            f"H {relation} {self.factor:.3g}/n G Gᵀ: difference {self.difference:.2g}, rank H {self.hessian_rank}, "
+            f"rank G {self.gradient_rank}, h_min/h_max {self.smallest:.2g}, residual {self.residual:.2g}"
+        )
+
+
+def hessian_identity(posterior: LocalPosterior) -> HessianIdentity:
+    """Whether H = (s/n) G Gᵀ at w*: so it is where the outputs fit, and the residuals break it elsewhere.
+
+    Dense: takes 8 N (2 N + nk) bytes.
+
+    Args:
+        posterior: with `predict_fn`, of which `loss_fn` is the squared error.
+
+    Raises:
+        ValueError: if the loss is another one or there are no outputs.
+    """
+    if posterior.predict_fn is None:
+        raise ValueError("hessian_identity needs outputs, got a posterior without predict_fn; give predict_fn=….")
+    with float64():
+        operator = curvature_operator(posterior)
+        factor = float(gauss_newton_operator(posterior, output_loss="squared error").scale)
+        hessian, loss = np.asarray(materialize(operator)[0]), posterior.init_loss()
+        gradients = BehavioralGradients(jacobian_operator(posterior), _precision(posterior))
+    eigenvalues = scipy.linalg.eigvalsh(hessian)
+    size = float(np.abs(eigenvalues).max())
+    noise = max((_FLOOR * gradients.precision) ** 2, 8 * _ROUNDOFF) * size
+    difference = np.linalg.norm(hessian - factor * gradients.feature_gram, ord=2)
+    return HessianIdentity(
+        hessian_rank=int(np.sum(np.abs(eigenvalues) > noise)),
+        gradient_rank=gradients.rank,
+        difference=float(difference) / size if size else float(difference),
+        smallest=float(eigenvalues[0]) / size if size else 0.0,
+        factor=factor,
+        residual=float(np.sqrt(2 * max(loss, 0.0) / factor)),
+    )

@@ -1,0 +1,179 @@
+r"""The part of the loss beyond its Hessian: g of the splitting lemma, its order, and whether it is there at all.
+
+In suitable coordinates an analytic K ≥ 0 is |u|² + g(v), u in the range of H and v in its kernel, so that
+λ = r/2 + λ(g) (Watanabe 2009, Theorem 6.5). g is seen without those coordinates:
+
+$$ g(v) = \min_{u \in \mathrm{range} H} K(v + u) , $$
+
+by Newton steps inside the range. Along a random v, g(tv) ∝ t^{2k} as t → 0, with 2k ≥ 4 the order of g, hence
+r/2 + 1/2k ≤ λ ≤ r/2 + (d − r)/2k (Taylor's theorem above; below, a sublevel set meets each line in e^{1/2k}). And where
+g vanishes at random points it vanishes: λ = r/2, a manifold of minima.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax.scipy.sparse.linalg import cg
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from llc.geometry.higher_order.excess import Excess, Scale
+
+_NUM_DIRECTIONS = 3
+_STEPS = 0.4 ** np.arange(14.0)  # distances, in units of a typical parameter
+_NEWTON_STEPS, _CG_STEPS = 12, 10
+_SHARES = np.array([1.0, 0.5, 0.1])  # of a step that are tried
+_LONGEST = 4.0  # step in units of the slope, which it equals where the Hessian is that of the base
+_FINISHED = 1e-10  # part of g that the last Newton step would win
+_TINY = float(np.finfo(np.float64).tiny)
+_CONVERGED = 1e-4  # part of g that another Newton step would win
+_NEAR = 0.5  # |u| / |v|: u falls as t² on the branch of zeros through w*
+_HIDDEN_ORDER = 12  # g of a lower order would be seen where g is said to vanish
+_SLOPE_ERROR = 0.1  # of a power law over a factor of 16 in t; the next even order is 2 away
+_NUM_SLOPES = 3
+_BATCH_BYTES = 2.0**28
+
+
+class Splitting(NamedTuple):
+    """Range and kernel of a positive semidefinite matrix.
+
+    Attributes:
+        rank: dimension of the range.
+        root: H^{+1/2}.
+        kernel: projection on the kernel.
+    """
+
+    rank: int
+    root: Float[np.ndarray, "dim dim"]
+    kernel: Float[np.ndarray, "dim dim"]
+
+
+class Profile(NamedTuple):
+    """g along random directions: one row a direction, one column a distance.
+
+    Attributes:
+        steps: distances t.
+        values: g(tv).
+        decided: whether the minimum over u was reached, and near v.
+        floors: round-off of the values.
+    """
+
+    steps: Float[np.ndarray, "step"]
+    values: Float[np.ndarray, "direction step"]
+    decided: np.ndarray
+    floors: Float[np.ndarray, "direction step"]
+
+
+def split(matrix: Float[np.ndarray, "dim dim"], threshold: float) -> Splitting:
+    """Range and kernel of `matrix`, its eigenvalues up to `threshold` counted as zero."""
+    eigenvalues, vectors = scipy.linalg.eigh(0.5 * (matrix + matrix.T), driver="evd")
+    counted = eigenvalues > threshold
+    range_ = vectors[:, counted]
+    kernel = vectors[:, ~counted]
+    return Splitting(int(counted.sum()), (range_ / np.sqrt(eigenvalues[counted])) @ range_.T, kernel @ kernel.T)
+
+
+def remainder_profile(
+    excess: Excess,
+    splitting: Splitting,
+    scale: Scale,
+    key: PRNGKeyArray,
+    *,
+    base: Float[np.ndarray, "dim"] | None = None,
+    length: float | None = None,
+) -> Profile:
+    """The function g along three random directions of the kernel, at fourteen distances.
+
+    Costs at most 42 minimisations of 12 Newton steps of 11 Hessian products each, d² · 8 bytes besides.
+
+    Args:
+        excess: K around w*.
+        splitting: of the Hessian of K at `base`.
+        scale: of K around w*.
+        key: of the directions.
+        base: offset from w* of the point whose g is looked at; None takes w*.
+        length: largest distance; None takes the typical size of a parameter.
+    """
+    dim = excess.dim
+    base = np.zeros(dim) if base is None else base
+    steps = (scale.length if length is None else length) * _STEPS
+    directions = np.asarray(jax.random.normal(key, (_NUM_DIRECTIONS, dim))) @ splitting.kernel
+    displacements = (steps[:, None] * directions[:, None]).reshape(-1, dim)
+    start, value, decrement, moved = (
+        np.asarray(x).reshape(_NUM_DIRECTIONS, len(steps))
+        for x in _minimize(excess, jnp.asarray(splitting.root), jnp.asarray(base + displacements))
+    )
+    floors = np.maximum(scale.floor, (64 * np.finfo(np.float64).eps) ** 2 * start)
+    near = moved <= _NEAR * np.linalg.norm(displacements, axis=1).reshape(moved.shape)
+    decided = near & (decrement <= np.maximum(_CONVERGED * np.abs(value), floors)) & np.isfinite(value)
+    return Profile(steps, value, decided, floors)
+
+
+@eqx.filter_jit
+def _minimize(excess: Excess, root: Float[Array, "dim dim"], starts: Float[Array, "start dim"]):
+    """K at the start, K at its minimum over start + range, the Newton decrement there, and the distance."""
+
+    def minimize(start):
+        def gradient(y):  # in y the Hessian at the base is the projection on the range
+            return root @ excess.gradient(start + root @ y)
+
+        def body(state):
+            y, slope, count = state
+            newton, _ = cg(lambda p: jax.jvp(gradient, (y,), (p,))[1], -slope, tol=1e-10, maxiter=_CG_STEPS)
+            longest = _LONGEST * jnp.linalg.norm(slope)  # a slope that is round-off has no Newton step
+            newton = newton * jnp.minimum(1.0, longest / (jnp.linalg.norm(newton) + _TINY))
+            trials = y + jnp.concatenate([jnp.outer(_SHARES, newton), jnp.outer(_SHARES, -slope)])
+            values = jax.vmap(lambda y: excess.value(start + root @ y))(trials)
+            y = trials[jnp.nanargmin(values)]  # far from w* a full step may climb; the last ones are all full
+            return y, gradient(y), count + 1
+
+        def unfinished(state):
+            y, slope, count = state
+            value = jnp.abs(excess.value(start + root @ y))
+            return (count < _NEWTON_STEPS) & (0.5 * jnp.sum(slope**2) > _FINISHED * value)
+
+        zero = jnp.zeros_like(start)
+        y, slope, _ = jax.lax.while_loop(unfinished, body, (zero, gradient(zero), 0))
+        offset = root @ y
+        moved = jnp.linalg.norm(offset)
+        return excess.value(start), excess.value(start + offset), 0.5 * jnp.sum(slope**2), moved
+
+    batch = int(max(1, min(len(starts), _BATCH_BYTES // (64 * 8 * excess.dim))))
+    return jax.lax.map(minimize, starts, batch_size=batch)
+
+
+def order(profile: Profile) -> int | None:
+    """2k, the order of g, from the slope of log g in log t at the smallest distances that count; None if undecided."""
+    orders = {_slope(profile, row) for row in range(len(profile.values))}
+    return orders.pop() if len(orders) == 1 else None
+
+
+def _slope(profile, row):
+    counted = profile.decided[row] & (profile.values[row] > profile.floors[row])  # not where K < 0
+    last = np.flatnonzero(counted)[-1:]
+    if not last.size or last[0] < _NUM_SLOPES:
+        return None
+    window = slice(int(last[0]) - _NUM_SLOPES, int(last[0]) + 1)
+    if not counted[window].all():
+        return None
+    slopes = np.diff(np.log(profile.values[row, window])) / np.diff(np.log(profile.steps[window]))
+    nearest = 2 * round(float(slopes[-1]) / 2)
+    return nearest if nearest >= 4 and np.abs(slopes - nearest).max() <= _SLOPE_ERROR else None
+
+
+def vanishes(profile: Profile, scale: Scale, hidden_order: int = _HIDDEN_ORDER) -> bool:
+    """Whether g ≡ 0: at two distances it is round-off in all directions, where a part of low order would be seen.
+
+    Args:
+        profile: of g.
+        scale: of K around w*.
+        hidden_order: the largest order that would be seen, if its coefficient is that of K over a typical parameter;
+            a quartic of coefficient 1 has to be seen in any case.
+    """
+    zero = (profile.decided & (np.abs(profile.values) <= profile.floors)).all(axis=0)
+    visible = scale.height * (profile.steps / scale.length) ** hidden_order > profile.floors.max(axis=0)
+    visible &= profile.steps**4 > profile.floors.max(axis=0)  # parameters may be small in units of the loss
+    return int(np.sum(zero & visible)) >= 2

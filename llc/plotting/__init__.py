@@ -1,0 +1,1 @@
+"""Figures of draws, spectra, calibrations and reports, in matplotlib."""

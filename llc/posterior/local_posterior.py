@@ -1,0 +1,184 @@
+r"""The localized tempered posterior: the one density that both roads to λ start from.
+
+$$ p(w) \propto \exp(-U(w)), \qquad U(w) = n\beta\, L_n(w) + \tfrac{\gamma}{2} \lVert w - w^* \rVert^2, $$
+
+with $L_n$ the mean loss over the $n$ data and $n\beta = n / \log n$ unless given (WBIC temperature: Watanabe
+2013, §3; localization: Lau et al. 2023, arXiv 2308.12108, eq. 12).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import dtypes
+from jaxtyping import Array, ArrayLike, Float, PyTree, Real
+
+from llc.posterior.mask import normalize_mask
+from llc.posterior.precision import as_float64, float64
+from llc.posterior.rows import mean_loss
+from llc.posterior.validation import check_center, check_finite, check_loss, checked_scale, leading_axis
+
+
+class LocalPosterior(eqx.Module):
+    r"""A loss, its data and a minimum w*, tempered by nβ and localized by γ.
+
+    Args:
+        loss_fn: `loss_fn(params, batch)`, the mean loss of a batch (a scalar) or one loss per example (shape
+            `(batch,)`; enables WAIC, the singular fluctuation and per-example weighting). The loss is in nats per
+            example, a negative log likelihood up to a constant. Arrays that it uses belong in `data`: JAX 0.12 keeps
+            the values of a float64 array it closes over rounded to float32, also where curvature needs float64.
+        center: w*, any pytree with floating-point array leaves: a dict, an equinox or flax model, an `nnx.State`.
+            Leaves that are no arrays (activation functions, Python numbers) stay as they are.
+        data: any pytree of arrays with the same leading axis, the n examples.
+        nbeta: inverse temperature times n. Default n / log n (Watanabe 2013).
+        gamma: strength of the tether to w*, in the unit of nβ·loss per squared parameter. None lets calibration
+            choose it and report it; sampling needs a number.
+        mask: which parameters move (restricted LLC; the others stay at w*). A path or a list of paths such as
+            `"layers.0.weight"` (a path stands for all below it; `*` matches), or a pytree prefix of `params` with
+            booleans or boolean arrays as leaves. Default: all move.
+        predict_fn: optional `predict_fn(params, batch)`, the outputs; used by behavioral gradients.
+
+    Raises:
+        ValueError: if the data, the params, the loss at w*, nβ, γ or the mask can't define a posterior.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> data = jnp.linspace(-1.0, 1.0, 100)
+        >>> posterior = LocalPosterior(lambda w, x: 0.5 * (w["a"] * x) ** 2, {"a": jnp.zeros(())}, data)
+        >>> posterior.num_data, posterior.num_params
+        (100, 1)
+    """
+
+    loss_fn: Callable[[PyTree, PyTree], Array] = eqx.field(static=True)
+    center: PyTree
+    data: PyTree
+    nbeta: Float[Array, ""]
+    gamma: Float[Array, ""] | None
+    mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
+    predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
+    per_example: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        loss_fn: Callable[[PyTree, PyTree], Array],
+        center: PyTree,
+        data: PyTree,
+        nbeta: Real[ArrayLike, ""] | None = None,
+        gamma: Real[ArrayLike, ""] | None = None,
+        mask: PyTree = None,
+        predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
+    ):
+        num_data = leading_axis(data)
+        self.loss_fn = loss_fn
+        self.center = jax.tree.map(_firm, center)
+        check_center(self.center)
+        self.data = jax.tree.map(_as_array, data)
+        self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
+        self.gamma = None if gamma is None else checked_scale("gamma", gamma)
+        self.mask = normalize_mask(mask, self.center)
+        self.predict_fn = predict_fn
+        check_finite(self.position)
+        self.per_example = check_loss(loss_fn, self.center, self.data)
+
+    @property
+    def num_data(self) -> int:
+        """n, the length of the data's leading axis."""
+        return leading_axis(self.data)
+
+    @property
+    def num_params(self) -> int:
+        """d, the number of parameters that move."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.position))
+
+    @property
+    def position(self) -> PyTree:
+        """w* as the samplers see it: the parameters that move, and nothing else (see `params_at`)."""
+        return self._select(self.center)
+
+    def with_scale(
+        self, *, nbeta: Real[ArrayLike, ""] | None = None, gamma: Real[ArrayLike, ""] | None = None
+    ) -> "LocalPosterior":
+        """The same loss, data and w* at another nβ or γ; what is None stays.
+
+        Raises:
+            ValueError: if nbeta is not a finite number > 0, or gamma not one >= 0.
+        """
+        posterior = self
+        if nbeta is not None:
+            posterior = eqx.tree_at(lambda p: p.nbeta, posterior, checked_scale("nbeta", nbeta))
+        if gamma is not None:
+            new = checked_scale("gamma", gamma)
+            posterior = eqx.tree_at(lambda p: p.gamma, posterior, new, is_leaf=lambda x: x is None)
+        return posterior
+
+    def params_at(self, position: PyTree) -> PyTree:
+        """Full params with `position` in place of the parameters that move."""
+        if self.mask is None:
+            _, rest = eqx.partition(self.center, eqx.is_inexact_array)
+            return eqx.combine(position, rest)
+
+        def put(moves, center, moved):
+            if moves is True:
+                return moved
+            if moves is False:
+                return center
+            return jnp.ravel(center).astype(moved.dtype).at[moves].set(moved).reshape(jnp.shape(center))
+
+        return jax.tree.map(put, self.mask, self.center, position)
+
+    @property
+    def has_slopes(self) -> bool:
+        """Whether the loss can be differentiated along a direction: not through a `jax.custom_vjp`."""
+        few = jax.tree.map(lambda x: x[:2], self.data)
+
+        def along(z):
+            return jax.jvp(lambda z: self.loss(self.params_at(z), few), (z,), (z,))
+
+        try:
+            return "custom_lin" not in str(jax.make_jaxpr(along)(self.position))  # what can't be compiled
+        except TypeError:
+            return False
+
+    def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
+        """Mean loss over `batch`, or over all the data."""
+        return jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
+
+    def init_loss(self, rows: np.ndarray | None = None) -> float:
+        """L(w*) over all the data, or over `rows` of it, evaluated and accumulated in float64."""
+        with float64():
+            data = self.data if rows is None else jax.tree.map(lambda x: x[rows], self.data)
+            return mean_loss(self.loss_fn, as_float64(self.center), data, as_float64)
+
+    def potential(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
+        """U(w) = nβ L(w) + γ/2 ‖w − w*‖², the norm over the parameters that move."""
+        if self.gamma is None:
+            raise ValueError("potential needs gamma, got None; give LocalPosterior(gamma=…).")
+        position = self._select(params)
+        offset = optax.tree.sub(position, self.position)
+        tether = optax.tree.norm(offset, squared=True)
+        return self.nbeta * self.loss(params, batch) + 0.5 * self.gamma * tether
+
+    def _select(self, params: PyTree) -> PyTree:
+        if self.mask is None:
+            return eqx.filter(params, eqx.is_inexact_array)
+
+        def take(moves, leaf):
+            if moves is True:
+                return leaf
+            return None if moves is False else jnp.ravel(leaf)[moves]
+
+        return jax.tree.map(take, self.mask, params)
+
+
+def _firm(leaf: Any) -> Any:
+    """Arrays as JAX arrays of a firm dtype (a weak one would be another program after the first step)."""
+    return jnp.asarray(leaf, dtypes.canonicalize_dtype(leaf.dtype)) if eqx.is_array(leaf) else leaf
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if eqx.is_array(leaf) else np.asarray(leaf)

@@ -1,0 +1,152 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+import llc
+from llc.bounds.spectral_measure import Smoothness, Spectrum
+
+
+def _population(loss, center):
+    return llc.LocalPosterior(lambda w, batch: loss(*w), np.asarray(center, float), np.zeros((1000, 0)), gamma=1.0)
+
+
+def _network(activation, *, num_data, biased, origin=False, hidden=8, noise=0.3):
+    """A one-hidden-layer net at its own noisy outputs; `origin` puts one input at exactly 0."""
+    rng = np.random.default_rng(3)
+    inputs = rng.normal(size=(num_data, 5))
+    if origin:
+        inputs[num_data // 2] = 0.0
+    params = {"in": rng.normal(size=(5, hidden)), "b": biased * rng.normal(size=hidden), "out": rng.normal(size=hidden)}
+
+    def outputs(params, inputs):
+        return activation(inputs @ params["in"] + params["b"]) @ params["out"]
+
+    targets = np.asarray(outputs(params, inputs)) + noise * rng.normal(size=num_data)
+    return llc.LocalPosterior(
+        lambda params, batch: 0.5 * (outputs(params, batch[0]) - batch[1]) ** 2, params, (inputs, targets), gamma=1.0
+    )
+
+
+def _half_plane(a, b):
+    return jnp.where(b < 0, jnp.inf, 0.5 * a**2 + b)
+
+
+KINKS = {
+    "|b|^3": lambda: _population(lambda a, b: 0.5 * a**2 + jnp.abs(b) ** 3 / 6, [0, 0]),
+    "|b|^3 beside quartics": lambda: _population(lambda a, b: (a**2 + a * b - 1) ** 2 + jnp.abs(b) ** 3 / 6, [1, 0]),
+    "relu(b)^2": lambda: _population(lambda a, b: 0.5 * a**2 + 0.5 * jax.nn.relu(b) ** 2, [0, 0]),
+    "|b|": lambda: _population(lambda a, b: 0.5 * a**2 + jnp.abs(b), [0, 0]),
+    "|b1 b2|": lambda: _population(lambda a, b: jnp.abs(a * b), [0, 0]),
+    "|a b - 1|^3 away from 0": lambda: _population(lambda a, b: jnp.abs(a * b - 1) ** 3 + (a - b) ** 4, [1, 1]),
+    "ReLU net, one of 1500 inputs at its kink": lambda: _network(jax.nn.relu, num_data=1500, biased=False, origin=True),
+}
+
+SMOOTH = {
+    "ReLU net": lambda: _network(jax.nn.relu, num_data=300, biased=True),
+    "ReLU net, many kinks near": lambda: _network(jax.nn.relu, num_data=5_000, biased=True, hidden=12),
+    "ReLU net, no bias": lambda: _network(jax.nn.relu, num_data=300, biased=False),
+    "ReLU net, no residual": lambda: _network(jax.nn.relu, num_data=300, biased=True, noise=0.0),
+    "tanh net, one input at 0": lambda: _network(jnp.tanh, num_data=300, biased=False, origin=True),
+    "exp net": lambda: _network(lambda x: jnp.exp(0.3 * x), num_data=300, biased=True),
+    "quadratic": lambda: _population(lambda a, b: 0.5 * a**2 + 0.005 * b**2, [0, 0]),
+    "w^4": lambda: _population(lambda a, b: 0.5 * a**2 + b**4, [0, 0]),
+    "w^6": lambda: _population(lambda a, b: (a - 1) ** 6 + b**6, [1, 0]),
+    "ends at a distance": lambda: _population(lambda a, b: jnp.log1p(1e3 * a) ** 2 + b**2, [0, 0]),
+}
+
+
+@functools.cache
+def _bounds_of_kink(name, method="auto"):
+    return _bounds(KINKS[name](), method=method)
+
+
+def _bounds(posterior, **settings):
+    spectrum = llc.spectrum(posterior, **settings)
+    return llc.rank_bounds(spectrum, nbeta=float(posterior.nbeta), gamma=1.0), spectrum.smoothness
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "auto") for name in KINKS), ("|b|^3", "lanczos"), ("relu(b)^2", "lanczos")]
+)
+def test_a_kink_is_seen(name, method):
+    bounds, smoothness = _bounds_of_kink(name, method)
+    assert smoothness.state == "kink", smoothness
+    assert "smooth" in [a.name for a in bounds.assumptions if not a.holds]
+    assert np.isnan(bounds.lower)
+    assert np.isnan(bounds.upper)
+    assert "do not hold" in str(bounds)
+    assert "nan" not in str(bounds).splitlines()[0]
+
+
+_SLOW = ("ReLU net, no bias", "ReLU net, no residual", "exp net")  # seconds of compilation each
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in SMOOTH])
+def test_a_smooth_loss_passes(name):
+    _, smoothness = _bounds(SMOOTH[name]())
+    assert smoothness.state == "smooth", smoothness
+
+
+@pytest.mark.parametrize(
+    ("name", "even", "odd"), [("|b|^3", np.inf, 2), ("relu(b)^2", 1, 1), ("|b|", 0, 0), ("|b1 b2|", np.inf, 1)]
+)
+def test_exponents_of_kinks(name, even, odd):
+    _, smoothness = _bounds_of_kink(name)
+    assert smoothness.even == pytest.approx(even, abs=0.01)
+    assert smoothness.odd == pytest.approx(odd, abs=0.01)
+
+
+def _kink_at(w, batch):
+    return 0.5 * w[0] ** 2 + jax.nn.relu(w[1] - batch[0]) + 0.5 * w[1] ** 2
+
+
+@pytest.mark.parametrize("distance", [2.0**-7, 2.0**-17, 2.0**-27])  # exact in float32
+def test_a_kink_at_a_distance_is_no_kink_at_the_minimum(distance):
+    at_zero, at_it = (
+        llc.LocalPosterior(_kink_at, np.array([0.0, b]), np.full(1000, distance), gamma=1.0) for b in (0.0, distance)
+    )
+    assert _bounds(at_zero)[1].state == "smooth"
+    assert not _bounds(at_it)[0].valid
+
+
+def test_a_boundary_is_named():
+    bounds, smoothness = _bounds(_population(_half_plane, [0, 0]))
+    assert smoothness.state == "boundary"
+    assert not bounds.valid
+    assert "boundary" in str(bounds)
+    assert _bounds(_population(_half_plane, [0, 1e-6]))[1].state == "smooth"
+
+
+def test_a_loss_in_single_precision_is_not_judged():
+    def cast(loss):
+        return lambda *w: loss(*(x.astype(jnp.float32) for x in w))
+
+    bounds, smoothness = _bounds(_population(cast(lambda a, b: (a * b - 1) ** 2 + jnp.cosh(a)), [1.0, 1.0]))
+    assert smoothness.state == "coarse"
+    assert "not judged" in str(bounds)
+
+
+def test_a_mask_takes_the_kink_away():
+    center = {"a": np.zeros(1), "b": np.zeros(1)}
+
+    def loss(w, _batch):
+        return 0.5 * w["a"][0] ** 2 + jnp.abs(w["b"][0])
+
+    for mask, state in (("a", "smooth"), ("b", "kink")):
+        posterior = llc.LocalPosterior(loss, center, np.zeros((10, 0)), gamma=1.0, mask=mask)
+        assert _bounds(posterior)[1].state == state
+
+
+@pytest.mark.parametrize("smoothness", [Smoothness("kink", 1.0, np.inf), Smoothness("boundary", np.nan, np.nan), None])
+def test_round_trip_through_a_file(smoothness, tmp_path):
+    spectrum = dataclasses.replace(llc.spectrum(_population(lambda a, b: a**2 + b**2, [0, 0])), smoothness=smoothness)
+    spectrum.to_dataset().to_netcdf(tmp_path / "spectrum.nc", engine="h5netcdf")
+    with xr.open_dataset(tmp_path / "spectrum.nc", engine="h5netcdf") as dataset:
+        again = Spectrum.from_dataset(dataset)
+    np.testing.assert_equal(again.smoothness, smoothness)
+    assert llc.rank_bounds(again).valid == (smoothness is None)

@@ -1,0 +1,117 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+from llc.geometry.higher_order.probes import CERTIFICATE, COMPONENT, NAMES, ORDER, QUARTIC, SQUARED, SYMMETRY
+from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
+
+KEY = jax.random.key(0)
+LINES = ({(1, 1): 1.0}, {(1, 0, 1): 1.0}, {S: 1.0})  # x²(y² + z²) + s²
+CASES = {  # λ, and the interval: of the ridge, weights of y − x² and x; of the rest, the formulas of THEORY for sums
+    "ridge": (RIDGE, 0.6, (0.6, 0.6)),
+    "cone": (CONE, 0.5, (0.5, 0.5)),
+    "norm": (NORM, 1.25, (1.0, 1.25)),
+    "parabola": (PARABOLA, 0.5, (0.5, 0.5)),
+    "lines": (LINES, 1.0, (1.0, 1.0)),
+}
+
+
+def _by_name(bounds):
+    return {record.name: record for record in bounds.records}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_known_coefficients(name):
+    polynomials, known, interval = CASES[name]
+    posterior = squares(*polynomials, exact_fit=True)
+    bounds = llc.higher_bounds(posterior, key=KEY)
+    rank = llc.rank_bounds(llc.spectrum(posterior))
+    assert bounds.lower <= known <= bounds.upper
+    assert (bounds.lower, bounds.upper) == pytest.approx(interval)
+    assert rank.lower <= bounds.lower <= bounds.upper <= rank.upper
+    assert [record.name for record in bounds.records] == list(NAMES)
+    for record in bounds.records:
+        assert record.lower <= known + 1e-12 <= record.upper + 2e-12, record
+        assert record.status != "proven" or np.isfinite([record.lower, record.upper]).any()
+    for line in ("lower bound: ", "upper bound: ", "beyond  "):
+        assert line in str(bounds)
+
+
+def test_false_bounds_stay_out():
+    """λ ≥ r/2 + d₄/4, λ ≤ (number of equations)/2 and λ ≤ (rank off the zero set)/2 exclude the λ of these points."""
+    cone = _by_name(llc.higher_bounds(squares(*CONE, exact_fit=True), key=KEY))
+    assert "d₄ = 4" in cone[QUARTIC].finding
+    assert CASES["cone"][1] < 4 / 4  # d₄/4 is no lower bound: the quartic probe bounds from above only
+    assert cone[QUARTIC].lower == -np.inf
+    norm = llc.higher_bounds(squares(*NORM, exact_fit=True), key=KEY)
+    equations, rank_off_zeros = 2, 2
+    assert max(equations, rank_off_zeros) / 2 < CASES["norm"][1] <= norm.upper
+    assert _by_name(norm)[COMPONENT].upper >= CASES["norm"][1]
+
+
+def test_what_each_probe_says():
+    ridge = _by_name(llc.higher_bounds(squares(*RIDGE, exact_fit=True), key=KEY))
+    assert ridge[SYMMETRY].finding.startswith("D = 2")  # the variables that nothing depends on
+    assert (ridge[ORDER].lower, ridge[ORDER].upper) == pytest.approx((0.6, 0.6))
+    assert ridge[QUARTIC].status == "not needed"
+    assert ridge[CERTIFICATE].status == "undecided"
+    parabola = _by_name(llc.higher_bounds(squares(*PARABOLA, exact_fit=True), key=KEY))
+    assert parabola[CERTIFICATE].status == "proven"
+    assert parabola[COMPONENT].status == "not needed"
+    plain = _by_name(llc.higher_bounds(squares(*CONE), key=KEY))
+    assert plain[SQUARED].status == "not used"
+
+
+def test_nothing_without_a_rank():
+    posterior = squares(*CONE, exact_fit=True)
+    spectrum = llc.spectrum(posterior)
+    unclear = dataclasses.replace(llc.rank_bounds(spectrum), rank_interval=(0.0, 1.0))
+    records = _by_name(llc.higher_bounds(posterior, spectrum, unclear, key=KEY))
+    assert {name for name, record in records.items() if record.status == "proven"} == {SYMMETRY}
+    other = dataclasses.replace(llc.rank_bounds(spectrum), rank=1.0, rank_interval=(1.0, 1.0))
+    records = _by_name(llc.higher_bounds(posterior, spectrum, other, key=KEY))
+    assert {name for name, record in records.items() if record.status == "proven"} == {SYMMETRY}
+
+
+def test_nothing_on_a_kink():
+    posterior = llc.LocalPosterior(lambda w, _: 0.5 * w[0] ** 2 + jnp.abs(w[1]) ** 3, np.zeros(2), np.zeros((4, 1)))
+    bounds = llc.higher_bounds(posterior, key=KEY)
+    assert np.isnan([bounds.lower, bounds.upper]).all()
+    assert {record.status for record in bounds.records} == {"not used"}
+    assert "fails: smooth" in str(bounds)
+
+
+def test_a_saddle_that_the_hessian_does_not_see():
+    posterior = llc.LocalPosterior(lambda w, _: 0.5 * w[0] ** 2 - w[1] ** 4, np.zeros(2), np.zeros((4, 1)))
+    assert llc.rank_bounds(llc.spectrum(posterior)).valid
+    bounds = llc.higher_bounds(posterior, key=KEY)
+    assert not bounds.valid
+    assert np.isnan([bounds.lower, bounds.upper]).all()
+    assert "w* is a saddle" in str(bounds)
+
+
+def test_wrong_input():
+    posterior = squares(*CONE)
+    other = llc.spectrum(llc.LocalPosterior(lambda w, _: jnp.sum(w**2), np.zeros(2), np.zeros((4, 1))))
+    with pytest.raises(ValueError, match="needs the spectrum of the posterior's 4 parameters, got one of order 2"):
+        llc.higher_bounds(posterior, other, key=KEY)
+    large = llc.LocalPosterior(lambda w, _: jnp.sum(w**2), np.zeros(10_000), np.zeros((4, 1)))
+    with pytest.raises(ValueError, match=r"7\.5 GiB for d = 10,000"):
+        llc.higher_bounds(large, key=KEY)
+
+
+def test_the_report_names_both_sources():
+    posterior = squares(*CONE, exact_fit=True).with_scale(nbeta=1e3, gamma=1.0)
+    spectrum = llc.spectrum(posterior)
+    bounds = llc.higher_bounds(posterior, spectrum, key=KEY)
+    draws = llc.sample(
+        KEY, posterior, llc.SGLD(step_size=1e-4), num_chains=2, num_warmup=10, num_draws=20, progress=False
+    )
+    text = str(llc.report(draws, bounds=bounds, spectrum=spectrum))
+    (line,) = (line for line in text.splitlines() if line.startswith("  bounds"))
+    assert "[0.5, 0.5]" in line
+    assert line.endswith("lower bound: squared loss, upper bound: nearby component")
