@@ -28,7 +28,7 @@ class Settings:
     num_data: int = 200
     train_steps: int = 2000  # of L-BFGS on all data, to a minimum of the regularized loss
     nbeta: float = 1e5  # far above n / log n, for a look from near the zero set; the same for all
-    gamma: float = 100.0  # tether; the same for all
+    gamma: float = 100.0  # localization; the same for all
     num_draws: int = 400  # of NUTS, a chain
     seed: int = 0
     out: Path = Path("connection_cost.png")

@@ -27,7 +27,7 @@ class Settings:
     width: int = 6  # units of each hidden layer
     core: int = 3  # of them compute the function
     nbeta: float = 1e5  # far above n / log n, for a look from near the zero set; the same for all
-    gamma: float = 100.0  # tether; the same for all
+    gamma: float = 100.0  # localization; the same for all
     num_draws: int = 400  # of NUTS, a chain
     seed: int = 0
     out: Path = Path("information_loss.png")
@@ -49,7 +49,7 @@ def main(settings: Settings) -> dict[str, tuple[llc.BehavioralGradients, llc.Rep
         report = llc.estimate(key, posterior, sampler=llc.NUTS(), num_warmup=200, num_draws=settings.num_draws)
         found[place] = gradients, report
     scale = settings.gamma / settings.nbeta
-    print(f"γ/nβ = {scale:.2g}; volume: share of the tether's Gaussian with an excess loss below about 1/nβ")
+    print(f"γ/nβ = {scale:.2g}; volume: share of the localization's Gaussian with an excess loss below about 1/nβ")
     print("information ends  rank G (of each layer)  N − rank G            λ̂   λ_quad         bounds  log₁₀ volume")
     for place, (gradients, report) in found.items():
         ranks, bounds = [layer.rank for layer in llc.layer_ranks(gradients)], report.bounds
@@ -104,7 +104,7 @@ def draw(found: dict[str, tuple[llc.BehavioralGradients, llc.Report]], scale: fl
     basins.axvline(1 / nbeta, color="#6E6E6E", ls="--", label="1/nβ")
     features.set(title="Independent features", xlabel="index", ylabel="size σ²/n")
     basins.set(
-        title="Volume of the basin", xlabel="excess loss", ylabel="log₁₀ share of the tether's Gaussian below it"
+        title="Volume of the basin", xlabel="excess loss", ylabel="log₁₀ share of the localization's Gaussian below it"
     )
     for ax in (features, basins):
         ax.legend(title="information ends in", fontsize=9)

@@ -20,7 +20,7 @@ import llc
 class Settings:
     """What can be set, each as a flag of the same name."""
 
-    gamma: float = 1.0  # tether; the same for both samplers
+    gamma: float = 1.0  # localization; the same for both samplers
     num_chains: int = 4
     nuts_draws: int = 200
     sgld_draws: int = 2000

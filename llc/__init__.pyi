@@ -65,7 +65,7 @@ from .plotting.chains import plot_ess as plot_ess
 from .plotting.chains import plot_autocorrelation as plot_autocorrelation
 from .plotting.chains import plot_distance as plot_distance
 from .plotting.spectrum import plot_spectrum as plot_spectrum
-from .plotting.spectrum import plot_curve as plot_curve
+from .plotting.spectrum import plot_effective_dimension as plot_effective_dimension
 from .plotting.calibration import plot_calibration as plot_calibration
 from .plotting.selection import plot_selected as plot_selected
 from .plotting.selection import plot_sigma_ladder as plot_sigma_ladder

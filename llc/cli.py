@@ -218,7 +218,9 @@ def _sample(arguments: argparse.Namespace) -> int:
 def _bounds_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
     command.add_argument("--matrix", choices=("hessian", "ggn"), default="hessian")
-    command.add_argument("--method", choices=("auto", "dense", "gram", "block", "sketch", "lanczos"), default="auto")
+    command.add_argument(
+        "--method", choices=("auto", "dense", "gram", "range_finder", "sketch", "lanczos"), default="auto"
+    )
     command.add_argument("--num-matvecs", type=int, help="Lanczos steps a probe; default: what resolves γ/nβ")
     command.add_argument("--num-probes", type=int, default=8)
     command.add_argument("--seed", type=int, default=0, help="of the probes")

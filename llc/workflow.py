@@ -92,18 +92,18 @@ def estimate(
     spectrum = settings.spectrum
     chains, result = _draw(key, settings, bounds, progress=progress)
     for again in jax.random.split(jax.random.fold_in(key, 2), _COOLINGS):
-        if not (settings.cheap and _hot(result)):
+        if not (settings.overhead_bound and _step_too_large(result)):
             break
-        settings = settings.cooler()
+        settings = settings.with_smaller_step()
         chains, result = _draw(again, settings, bounds, progress=progress)
     lengths = settings.lengths
     most = _LONGEST * lengths["num_draws"]
     if budget is not None:
         most = max((budget - lengths["num_warmup"]) // lengths["thinning"], lengths["num_draws"])
     if target_mcse is None:
-        target_mcse = _TARGET_CHEAP if settings.cheap else _TARGET
+        target_mcse = _TARGET_CHEAP if settings.overhead_bound else _TARGET
     done = lengths["num_draws"]
-    while done < most and (more := _missing(result, target_mcse, done)):
+    while done < most and (more := _num_extra_draws(result, target_mcse, done)):
         more = min(more, most - done)
         chains.draw(more, progress=progress)
         done += more
@@ -112,7 +112,7 @@ def estimate(
     draws.attrs["calibration"] = str(settings)
     if result.corrected is None or sampler is not None or not constant(draws, "gamma"):
         return result
-    draws["tethered"] = _tethered(jax.random.fold_in(key, 1), settings, progress=progress)
+    draws["localized"] = _localized_draws(jax.random.fold_in(key, 1), settings, progress=progress)
     return report(draws, bounds=bounds, spectrum=spectrum)
 
 
@@ -125,7 +125,7 @@ def _draw(
     return chains, report(chains.tree(), bounds=bounds, spectrum=settings.spectrum)
 
 
-def _hot(result: Report) -> bool:
+def _step_too_large(result: Report) -> bool:
     """Whether chains were thrown out of stiff places: dead, hotter than the posterior, or with rare high energies."""
     failed = {check.name: check for check in result.failed}
     if "finite_chains" in failed:
@@ -136,7 +136,7 @@ def _hot(result: Report) -> bool:
     return (virial is not None and virial.value > 1) or (shape is not None and shape.value < 0)
 
 
-def _missing(result: Report, target_mcse: float, done: int) -> int:
+def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
     """Draws to add for the target, at most as many as there are; 0 where it is reached or out of reach."""
     curable = {check.name for check in result.failed_of_chains} <= _CURABLE
     if not curable or not math.isfinite(result.llc.value):
@@ -147,7 +147,7 @@ def _missing(result: Report, target_mcse: float, done: int) -> int:
     return done if excess**2 >= 2 or excess <= 1 else max(1, int((excess**2 - 1) * done * 1.1))
 
 
-def _tethered(key: PRNGKeyArray, settings: Calibration, *, progress: bool | None) -> xr.DataTree:
+def _localized_draws(key: PRNGKeyArray, settings: Calibration, *, progress: bool | None) -> xr.DataTree:
     """A shorter run at 3γ, whose chains relax three times as fast."""
     posterior = settings.posterior
     posterior = posterior.with_scale(gamma=_STRONGER * float(posterior.gamma))  # pyright: ignore[reportArgumentType]
@@ -181,7 +181,7 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
         nbeta, gamma = constant(draws, "nbeta"), constant(draws, "gamma")
         if bounds is None:
             bounds = add_beyond(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), beyond)
-        elif bounds.noise_scale != gamma / nbeta:
+        elif bounds.localization_scale != gamma / nbeta:
             bounds = at_scale(bounds, spectrum, nbeta=nbeta, gamma=gamma)
     if given is not None:
         draws["curvature"] = xr.DataTree(to_dataset(given, bounds))

@@ -119,30 +119,30 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
     data = np.zeros((1000, 1), np.float32)
     quadratic = llc.LocalPosterior(lambda w, batch: 0.5 * jnp.sum(w**2), jnp.zeros(2), data, gamma=1.0)
     regular = llc.estimate(jax.random.key(0), quadratic, num_draws=500)
-    assert regular.accepted is True
+    assert regular.gamma_converged is True
     assert "accepted as λ" in str(regular)
     # Chains that do not move at all do not move with γ either.
     dead = dataclasses.replace(regular, checks=(*regular.checks, dataclasses.replace(regular.checks[0], passed=False)))
-    assert dead.accepted is None
+    assert dead.gamma_converged is None
     assert "undecided: a check failed" in str(dead)
-    # Where all of λ_corr is r/2, a tether may hide the rest: only bounds that meet accept it.
+    # Where all of λ_corr is r/2, a localization may hide the rest: only bounds that meet accept it.
     hidden = llc.LocalPosterior(lambda w, batch: 0.5 * w[0] ** 2 + 1e-6 * w[1] ** 4, jnp.zeros(2), data, gamma=1.0)
     half = llc.estimate(jax.random.key(0), hidden, num_draws=500)
-    assert abs(half.shift.value) + 2 * half.shift.mcse < 0.01
-    assert half.accepted is None
+    assert abs(half.gamma_sensitivity.value) + 2 * half.gamma_sensitivity.mcse < 0.01
+    assert half.gamma_converged is None
     assert "λ_corr is r/2" in str(half)
     pinned = dataclasses.replace(half, bounds=dataclasses.replace(half.bounds, lower=0.5, upper=0.5))
-    assert pinned.accepted is True
+    assert pinned.gamma_converged is True
     singular = llc.estimate(jax.random.key(0), quartic(gamma=1.0))
     nbeta = 1000 / np.log(1000)
     near, far = (log_grid(lambda w: w**4 / 2, 1, nbeta, gamma).mean for gamma in (1.0, 3.0))
-    assert abs(singular.shift.value - (near - far)) < 4 * singular.shift.mcse
-    assert singular.shift.mcse < 0.1 * (near - far)
-    assert singular.accepted is False
+    assert abs(singular.gamma_sensitivity.value - (near - far)) < 4 * singular.gamma_sensitivity.mcse
+    assert singular.gamma_sensitivity.mcse < 0.1 * (near - far)
+    assert singular.gamma_converged is False
     assert "not the asymptotic λ" in str(singular)
     # An error that leaves both open decides nothing.
-    vague = dataclasses.replace(singular, shift=dataclasses.replace(singular.shift, mcse=0.01))
-    assert vague.accepted is None
+    vague = dataclasses.replace(singular, shift=dataclasses.replace(singular.gamma_sensitivity, mcse=0.01))
+    assert vague.gamma_converged is None
     assert "undecided" in str(vague)
     # A lower bound that λ_corr = .737 has not reached yet is no contradiction: it still grows by .01 a factor 3 of γ.
     spectrum = llc.spectrum(quartic())
@@ -155,7 +155,7 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
     assert "below_bounds" in {check.name for check in held.failed}
     assert held.verdict == "UNRESOLVED"
     alone = singular.draws.copy()
-    del alone["tethered"]
+    del alone["localized"]
     assert llc.report(alone, bounds=bounds, spectrum=spectrum).verdict == "BELOW"
 
 
@@ -200,8 +200,8 @@ def test_a_spectrum_and_bounds_that_are_given_serve(monkeypatch):
 
 def test_without_a_tether_there_is_no_other_run_to_compare_with():
     report = llc.estimate(jax.random.key(0), quadratic(gamma=0.0), num_draws=200)
-    assert report.shift is None
-    assert report.accepted is None
+    assert report.gamma_sensitivity is None
+    assert report.gamma_converged is None
     assert "λ_corr" in str(report)
 
 
@@ -217,21 +217,24 @@ def test_a_report_keeps_what_was_proved_beyond_the_rank():
 
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e6, True)])
 def test_a_tether_that_hides_what_has_no_rank(gamma, hidden):
-    """K = w⁴: there is no rank that λ_quad could be compared with; under a strong tether λ̂ ~ γ⁻²."""
+    """K = w⁴: there is no rank that λ_quad could be compared with; under a strong localization λ̂ ~ γ⁻²."""
     posterior = llc.LocalPosterior(lambda w, _: w[0] ** 4, jnp.zeros(1), np.zeros((1000, 1)), gamma=gamma)
     report = llc.estimate(jax.random.key(0), posterior)
     (check,) = (check for check in report.checks if check.name == "localization")
     assert check.passed != hidden, str(report)
     assert (report.verdict == "CONSISTENT") != hidden
     exact = [log_grid(lambda w: w**4, 1, 1000 / np.log(1000), g).mean for g in (gamma, 3 * gamma)]
-    error = 4 * report.shift.mcse / report.corrected.value + 4 * report.corrected.mcse / report.corrected.value
+    error = (
+        4 * report.gamma_sensitivity.mcse / report.corrected.value + 4 * report.corrected.mcse / report.corrected.value
+    )
     assert check.value == pytest.approx(1 - exact[1] / exact[0], abs=error)
     assert error < 0.1
 
 
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e4, True)])
 def test_a_tether_that_hides_what_is_counted_where_the_rank_is_open(gamma, hidden):
-    """K = ½a² + b⁴ beside its minimum: one direction is sure, one is not. A strong tether shows nothing of either."""
+    """K = ½a² + b⁴ beside its minimum: one direction is sure, one is not. A strong localization shows nothing of
+    either."""
     loss = lambda w, _: 0.5 * w[0] ** 2 + w[1] ** 4  # noqa: E731
     posterior = llc.LocalPosterior(loss, jnp.array([0.0, 1e-3]), np.zeros((1000, 1)), gamma=gamma)
     report = llc.estimate(jax.random.key(0), posterior)

@@ -7,7 +7,8 @@ that Monte Carlo error does not hide a bias:
 
     z = (λ̂ − E[nβK]) / mcse,    error = λ̂ / E[nβK] − 1,    efficiency = ESS / gradient evaluations.
 
-The exact E[nβK] is that of the same posterior, tether included (validation/exact.py). Targets: |z| < 4 in every cell,
+The exact E[nβK] is that of the same posterior, localization included (validation/exact.py). Targets: |z| < 4 in every
+cell,
 median error <= 1 %, worst <= 5 %.
 
 (w₁ − 1)²|w|⁸ has two minima, 1 apart, and its exact value integrates over both of them. The chains stay at w* from

@@ -32,7 +32,7 @@ import llc
 METHODS = {
     "dense": "#0072B2",
     "gram": "#E69F00",
-    "block": "#009E73",
+    "range_finder": "#009E73",
     "sketch": "#56B4E9",
     "lanczos": "#CC79A7",
     "auto": "#000000",
@@ -83,7 +83,7 @@ def fits(method: str, network: tuple[tuple[int, ...], int, int], settings: Setti
     return {
         "dense": dim <= settings.dense_up_to,
         "gram": num_inputs * widths[-1] <= settings.gram_up_to,
-        "block": 8 * vectors * dim <= settings.block_bytes,
+        "range_finder": 8 * vectors * dim <= settings.block_bytes,
         "sketch": dim <= settings.sketch_up_to,
     }.get(method, True)
 

@@ -151,8 +151,8 @@ def run(case: str, settings: Settings) -> Row:
         "corrected": estimate.corrected.value,
         "quad": estimate.quad,
         "numerical_rank": list(estimate.bounds.rank_interval),
-        "shift": None if estimate.shift is None else estimate.shift.value,
-        "accepted": estimate.accepted,
+        "shift": None if estimate.gamma_sensitivity is None else estimate.gamma_sensitivity.value,
+        "accepted": estimate.gamma_converged,
         "verdict": estimate.verdict,
         "failed": [check.name for check in estimate.failed],
     }

@@ -6,7 +6,7 @@ Six ways, none of which uses JAX or a sampler; w* = 0 but where `center` is give
 - `log_grid`: any K that is even in each of up to three coordinates, by the trapezoidal rule in u = log w. The integrand
   and its derivatives vanish at both ends, so the rule converges exponentially: its error is about
   exp(−2π · strip / step), where exp(−e^{pu}) is bounded in |Im u| < strip = π / 2p, p the largest exponent in K and the
-  tether (2 at least). A step of 0.4/p leaves 4e-9 (measured for p = 2 and 4, nβ = 10 … 10⁷); 0.6/p is too coarse.
+  localization (2 at least). A step of 0.4/p leaves 4e-9 (measured for p = 2 and 4, nβ = 10 … 10⁷); 0.6/p is too coarse.
 - `cubature`: any K of one to three coordinates, by adaptive Gauss–Kronrod products to a requested accuracy.
 - `marginal`: K = ½ Σ hᵢ(w) yᵢ², by `cubature` over w; y is Gaussian given w and may have any size.
 - `reduced_rank`: K = ½‖BA‖². Given A, B is Gaussian; A enters through its singular values only, whose joint density is
@@ -72,8 +72,8 @@ def cubature(
         lower: Lower corner of the box.
         upper: Upper corner of the box.
         nbeta: Inverse temperature.
-        gamma: Strength of the tether to `center`.
-        center: w*, the minimum of K to which the tether binds.
+        gamma: Strength of the localization to `center`.
+        center: w*, the minimum of K to which the localization binds.
         points: Where to split the box at first; `center` if not given.
         rtol: Of each of the integrals of the density and of its products with nβK and (nβK)². The error estimate behind
             it is the difference of two rules, which is far above the true error of the better one.
@@ -124,7 +124,7 @@ def _integrate(
     rtol: float,
     max_subdivisions: int,
 ) -> Moments:
-    """Moments from `given(nβ, w1, …)`: the density before the tether, E[nβK] and E[(nβK)²] given w, a row for each nβ.
+    """Moments from `given(nβ, w1, …)`: density before the localization, E[nβK] and E[(nβK)²] given w, a row a nβ.
 
     The masses at nβ/10, nβ/100, … down to 1 are integrated along. A ridge at nβ, which the first coarse cells can miss
     without any sign of it (.590 instead of .598 for (y − x²)² + x¹⁰ at nβ = 6e5), is a hill at the lowest of them, and
@@ -134,9 +134,9 @@ def _integrate(
     nbetas = nbeta / 10.0 ** np.arange(1 + max(0, math.ceil(math.log10(nbeta))))[:, None]
 
     def integrand(w: np.ndarray) -> np.ndarray:
-        tether = np.exp(-0.5 * gamma * ((w - center) ** 2).sum(axis=1))
+        localization = np.exp(-0.5 * gamma * ((w - center) ** 2).sum(axis=1))
         density, mean, square = given(nbetas, *w.T)
-        return (np.stack([*density, density[0] * mean[0], density[0] * square[0]]) * tether).T
+        return (np.stack([*density, density[0] * mean[0], density[0] * square[0]]) * localization).T
 
     points = [center] if points is None else points
     result = scipy.integrate.cubature(

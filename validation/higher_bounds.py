@@ -241,13 +241,13 @@ def closing(rows: list[Row]) -> list[Row]:
     result = []
     for name in NAMES:
         records = [(row, row["bounds"][name]) for row in rows if name in row["bounds"]]
-        proven = [(row, record) for row, record in records if record[0] == "proven"]
+        proven = [(row, record) for row, record in records if record[0] == "established"]
         left = [min(row["rank_upper"], b[2]) - max(row["rank_lower"], b[1]) for row, b in proven]
         before = [row["rank_upper"] - row["rank_lower"] for row, _ in proven]
         result.append(
             {
                 "bound": name,
-                "proven": len(proven),
+                "established": len(proven),
                 "undecided": sum(record[0] == "undecided" for _, record in records),
                 "tightest": sum(name in row["source"] for row in rows),
                 "before": _mean(before),
@@ -280,7 +280,7 @@ SUMMARY = [
 CLOSING = [
     Column("group", "group"),
     Column("bound", "bound"),
-    Column("proven", "proven"),
+    Column("established", "established"),
     Column("undecided", "undecided"),
     Column("tightest", "tightest"),
     Column("width of the rank there", "before", "{:.2f}"),

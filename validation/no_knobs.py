@@ -1,6 +1,7 @@
 r"""No knobs: `llc.estimate(key, posterior)` against truth, beside samplers that were tuned knowing it.
 
-- exact: zoo cases with an exact E[nβK] at n = 10⁴, tether included: the half on which no constant of the calibration
+- exact: zoo cases with an exact E[nβK] at n = 10⁴, localization included: the half on which no constant of the
+calibration
   was searched (constants.py);
 - linear: deep linear networks of 64 to 2,000 parameters, without label noise and with noise of variance 1, polished to
   a minimum of the empirical loss; digits: a tanh network with a softmax on scikit-learn's digits. Their truth is a long

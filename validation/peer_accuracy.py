@@ -4,7 +4,7 @@ Every model is one line of validation/peers/losses.py, run by JAX here and by Py
 same w*, nβ = n / log n and γ. Against the exact finite-n value of that posterior (a long NUTS run where none is known):
 
 - llc: `llc.estimate(key, posterior)` with no settings; its reported error is the Monte Carlo standard error. It takes
-  22,000 gradients a chain, and up to 100 times as many on a small model with a weak tether;
+  22,000 gradients a chain, and up to 100 times as many on a small model with a weak localization;
 - devinterp, defaults: `estimate_learning_coeff_with_summary` with its defaults (10 chains of 100 draws, step size 0.01,
   no burn-in), but nβ and γ, which say what is estimated; its reported error is the spread of the chains, "llc/std";
 - devinterp, best: its best step size of seven over three decades, chosen *knowing the truth* by the least error of λ̂
@@ -146,7 +146,7 @@ def _population(name, dim, moments, constants=()):
 
 
 def polynomial_net(name: str, power: int, depth: int) -> Model:
-    """Two parameters at zero; the exact value by adaptive cubature over a box that leaves out e^−40 of the tether."""
+    """Two parameters at zero; the exact value by adaptive cubature, e^−40 of the localization left out."""
     roots = np.exp(2j * np.pi * np.arange(power ** (depth - 1) + 1) / (power ** (depth - 1) + 1))
     inputs = np.stack([np.ones_like(roots), roots])
 

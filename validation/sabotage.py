@@ -137,7 +137,7 @@ def spoil(model: str, name: str, index: int, settings: Settings) -> tuple[llc.Re
         return report, math.inf
     rows = rng.choice(posterior.num_data, 128, replace=False)
     offset = float(posterior.nbeta) * (posterior.init_loss() - posterior.init_loss(rows))
-    for tree in (draws, draws["tethered"]):  # the run at 3γ has the same L(w*)
+    for tree in (draws, draws["localized"]):  # the run at 3γ has the same L(w*)
         tree["posterior"] = tree["posterior"].dataset.assign(llc=tree["posterior"]["llc"] + offset)
     return llc.report(draws, spectrum=report.spectrum), abs(offset / report.llc.value)
 

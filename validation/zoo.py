@@ -75,7 +75,7 @@ def _even(name, family, loss, dim, coefficient, reference, rank=0) -> Case:
 
 
 def _planar(name, family, loss, center, coefficient, reference, rank) -> Case:
-    """Any `loss(w1, w2)` at `center`, integrated over a box that holds all but e^−24 of the tether's mass at γ >= 1."""
+    """Any `loss(w1, w2)` at `center`, integrated over a box with all but e^−24 of the localization's mass at γ >= 1."""
     center = np.asarray(center, float)
     moments = partial(exact.cubature, loss, center - 7, center + 7, center=center, rtol=1e-6)
     return _case(name, family, _population(lambda w: loss(*w), center), coefficient, rank, 2, reference, moments)

@@ -224,7 +224,8 @@ def _lower_loss(draws: xr.DataTree, mean: Estimate) -> Check:
 
 
 def _mean_variance(draws: xr.DataTree, mean: Estimate, variance: Estimate, spectrum: "Spectrum | None") -> Check:
-    # The tether lowers the Gaussian parts differently: ½ Σ p in the mean, ½ Σ p² in the variance, p = h / (h + γ/nβ).
+    # The localization lowers the Gaussian parts differently: ½ Σ p in the mean, ½ Σ p² in the variance, p = h / (h +
+    # γ/nβ).
     expected = 0.0
     if spectrum is not None:
         scale = constant(draws, "gamma") / constant(draws, "nbeta")
@@ -235,7 +236,7 @@ def _mean_variance(draws: xr.DataTree, mean: Estimate, variance: Estimate, spect
     error = np.hypot(mean.mcse, np.sqrt((2 * shape**2 + 6 * shape) / max(variance.ess, 1.0)))
     threshold = 3 * error + _SHAPE_GAP * abs(mean.value)
     if spectrum is None:
-        threshold += mean.value  # without a spectrum, the tether may take all of the variance
+        threshold += mean.value  # without a spectrum, the localization may take all of the variance
     seen = f"mean {mean.value:.3g} against variance {variance.value:.3g}, {expected:.2g} of it expected from γ"
     cure = "the energy is not Gamma-distributed: unmixed chains, a wrong L(w*), or another basin; look at the trace"
     return _check("mean_variance", gap, threshold, seen, cure, passed=abs(gap) <= threshold)
@@ -287,19 +288,20 @@ def _assumption(assumption) -> Check:
 
 
 def _localization(bounds: "Bounds", mean: Estimate, corrected: Estimate, shift: Estimate | None) -> Check | None:
-    if bounds.noise_scale == 0:
+    if bounds.localization_scale == 0:
         return None
-    if bounds.clean and bounds.rank > 0:
+    if bounds.rank_is_unique and bounds.rank > 0:
         share = 2 * bounds.quad / bounds.rank
-        seen = f"at γ/nβ = {bounds.noise_scale:.2g} the Gaussian part is {share:.0%} of r/2"
-        cure = "the tether hides most directions, λ_corr extrapolates; lower gamma (and take more steps)"
+        seen = f"at γ/nβ = {bounds.localization_scale:.2g} the Gaussian part is {share:.0%} of r/2"
+        cure = "the localization hides most directions, λ_corr extrapolates; lower gamma (and take more steps)"
         return _check("localization", share, _MIN_SHARE, seen, cure, passed=share >= _MIN_SHARE)
     if not corrected.value > 0:
         return None
-    # Without one rank to compare with: λ̂ against λ_corr, which adds what the tether hides of the r_lo sure directions.
+    # Without one rank to compare with: λ̂ against λ_corr, which adds what the localization hides of the r_lo sure
+    # directions.
     shown, error = mean.value / corrected.value, 2 * mean.mcse / corrected.value
     if shift is None or shown + error < _MIN_SHARE:
-        seen = f"at γ/nβ = {bounds.noise_scale:.2g} λ̂ is {shown:.0%} of λ_corr"
+        seen = f"at γ/nβ = {bounds.localization_scale:.2g} λ̂ is {shown:.0%} of λ_corr"
         cure = "the rest is extrapolated; lower gamma (and take more steps)"
         return _check("localization", shown, _MIN_SHARE, seen, cure, passed=shown + error >= _MIN_SHARE)
     # The others, with none added: directions of one curvature h that show a share p = h / (h + γ/nβ) at γ lose
@@ -307,7 +309,7 @@ def _localization(bounds: "Bounds", mean: Estimate, corrected: Estimate, shift: 
     moved = shift.value / corrected.value
     most = 2 * (1 - _MIN_SHARE) / (3 - 2 * _MIN_SHARE)
     seen = f"at the larger γ λ_corr is {moved:.0%} smaller"
-    cure = "the tether hides most of λ; lower gamma (and take more steps)"
+    cure = "the localization hides most of λ; lower gamma (and take more steps)"
     passed = moved - 2 * shift.mcse / corrected.value <= most
     return _check("localization", moved, most, seen, cure, passed=passed)
 
@@ -316,9 +318,9 @@ def _below(corrected: Estimate, bounds: "Bounds", moves: float) -> Check:
     least = bounds.lower - _MAX_BIAS * bounds.lower - 3 * corrected.mcse - moves
     seen = f"λ_corr = {_with_move(corrected, moves)} against λ ≥ {bounds.lower:.4g}"
     cure = (
-        "too low: unmixed chains (more draws, larger step_size), a tether that hides what is singular (lower gamma) or "
-        "is so weak that chains reach parameters of smaller λ (raise gamma), or a rank that counts directions of an "
-        "imperfect minimum (train further)"
+        "too low: unmixed chains (more draws, larger step_size), a localization that hides what is singular (lower "
+        "gamma) or is so weak that chains reach parameters of smaller λ (raise gamma), or a rank that counts "
+        "directions of an imperfect minimum (train further)"
     )
     return _check("below_bounds", corrected.value, least, seen, cure, passed=corrected.value >= least)
 

@@ -31,12 +31,16 @@ def load(path: str | Path) -> xr.DataTree:
         raise FileNotFoundError(f"no file {path}; llc sample --out {path} writes one.")
     try:
         with xr.open_datatree(path, engine="h5netcdf") as draws:
-            return draws.load()
+            draws = draws.load()
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} needs to be a netCDF file of llc sample, but it is another one or a part of one "
             f"({str(error).partition(chr(10))[0]})."
         ) from error
+    if "tethered" in draws:  # the name of the run at 3γ in files of 0.1
+        draws["localized"] = draws["tethered"]
+        del draws["tethered"]
+    return draws
 
 
 def same(written: float | int, here: float | int) -> bool:

@@ -7,7 +7,7 @@ direction has its full ½, is compared with the bounds of the asymptotic λ:
 
 What it lacks are the directions without curvature, which still gain as γ falls. A second run at a larger γ shows them:
 λ_corr is accepted as a value of λ where it moves by less than 2 % between the two, unless all of it is r/2. Then the
-tether may be so strong that at both γ only the curved directions show (λ_corr is up to 63 % too low so in
+localization may be so strong that at both γ only the curved directions show (λ_corr is up to 63 % too low so in
 validation/results/deep_linear.txt), and only bounds that meet tell more.
 """
 
@@ -57,7 +57,7 @@ class Report:
             its error; BELOW not where λ_corr still moves with γ), UNRESOLVED (no valid bounds, or a failed check).
         draws: the DataTree that all of it was computed from.
         spectrum: of the Hessian, or None.
-        shift: change of λ_corr from a larger γ to that of the draws; None without a second run.
+        gamma_sensitivity: change of λ_corr from a larger γ to that of the draws; None without a second run.
     """
 
     estimates: tuple[Estimate, ...]
@@ -68,7 +68,7 @@ class Report:
     verdict: Verdict
     draws: xr.DataTree
     spectrum: "Spectrum | None"
-    shift: Estimate | None = None
+    gamma_sensitivity: Estimate | None = None
 
     @property
     def llc(self) -> Estimate:
@@ -79,7 +79,7 @@ class Report:
     def quad(self) -> float | None:
         """λ_quad, or None without bounds that were made at the draws' γ/nβ (`llc.report` does so from a spectrum)."""
         scale = constant(self.draws, "gamma") / constant(self.draws, "nbeta")
-        if self.bounds is None or not math.isclose(self.bounds.noise_scale, scale, rel_tol=1e-6):
+        if self.bounds is None or not math.isclose(self.bounds.localization_scale, scale, rel_tol=1e-6):
             return None
         return self.bounds.quad
 
@@ -94,14 +94,14 @@ class Report:
         return str(self.draws.attrs.get("calibration", ""))
 
     @property
-    def accepted(self) -> bool | None:
+    def gamma_converged(self) -> bool | None:
         """Whether λ_corr is the same at a larger γ, to 2 %: None if the errors, no second run, or r/2 can't tell.
 
         It is None, not True, after a failed check too: chains at a saddle or of a dead sampler do not move either.
         """
-        if self.shift is None or self.corrected is None:
+        if self.gamma_sensitivity is None or self.corrected is None:
             return None
-        moved, error = abs(self.shift.value), 2 * self.shift.mcse
+        moved, error = abs(self.gamma_sensitivity.value), 2 * self.gamma_sensitivity.mcse
         limit = _MOVES * abs(self.corrected.value)
         if moved + error <= limit:
             return None if self.gaussian_only or self.failed else True
@@ -138,8 +138,8 @@ class Report:
             "estimates": [asdict(estimate) for estimate in self.estimates],
             "singular": self.singular,
             "corrected": None if self.corrected is None else asdict(self.corrected),
-            "shift": None if self.shift is None else asdict(self.shift),
-            "accepted": self.accepted,
+            "gamma_sensitivity": None if self.gamma_sensitivity is None else asdict(self.gamma_sensitivity),
+            "gamma_converged": self.gamma_converged,
             "bounds": None if self.bounds is None else asdict(self.bounds),
             "checks": [asdict(check) for check in self.checks],
             "constants": {str(name): constant(self.draws, str(name)) for name in self.draws["constant_data"].data_vars},
@@ -176,8 +176,8 @@ def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "S
     estimates = tuple(estimate for estimate in (best, *others, waic(draws)) if estimate is not None)
     corrected = None if bounds is None or spectrum is None else _corrected(estimates[0], bounds, spectrum)
     shift = None
-    if "tethered" in draws and bounds is not None and spectrum is not None and corrected is not None:
-        shift = _shift(corrected, _tethered(draws), bounds, spectrum)
+    if "localized" in draws and bounds is not None and spectrum is not None and corrected is not None:
+        shift = _shift(corrected, _localized(draws), bounds, spectrum)
     checks = run_checks(draws, mean, variance, bounds, spectrum, corrected, shift)
     result = Report(
         estimates=estimates,
@@ -188,7 +188,7 @@ def assemble(draws: xr.DataTree, *, bounds: "Bounds | None" = None, spectrum: "S
         verdict="UNRESOLVED",
         draws=draws,
         spectrum=spectrum,
-        shift=shift,
+        gamma_sensitivity=shift,
     )
     return replace(result, verdict=_verdict(result))
 
@@ -209,22 +209,24 @@ def _check_draws(draws: xr.DataTree) -> None:
         raise ValueError(f"draws need what llc.sample writes, but they lack {missing}.")
 
 
-def _tethered(draws: xr.DataTree) -> xr.DataTree:
+def _localized(draws: xr.DataTree) -> xr.DataTree:
     """The run at a larger γ, which `llc.estimate` keeps among the draws."""
-    return cast("xr.DataTree", draws["tethered"])
+    return cast("xr.DataTree", draws["localized"])
 
 
-def _shift(corrected: Estimate, tethered: xr.DataTree, bounds: "Bounds", spectrum: "Spectrum") -> Estimate:
+def _shift(corrected: Estimate, localized: xr.DataTree, bounds: "Bounds", spectrum: "Spectrum") -> Estimate:
     """λ_corr less that of a run at a larger γ; the error of the trace estimate is common to both, and left out."""
-    scale = constant(tethered, "gamma") / constant(tethered, "nbeta")
-    other = _corrected(best_energy(tethered), replace(bounds, noise_scale=scale), spectrum)
+    scale = constant(localized, "gamma") / constant(localized, "nbeta")
+    other = _corrected(best_energy(localized), replace(bounds, localization_scale=scale), spectrum)
     errors = (math.sqrt(max(x.mcse**2 - bounds.quad_stderr**2, 0.0)) for x in (corrected, other))
-    return replace(other, method="shift", value=corrected.value - other.value, mcse=math.hypot(*errors), per_chain=())
+    return replace(
+        other, method="gamma sensitivity", value=corrected.value - other.value, mcse=math.hypot(*errors), per_chain=()
+    )
 
 
 def _corrected(mean: Estimate, bounds: "Bounds", spectrum: "Spectrum") -> Estimate:
     """λ_corr, with the full ½ for the r_lo directions of largest curvature."""
-    scale, rank = bounds.noise_scale, bounds.rank_interval[0]
+    scale, rank = bounds.localization_scale, bounds.rank_interval[0]
     hidden = 0.0
     if scale > 0 and rank > 0:
         nodes, weights = spectrum.nodes.ravel(), spectrum.weights.ravel() / len(spectrum.nodes)
@@ -245,7 +247,7 @@ def _verdict(report: Report) -> Verdict:
     bounds, corrected = report.bounds, report.corrected
     if bounds is None or corrected is None or not bounds.valid or not math.isfinite(corrected.value):
         return "UNRESOLVED"
-    if "below_bounds" in failed and report.accepted is not False:
+    if "below_bounds" in failed and report.gamma_converged is not False:
         return "BELOW"
     if "above_bounds" in failed:
         return "ABOVE"
@@ -288,19 +290,19 @@ def _number_lines(report: Report) -> list[str]:
     if report.corrected is not None:
         value = plus_minus(report.corrected.value, report.corrected.mcse)
         lines.append(_row("λ_corr", value, "γ-corrected, to be compared with the bounds"))
-    if report.shift is not None:
+    if report.gamma_sensitivity is not None:
         told = {
             True: "below 2 %, accepted as λ",
             False: "not the asymptotic λ, it still moves with γ",
             None: "undecided: its error is too large for 2 %",
-        }[report.accepted]
-        if report.accepted is None and report.failed:
+        }[report.gamma_converged]
+        if report.gamma_converged is None and report.failed:
             told = "undecided: a check failed"
-        elif report.accepted is None and report.gaussian_only:
+        elif report.gamma_converged is None and report.gaussian_only:
             told = "undecided: λ_corr is r/2, what has no curvature may not show at this γ"
-        scale = constant(_tethered(report.draws), "gamma") / gamma
+        scale = constant(_localized(report.draws), "gamma") / gamma
         name = f"λ_corr − λ_corr({scale:.3g}γ)"
-        lines.append(_row(name, plus_minus(report.shift.value, report.shift.mcse), told))
+        lines.append(_row(name, plus_minus(report.gamma_sensitivity.value, report.gamma_sensitivity.mcse), told))
     if bounds is not None:
         interval = f"[{bounds.lower:.4g}, {bounds.upper:.4g}]" if bounds.valid else "none"
         lines.append(_row("bounds", interval, bounds.source if bounds.valid else "an assumption fails at this point"))

@@ -24,58 +24,63 @@ class Assumption:
     message: str
 
 
-def assumptions_of(spectrum: Spectrum, nbeta: float | None, noise_scale: float) -> tuple[Assumption, ...]:
+def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: float) -> tuple[Assumption, ...]:
     """The conditions at this point.
 
     Args:
         spectrum: of the Hessian at w*.
         nbeta: nβ of the sampler, or None.
-        noise_scale: γ/nβ, or 0 without a sampler.
+        localization_scale: γ/nβ, or 0 without a sampler.
     """
     smallest, largest = spectrum.smallest, max(spectrum.largest, np.finfo(np.float64).tiny)
-    unit = max(spectrum.quad(noise_scale), 0.5) if noise_scale else 0.5
-    if noise_scale:
+    unit = max(spectrum.quad(localization_scale), 0.5) if localization_scale else 0.5
+    if localization_scale:
         # A negative h adds ½ |h| / (γ/nβ − |h|) to the Gaussian λ̂, and there is no Gaussian beyond γ/nβ.
         def excess(h):
-            negative = np.minimum(-np.minimum(h, 0.0), 0.999 * noise_scale)
-            return 0.5 * negative / (noise_scale - negative)
+            negative = np.minimum(-np.minimum(h, 0.0), 0.999 * localization_scale)
+            return 0.5 * negative / (localization_scale - negative)
 
         shift = spectrum.sum(excess)
-        holds = shift <= _TILT * unit and -smallest < noise_scale
-        seen = f"h_min = {smallest:.2g} at γ/nβ = {noise_scale:.2g} shifts λ̂ by {shift:.2g}"
+        holds = shift <= _TILT * unit and -smallest < localization_scale
+        seen = f"h_min = {smallest:.2g} at γ/nβ = {localization_scale:.2g} shifts λ̂ by {shift:.2g}"
     else:
         holds = -smallest <= _IMPERFECT * largest
         seen = f"h_min / h_max = {smallest / largest:.2g}"
     minimum = Assumption("no negative curvature", bool(holds), seen)
-    tilt = 2 * (nbeta or 0.0) * spectrum.decrement(noise_scale)
-    message = f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if noise_scale else "not judged without nβ and γ"
-    stationary = Assumption("stationary", bool(not noise_scale or tilt <= _TILT * unit), message)
+    tilt = 2 * (nbeta or 0.0) * spectrum.newton_decrement(localization_scale)
+    message = (
+        f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if localization_scale else "not judged without nβ and γ"
+    )
+    stationary = Assumption("stationary", bool(not localization_scale or tilt <= _TILT * unit), message)
     assumptions = minimum, stationary, _smooth(spectrum.smoothness)
     if spectrum.matrix != "ggn":
         return assumptions
-    message = f"the Hessian differs from the Gauss–Newton matrix by {spectrum.misfit:.2g} of its norm"
-    if spectrum.misfit > _MISFIT:
+    message = f"the Hessian differs from the Gauss–Newton matrix by {spectrum.gauss_newton_discrepancy:.2g} of its norm"
+    if spectrum.gauss_newton_discrepancy > _MISFIT:
         message += "; take the rank of the Hessian (matrix='hessian')"
-    return *assumptions, Assumption("Gauss–Newton is the Hessian", spectrum.misfit <= _MISFIT, message)
+    return *assumptions, Assumption(
+        "Gauss–Newton is the Hessian", spectrum.gauss_newton_discrepancy <= _MISFIT, message
+    )
 
 
 def note_of(spectrum: Spectrum) -> str:
     """What to know of the bounds' meaning at this point; empty if nothing."""
-    if spectrum.unsettled.size:
+    if spectrum.unstable_eigenvalues.size:
         return (
-            f"{spectrum.unsettled.size} curvatures, up to {spectrum.unsettled.max():.2g}, would change by more than a "
-            "third after a Newton step: w* is beside a minimum, perhaps a degenerate one; llc.polish it"
+            f"{spectrum.unstable_eigenvalues.size} curvatures, up to {spectrum.unstable_eigenvalues.max():.2g}, "
+            "would change by more than a third after a Newton step: w* is beside a minimum, "
+            "perhaps a degenerate one; llc.polish it"
         )
-    if spectrum.method in ("block", "sketch") and spectrum.noise > spectrum.floor:
+    if spectrum.method in ("range_finder", "sketch") and spectrum.noise > spectrum.floor:
         return (
             f"curvature below {spectrum.noise:.2g} (h_max is {spectrum.largest:.2g}) is not seen by method "
             f"{spectrum.method!r} and taken for zero; 'dense' would count it"
         )
-    if spectrum.matrix == "ggn" or not spectrum.misfit > _MISFIT:
+    if spectrum.matrix == "ggn" or not spectrum.gauss_newton_discrepancy > _MISFIT:
         return ""
     return (
-        f"{spectrum.misfit:.2g} of the Hessian's norm comes from residuals (label noise?) and may add to its rank: "
-        "λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the outputs"
+        f"{spectrum.gauss_newton_discrepancy:.2g} of the Hessian's norm comes from residuals (label noise?) "
+        "and may add to its rank: λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the outputs"
     )
 
 

@@ -31,7 +31,8 @@ class Bound:
 
     Attributes:
         name: of the probe.
-        status: `"proven"` (by a theorem, from numbers decided well above round-off), `"undecided"` (it claims nothing),
+        status: `"established"` (by a theorem, from numbers decided well above round-off), `"undecided"` (it claims
+        nothing),
             `"not used"` (its assumptions fail) or `"not needed"` (λ is known without it).
         finding: what was seen.
         assumptions: what it rests on beside the assumptions of the rank's bounds.
@@ -42,7 +43,7 @@ class Bound:
     """
 
     name: str
-    status: Literal["proven", "undecided", "not used", "not needed"]
+    status: Literal["established", "undecided", "not used", "not needed"]
     finding: str
     assumptions: str = ""
     lower: float = -math.inf
@@ -55,7 +56,7 @@ class Bound:
         above = f"λ ≤ {self.upper:.4g}" if self.upper < math.inf else ""
         sides = [f"λ = {self.lower:.4g}"] if self.lower == self.upper else [below, above]
         cost = f"{self.evaluations:,} evaluations, {self.seconds:.1f} s" if self.evaluations else ""
-        rests = f"rests on {self.assumptions}" if self.assumptions and self.status == "proven" else ""
+        rests = f"rests on {self.assumptions}" if self.assumptions and self.status == "established" else ""
         return "; ".join(part for part in (f"{self.name}: {self.status}", *sides, self.finding, rests, cost) if part)
 
 
@@ -68,12 +69,12 @@ class Bounds:
         upper: r_hi / 2 + (d − r_hi) / 4, or a smaller one of `records`; nan where an assumption fails.
         rank: number of eigenvalues above `threshold`.
         rank_interval: (r_lo, r_hi); equal where the spectrum has a gap.
-        quad: λ_quad at `noise_scale`; the rank's half at noise_scale 0.
+        quad: λ_quad at `localization_scale`; the rank's half at localization_scale 0.
         quad_stderr: its standard error from the trace estimate (0 for a dense spectrum).
         dim: d.
         threshold: τ, in nats per example and squared parameter.
         gap: decades between the smallest counted eigenvalue and the largest below τ; nan if it can't be seen.
-        noise_scale: γ/nβ; 0 if the bounds were made without.
+        localization_scale: γ/nβ; 0 if the bounds were made without.
         source: the spectrum's matrix and method, and the two bounds.
         assumptions: conditions with their state at this point.
         records: the bounds beyond the rank, used or not.
@@ -89,7 +90,7 @@ class Bounds:
     dim: int
     threshold: float
     gap: float
-    noise_scale: float
+    localization_scale: float
     source: str
     assumptions: tuple[Assumption, ...]
     records: tuple[Bound, ...] = ()
@@ -97,8 +98,8 @@ class Bounds:
 
     def __str__(self) -> str:
         low, high = self.rank_interval
-        rank = f"{low:.0f}" if self.clean else f"{low:.0f} … {high:.0f}"
-        scale = f" at γ/nβ = {self.noise_scale:.3g}" if self.noise_scale else " (no γ given: r/2)"
+        rank = f"{low:.0f}" if self.rank_is_unique else f"{low:.0f} … {high:.0f}"
+        scale = f" at γ/nβ = {self.localization_scale:.3g}" if self.localization_scale else " (no γ given: r/2)"
         error = f" ± {self.quad_stderr:.2g}" if self.quad_stderr else ""
         interval = f"[{self.lower:.4g}, {self.upper:.4g}]" if self.valid else "do not hold here:"
         lines = [
@@ -122,7 +123,7 @@ class Bounds:
         return f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the spectrum"
 
     @property
-    def clean(self) -> bool:
+    def rank_is_unique(self) -> bool:
         """Whether the rank is one number: a gap in the spectrum, and no eigenvalue that is unsure."""
         return self.rank_interval[0] == self.rank_interval[1]
 
@@ -141,13 +142,13 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
     References:
         Bushnaq, Griffin & Mendel 2024 (bound); Watanabe 2009, Theorem 6.5 (splitting).
     """
-    noise_scale = _noise_scale(nbeta, gamma)
+    localization_scale = _noise_scale(nbeta, gamma)
     threshold = spectrum.threshold
     if spectrum.exact:
-        rank, interval, gap = _exact_rank(spectrum, threshold, noise_scale)
+        rank, interval, gap = _exact_rank(spectrum, threshold, localization_scale)
     else:
-        rank, interval, gap = _estimated_rank(spectrum, threshold, noise_scale)
-    assumptions = assumptions_of(spectrum, nbeta, noise_scale)
+        rank, interval, gap = _estimated_rank(spectrum, threshold, localization_scale)
+    assumptions = assumptions_of(spectrum, nbeta, localization_scale)
     valid = all(assumption.holds for assumption in assumptions)
     low, high = interval
     return Bounds(
@@ -155,12 +156,12 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         upper=high / 2 + (spectrum.dim - high) / 4 if valid else np.nan,
         rank=rank,
         rank_interval=interval,
-        quad=spectrum.quad(noise_scale) if noise_scale else rank / 2,
-        quad_stderr=spectrum.quad_stderr(noise_scale) if noise_scale else 0.0,
+        quad=spectrum.quad(localization_scale) if localization_scale else rank / 2,
+        quad_stderr=spectrum.quad_stderr(localization_scale) if localization_scale else 0.0,
         dim=spectrum.dim,
         threshold=float(threshold),
         gap=gap,
-        noise_scale=noise_scale,
+        localization_scale=localization_scale,
         source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
         assumptions=assumptions,
         note=note_of(spectrum),
@@ -178,7 +179,7 @@ def tighten(bounds: Bounds, records: tuple[Bound, ...]) -> Bounds:
         records: of `higher_bounds`.
     """
     bounds = replace(bounds, records=records)
-    proven = [record for record in records if record.status == "proven"]
+    proven = [record for record in records if record.status == "established"]
     if not bounds.valid or not proven:
         return bounds
     lowest = max(proven, key=lambda record: record.lower)
@@ -232,7 +233,7 @@ def _noise_scale(nbeta: float | None, gamma: float | None) -> float:
     return gamma / nbeta
 
 
-def _exact_rank(spectrum, threshold, noise_scale):
+def _exact_rank(spectrum, threshold, localization_scale):
     eigenvalues = spectrum.nodes[0]
     counted = eigenvalues[eigenvalues > threshold]
     rank = float(len(counted))
@@ -248,17 +249,17 @@ def _exact_rank(spectrum, threshold, noise_scale):
         negative = -np.sum(np.minimum(eigenvalues, 0.0))
         unsure = eigenvalues[(eigenvalues <= threshold) & (eigenvalues > max(spectrum.floor, spectrum.noise))]
         high = rank + (len(unsure) if np.sum(unsure) > 3 * negative else 0.0)
-        return rank, (rank - float(np.sum(spectrum.unsettled > threshold)), high), gap
-    visible = max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES)
-    return rank, (spectrum.count(visible) - float(np.sum(spectrum.unsettled > visible)), rank), gap
+        return rank, (rank - float(np.sum(spectrum.unstable_eigenvalues > threshold)), high), gap
+    visible = max(_VISIBLE * localization_scale, threshold * 10**_GAP_DECADES)
+    return rank, (spectrum.count(visible) - float(np.sum(spectrum.unstable_eigenvalues > visible)), rank), gap
 
 
-def _estimated_rank(spectrum, threshold, noise_scale):
+def _estimated_rank(spectrum, threshold, localization_scale):
     """Lanczos sees no count at the round-off floor: at most d, at least what stands above some scale, less its error.
 
     That is 10 γ/nβ, or the smallest scale that is resolved where a decade above it hardly anything is: a gap.
     """
-    scale = max(_VISIBLE * noise_scale, threshold * 10**_GAP_DECADES)
+    scale = max(_VISIBLE * localization_scale, threshold * 10**_GAP_DECADES)
     edge = max(spectrum.resolution, threshold)
     if edge < scale and spectrum.count(10 * edge) >= (1 - _EDGE) * spectrum.count(edge):
         scale = edge

@@ -46,15 +46,16 @@ class Spectrum:
         weights: multiplicity of each node; every row adds up to `dim`.
         dim: d, the order of the matrix.
         matrix: `"hessian"` or `"ggn"`.
-        method: `"dense"`, `"gram"`, `"block"`, `"sketch"` or `"lanczos"`.
+        method: `"dense"`, `"gram"`, `"range_finder"`, `"sketch"` or `"lanczos"`.
         gradient_nodes: nodes of the measure of the gradient g of the mean loss.
         gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
         noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
             found), in the unit of the nodes; 0 where unmeasured.
         smoothness: of the loss at w*; None in files of before it was probed.
-        misfit: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the Gauss–Newton matrix G:
-            the part of H that comes from residuals; nan where unmeasured, without `predict_fn` for instance.
-        unsettled: eigenvalues that a Newton step changes by more than a third: not those of a minimum (see
+        gauss_newton_discrepancy: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the
+            Gauss–Newton matrix G: the part of H that comes from residuals; nan where unmeasured, without
+            `predict_fn` for instance.
+        unstable_eigenvalues: eigenvalues that a Newton step changes by more than a third: not those of a minimum (see
             settled.py); empty where eigenvectors are not known (gram, sketch, lanczos).
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
@@ -71,8 +72,8 @@ class Spectrum:
     gradient_weights: Float[np.ndarray, "gradient_node"]
     noise: float = 0.0
     smoothness: Smoothness | None = None
-    misfit: float = math.nan
-    unsettled: Float[np.ndarray, "unsettled"] = field(default_factory=lambda: np.zeros(0))
+    gauss_newton_discrepancy: float = math.nan
+    unstable_eigenvalues: Float[np.ndarray, "unstable"] = field(default_factory=lambda: np.zeros(0))
     half_nodes: Float[np.ndarray, "probe half_node"] | None = None
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
     vectors: Float[np.ndarray, "kept dim"] | None = None
@@ -146,22 +147,22 @@ class Spectrum:
         _require_nonnegative("count", "threshold", threshold)
         return self.sum(lambda h: (h > threshold).astype(float))
 
-    def quad(self, noise_scale: float) -> float:
-        """λ_quad = ½ Σ h / (h + γ/nβ) over positive h, with `noise_scale` = γ/nβ: the Gaussian part of λ̂(nβ, γ).
+    def quad(self, localization_scale: float) -> float:
+        """λ_quad = ½ Σ h / (h + γ/nβ) over positive h, with `localization_scale` = γ/nβ: the Gaussian part of λ̂(nβ, γ).
 
         Raises:
             ValueError: if the noise scale is negative.
         """
-        _require_nonnegative("quad", "noise_scale", noise_scale)
-        return self.sum(lambda h: shrink(h, noise_scale))
+        _require_nonnegative("quad", "localization_scale", localization_scale)
+        return self.sum(lambda h: shrink(h, localization_scale))
 
-    def quad_stderr(self, noise_scale: float) -> float:
+    def quad_stderr(self, localization_scale: float) -> float:
         """Standard error of `quad`."""
-        return self.stderr(lambda h: shrink(h, noise_scale))
+        return self.stderr(lambda h: shrink(h, localization_scale))
 
-    def decrement(self, noise_scale: float) -> float:
+    def newton_decrement(self, localization_scale: float) -> float:
         """½ gᵀ (H₊ + γ/nβ)⁻¹ g: the loss that a damped Newton step would still win, in nats per example."""
-        curvature = np.maximum(np.maximum(self.gradient_nodes, 0) + noise_scale, np.finfo(np.float64).tiny)
+        curvature = np.maximum(np.maximum(self.gradient_nodes, 0) + localization_scale, np.finfo(np.float64).tiny)
         return float(0.5 * np.sum(self.gradient_weights / curvature))
 
     def to_dataset(self) -> xr.Dataset:
@@ -172,12 +173,14 @@ class Spectrum:
             "gradient_nodes": (("gradient_node",), self.gradient_nodes),
             "gradient_weights": (("gradient_node",), self.gradient_weights),
         }
-        if self.unsettled.size:
-            variables["unsettled"] = (("unsettled_node",), self.unsettled)
+        if self.unstable_eigenvalues.size:
+            variables["unstable_eigenvalues"] = (("unstable",), self.unstable_eigenvalues)
         if self.half_nodes is not None:
             variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
             variables["half_weights"] = (("probe", "half_node"), self.half_weights)
-        attributes = {name: getattr(self, name) for name in ("dim", "matrix", "method", "noise", "misfit")}
+        attributes = {
+            name: getattr(self, name) for name in ("dim", "matrix", "method", "noise", "gauss_newton_discrepancy")
+        }
         if self.smoothness is not None:
             attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
         return xr.Dataset(variables, attrs=attributes)
@@ -187,8 +190,9 @@ class Spectrum:
         """From a Dataset (or DataTree node) that `to_dataset` made."""
         names = ("nodes", "weights", "gradient_nodes", "gradient_weights")
         names += ("half_nodes", "half_weights") if "half_nodes" in dataset else ()
-        names += ("unsettled",) if "unsettled" in dataset else ()
         arrays = {name: np.asarray(dataset[name].values) for name in names}
+        for name in {"unstable_eigenvalues", "unsettled"} & set(dataset.data_vars):  # the second in files of 0.1
+            arrays["unstable_eigenvalues"] = np.asarray(dataset[name].values)
         attributes = dataset.attrs
         smoothness = None
         if "smoothness_state" in attributes:
@@ -198,9 +202,11 @@ class Spectrum:
             **arrays,
             dim=int(attributes["dim"]),
             matrix=str(attributes["matrix"]),
-            method=str(attributes["method"]),
+            method="range_finder" if attributes["method"] == "block" else str(attributes["method"]),
             noise=float(attributes["noise"]),
-            misfit=float(attributes.get("misfit", math.nan)),
+            gauss_newton_discrepancy=float(
+                attributes.get("gauss_newton_discrepancy", attributes.get("misfit", math.nan))
+            ),
             smoothness=smoothness,
         )
 
@@ -214,7 +220,7 @@ def _require_nonnegative(method: str, name: str, value: float) -> None:
         raise ValueError(f"{method} needs a {name} >= 0, got {value}.")
 
 
-def shrink(h: np.ndarray, noise_scale: float) -> np.ndarray:
+def shrink(h: np.ndarray, localization_scale: float) -> np.ndarray:
     """½ h / (h + γ/nβ), what each direction adds to λ_quad; 0 where h is not positive."""
     h = np.maximum(h, 0.0)
-    return np.where(h > 0, 0.5 * h / np.where(h > 0, h + noise_scale, 1.0), 0.0)
+    return np.where(h > 0, 0.5 * h / np.where(h > 0, h + localization_scale, 1.0), 0.0)

@@ -5,7 +5,8 @@ SGLD was 34 % too hot). Pilots look at
 
 $$ \epsilon\, (n\beta\, h_{max}(w) + \gamma) $$
 
-where they pass. Where it is more than twice what was aimed at, the tether is too weak to be local: γ grows if it is
+where they pass. Where it is more than twice what was aimed at, the localization is too weak to be local: γ grows if
+it is
 ours to choose, and the step shrinks if not.
 """
 
@@ -40,7 +41,7 @@ class Pilot(NamedTuple):
     stiffness: float
 
 
-class Settled(NamedTuple):
+class PilotResult(NamedTuple):
     """What pilots settled: the posterior with its γ, SGLD with its step size, and whether the last one confirmed them.
 
     Where none did, γ or ε has moved once more after the last pilot.
@@ -52,18 +53,18 @@ class Settled(NamedTuple):
     confirmed: bool
 
 
-def settle(
+def run_pilots(
     key: PRNGKeyArray,
     posterior: LocalPosterior,
     spectrum: Spectrum,
     *,
     num_steps: int,
-    longest: int,
+    max_length_factor: int,
     num_chains: int,
     batch_size: int | None,
     eval_size: int | None,
     control_variates: bool,
-) -> Settled:
+) -> PilotResult:
     """γ and the step size that hold where pilots pass.
 
     Args:
@@ -71,7 +72,7 @@ def settle(
         posterior: its γ is kept if it has one.
         spectrum: of the Hessian at w*.
         num_steps: of a chain of the run that follows.
-        longest: times that a pilot may be longer than 1,000 steps.
+        max_length_factor: times that a pilot may be longer than 1,000 steps.
         num_chains: of a pilot, and of the run that follows, so that both are the same program.
         batch_size: the same.
         eval_size: the same.
@@ -79,7 +80,7 @@ def settle(
     """
     free, limit, confirmed = posterior.gamma is None, _LOCAL, False
     settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
-    looks = _LOOKS if longest > 1 else 1
+    looks = _LOOKS if max_length_factor > 1 else 1
     pilots = []
     for pilot_key in jax.random.split(key, _PILOTS):
         posterior = posterior.with_scale(gamma=settings.gamma)
@@ -91,7 +92,7 @@ def settle(
             num_chains=num_chains,
             num_warmup=0,
             num_draws=looks,
-            thinning=min(max(_STEPS, relaxed), longest * _STEPS) // looks,
+            thinning=min(max(_STEPS, relaxed), max_length_factor * _STEPS) // looks,
             batch_size=batch_size,
             eval_size=eval_size,
             spectrum=spectrum,  # needless here, but so the run that follows is the same program
@@ -112,7 +113,7 @@ def settle(
             limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
             settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))
     sampler = SGLD(step_size=settings.step_size, control_variates=control_variates)
-    return Settled(posterior, sampler, tuple(pilots), confirmed)
+    return PilotResult(posterior, sampler, tuple(pilots), confirmed)
 
 
 def _stiffness_at(positions, posterior, settings) -> float:

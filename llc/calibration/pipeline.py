@@ -25,11 +25,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from llc.bounds.rank import rank_bounds
 from llc.bounds.spectral_measure import Spectrum
-from llc.calibration.pilots import Pilot, settle
+from llc.calibration.pilots import Pilot, run_pilots
 from llc.calibration.step_size import RELAXATIONS, settings_from_curvature
 from llc.geometry.curvature.methods import spectrum as hessian_spectrum
 from llc.posterior.local_posterior import LocalPosterior
-from llc.sampling.control_variates import make_stein
+from llc.sampling.control_variates import make_control_variates
 from llc.sampling.kernel import Sampler
 from llc.sampling.mcmc import MALA
 from llc.sampling.preconditioner import Identity
@@ -41,10 +41,10 @@ _HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order 
 _NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
 _WARMUP, _THINNING = 2000, 10
 _CHEAP = 5e4  # parameters × rows of a step below which it costs little more than its overhead
-_LONGER = 100  # times that a run may be longer where a step is cheap
+_LONGER = 100  # times that a run may be longer where a step costs little more than its overhead
 _RELAXATIONS = 160  # T εγ there: with 80 the standard errors of slow chains are too small (validation/constants.py)
-_SEEN = 0.75  # of r/2 that λ_quad is to have where a step is cheap; a report wants half (check `localization`)
-_LONGER_TETHER = 32  # times that a run may be longer for that
+_SEEN = 0.75  # of r/2 that λ_quad is to have on such models; a report wants half (check `localization`)
+_LONGER_LOCALIZATION = 32  # times that a run may be longer for that
 _COOLER = 4  # factor by which a step shrinks that was too large for places no pilot had seen
 
 
@@ -59,7 +59,8 @@ class Calibration:
         reasons: why each setting is what it is.
         pilots: the short runs that γ and ε come from.
         spectrum: of the Hessian at w*.
-        cheap: whether a step costs little more than its overhead, so that runs may be many times longer, and no length
+        overhead_bound: whether a step costs little more than its overhead, so that runs may be many times longer, and
+        no length
             of them was given.
     """
 
@@ -69,16 +70,18 @@ class Calibration:
     reasons: dict[str, str]
     pilots: tuple[Pilot, ...]
     spectrum: Spectrum
-    cheap: bool = False
+    overhead_bound: bool = False
 
-    def cooler(self) -> "Calibration":
-        """A quarter of the step size, as many times the steps between draws: where chains of a `cheap` model are hot.
+    def with_smaller_step(self) -> "Calibration":
+        """A quarter of the step size and four times the steps between draws, for chains that were too hot.
 
         Raises:
-            ValueError: if the model is not cheap, or a length was given.
+            ValueError: if the model is not overhead-bound, or a length was given.
         """
-        if not self.cheap:
-            raise ValueError("cooler needs a calibration that is cheap, got one that is not or has given lengths.")
+        if not self.overhead_bound:
+            raise ValueError(
+                "with_smaller_step needs a calibration that is overhead_bound, got one that is not, or given lengths."
+            )
         step_size = float(np.asarray(self.sampler.step_size)) / _COOLER  # pyright: ignore[reportAttributeAccessIssue]
         lengths = self.lengths | {name: _COOLER * self.lengths[name] for name in ("num_warmup", "thinning")}
         why = f"a step of {_COOLER * step_size:.3g} was too large for places that the pilots had not seen"
@@ -154,7 +157,7 @@ def calibrate(
     reasons = {"nbeta": "of the posterior", "num_chains": "independent, so that they can disagree"}
     spectrum = hessian_spectrum(posterior) if spectrum is None else spectrum
     reasons["eval_size"] = "rows of L(w) − L(w*)"
-    per_draw = 1 if sampler is not None and sampler.trajectories else _THINNING  # a trajectory is many gradients
+    per_draw = 1 if sampler is not None and sampler.takes_trajectories else _THINNING  # a trajectory is many gradients
     if budget is not None:
         num_warmup = min(budget // 10, _WARMUP, budget - (thinning or 1)) if num_warmup is None else num_warmup
         if thinning is None and per_draw > 1:
@@ -163,7 +166,7 @@ def calibrate(
     discarded = _WARMUP if num_warmup is None else num_warmup
     num_steps = discarded + num_draws * (thinning or _THINNING)  # of gradients, about
     scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
-    accepts, batch = sampler is not None and sampler.full_batch, _Batch(batch_size, 0.0)
+    accepts, batch = sampler is not None and sampler.needs_full_batch, _Batch(batch_size, 0.0)
     if batch_size is None and not accepts and posterior.num_data > _FULL_BATCH:
         scaled = posterior.with_scale(gamma=scale.gamma)
         step_size = scale.step_size
@@ -171,23 +174,25 @@ def calibrate(
             step_size = float(np.asarray(sampler.step_size))
         batch = _choose_batch(scaled, spectrum, step_size, free=sampler is None)
         batch_size = batch.rows
-    longest = 1
+    max_length_factor = 1
     if budget is None and posterior.num_params * (batch_size or posterior.num_data) < _CHEAP:
-        longest = _LONGER
+        max_length_factor = _LONGER
     free, pilots = posterior.gamma is None, ()
-    cheap = longest > 1 and sampler is None and num_warmup is None and thinning is None
+    overhead_bound = max_length_factor > 1 and sampler is None and num_warmup is None and thinning is None
     if sampler is None or (isinstance(sampler, MALA) and sampler.step_size is None):  # MALA proposes a step of SGLD
-        if free and cheap:
-            num_steps *= _times_longer(posterior, spectrum, scale.gamma, longest)
+        if free and overhead_bound:
+            num_steps *= _times_longer(posterior, spectrum, scale.gamma, max_length_factor)
             scale = settings_from_curvature(posterior, spectrum.largest, num_steps)
-        lengths = {"num_steps": num_steps, "longest": longest, "num_chains": num_chains}
+        lengths = {"num_steps": num_steps, "max_length_factor": max_length_factor, "num_chains": num_chains}
         batches = {"batch_size": batch.rows, "eval_size": eval_size, "control_variates": batch.without > 0}
-        posterior, settled, pilots, confirmed = settle(key, posterior, spectrum, **lengths, **batches)
+        posterior, settled, pilots, confirmed = run_pilots(key, posterior, spectrum, **lengths, **batches)
         gamma = float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set there
         step_size = float(np.asarray(settled.step_size))
         rate = step_size * gamma
         if thinning is None:
-            thinning = _relaxing_thinning(rate, num_draws, _RELAXATIONS if cheap else RELAXATIONS, longest)
+            thinning = _relaxing_thinning(
+                rate, num_draws, _RELAXATIONS if overhead_bound else RELAXATIONS, max_length_factor
+            )
         stiffness = rate + step_size * float(posterior.nbeta) * spectrum.largest
         reasons["sampler"] = "costs one gradient a step; `llc.NUTS()` is the reference on a small model"
         if batch.without:
@@ -198,7 +203,7 @@ def calibrate(
         relaxations = rate * (num_steps if thinning is None else num_draws * thinning) / 2
         why = f"a flat direction relaxes {relaxations:.0f} times over the run"
         if free and len(pilots) > 1:
-            why += f", and {len(pilots)} pilots asked for a tether {gamma / scale.gamma:.3g} times as strong"
+            why += f", and {len(pilots)} pilots asked for a localization {gamma / scale.gamma:.3g} times as strong"
         reasons["gamma"] = why if free else "of the posterior"
         sampler = sampler or settled
     else:
@@ -230,20 +235,20 @@ def calibrate(
         reasons=reasons,
         pilots=pilots,
         spectrum=spectrum,
-        cheap=cheap,
+        overhead_bound=overhead_bound,
     )
 
 
-def _relaxing_thinning(rate: float, num_draws: int, relaxations: int, longest: int) -> int:
+def _relaxing_thinning(rate: float, num_draws: int, relaxations: int, max_length_factor: int) -> int:
     """Steps between draws with which `num_draws` draws are T εγ = `relaxations` long; `rate` is εγ."""
-    relaxed = math.ceil(relaxations / (rate * num_draws)) if rate else longest * _THINNING
-    return min(max(_THINNING, relaxed), longest * _THINNING)
+    relaxed = math.ceil(relaxations / (rate * num_draws)) if rate else max_length_factor * _THINNING
+    return min(max(_THINNING, relaxed), max_length_factor * _THINNING)
 
 
-def _times_longer(posterior: LocalPosterior, spectrum: Spectrum, gamma: float, longest: int) -> int:
-    """A power of two of times that a run has to be longer for a tether which hides at most a quarter of r/2."""
+def _times_longer(posterior: LocalPosterior, spectrum: Spectrum, gamma: float, max_length_factor: int) -> int:
+    """A power of two of times that a run has to be longer for a localization which hides at most a quarter of r/2."""
     nbeta, times, bounds = float(posterior.nbeta), 1, rank_bounds(spectrum)
-    most = min(longest, _LONGER_TETHER) if bounds.clean else 1
+    most = min(max_length_factor, _LONGER_LOCALIZATION) if bounds.rank_is_unique else 1
     while 2 * times <= most and 2 * spectrum.quad(gamma / times / nbeta) < _SEEN * bounds.rank:
         times *= 2
     return times
@@ -265,11 +270,11 @@ def _choose_batch(posterior: LocalPosterior, spectrum: Spectrum, step_size: floa
     nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)  # pyright: ignore[reportArgumentType] - set before
     quad = max(spectrum.quad(gamma / nbeta), 0.5)
     of_curvature, of_gradients = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad, 0.0  # of one row
-    stein = make_stein(posterior, spectrum)
-    if stein is not None and stein.shares.size:
+    stein = make_control_variates(posterior, spectrum)
+    if stein is not None and stein.coefficients.size:
         rows = np.random.default_rng(0).permutation(posterior.num_data)[:_NOISE_ROWS]  # data may be in order
         some = jax.tree.map(lambda x: x[rows], posterior.data)
-        noise = float(_gradient_noise(posterior, stein.vectors, stein.shares, some))
+        noise = float(_gradient_noise(posterior, stein.vectors, stein.coefficients, some))
         of_gradients = 0.25 * step_size * nbeta**2 * noise / quad
 
     def rows_for(heat):

@@ -4,7 +4,8 @@ With h_max the largest eigenvalue of the Hessian, T the number of steps and c = 
 
 $$ \epsilon = \frac{c}{n\beta\, h_{max} + \gamma}, \qquad \gamma = \frac{80\, n\beta\, h_{max}}{c\, T}: $$
 
-an eighth of the stability limit and, where the user gave none, a tether that even a flat direction feels T εγ/2 = 40
+an eighth of the stability limit and, where the user gave none, a localization that even a flat direction feels T εγ/2
+= 40
 times over the run.
 """
 
@@ -17,7 +18,7 @@ RELAXATIONS = 80  # T εγ; with 40 the energy of a 460-parameter network had 35
 
 
 class Settings(NamedTuple):
-    """SGLD's step size and the tether, with the curvature they come from."""
+    """SGLD's step size and the localization, with the curvature they come from."""
 
     step_size: float
     gamma: float

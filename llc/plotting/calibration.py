@@ -1,4 +1,4 @@
-r"""The panel of a calibration: what step size ε and tether γ cost and bias, by the curvature at w*, and the pilots.
+r"""The panel of a calibration: cost and bias over step size ε and γ, by the curvature at w*, and the pilots.
 
 A direction of curvature h, stiff by a = nβh + γ, is too hot by 1 / (1 − εa/4) under Euler–Maruyama, so that λ̂ is by
 
@@ -40,7 +40,7 @@ def plot_calibration(calibration: Calibration, *, ax: Axes | None = None) -> Axe
     chosen = getattr(calibration.sampler, "step_size", None)
     if chosen is None:
         canvas.note(ax, f"{type(calibration.sampler).__name__} adapts its step size in the warm-up")
-        return canvas.finish(ax, "Calibration", "step size ε", "tether γ")
+        return canvas.finish(ax, "Calibration", "step size ε", "localization γ")
     gamma, step_size = float(calibration.posterior.gamma), float(np.asarray(chosen))  # pyright: ignore[reportArgumentType]
     pilots = calibration.pilots
     steps = _range([step_size, *(pilot.step_size for pilot in pilots)])
@@ -72,7 +72,7 @@ def plot_calibration(calibration: Calibration, *, ax: Axes | None = None) -> Axe
         ax.plot([], [], "o", color=canvas.GREEN, label="pilots, × the stiffness aimed at")
     ax.plot(step_size, gamma, "*", ms=13, color=canvas.BLACK, mfc="none", label="chosen")
     ax.set(xscale="log", yscale="log", xlim=(steps[0], steps[-1]), ylim=(gammas[0], gammas[-1]))
-    return canvas.finish(ax, f"Calibration, at nβ = {nbeta:.4g}", "step size ε", "tether γ")
+    return canvas.finish(ax, f"Calibration, at nβ = {nbeta:.4g}", "step size ε", "localization γ")
 
 
 def bias_of(spectrum: Any, nbeta: float, gamma: float, step_size: float) -> float:

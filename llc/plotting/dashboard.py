@@ -13,7 +13,7 @@ from llc.analysis import files
 from llc.analysis.series import constant, plus_minus
 from llc.plotting import canvas
 from llc.plotting.chains import plot_autocorrelation, plot_distance, plot_ess, plot_rank, plot_running, plot_trace
-from llc.plotting.spectrum import plot_curve, plot_spectrum
+from llc.plotting.spectrum import plot_effective_dimension, plot_spectrum
 
 if TYPE_CHECKING:
     from llc.analysis.report import Report
@@ -28,7 +28,7 @@ _OF_DRAWS = {
     "autocorrelation": plot_autocorrelation,
     "distance": plot_distance,
 }
-_OF_SPECTRUM = {"spectrum": plot_spectrum, "curve": plot_curve}
+_OF_SPECTRUM = {"spectrum": plot_spectrum, "curve": plot_effective_dimension}
 _PAGE = 19.0, 13.0  # inches, of the dashboard
 _DPI = 150  # of the files
 _VERDICTS = {"CONSISTENT": "#00785A", "UNRESOLVED": "#9A6700", "BELOW": "#B34700", "ABOVE": "#B34700"}
@@ -43,7 +43,7 @@ def plot_report(report: Report) -> Figure:
     for place, plot in (by_draws | {(2, 1): plot_ess, (2, 2): plot_autocorrelation}).items():
         plot(report, ax=figure.add_subplot(grid[place]))
     plot_spectrum(report.spectrum, report.bounds, ax=figure.add_subplot(grid[3, 1]))
-    plot_curve(report.spectrum, report.bounds, ax=figure.add_subplot(grid[3, 2]))
+    plot_effective_dimension(report.spectrum, report.bounds, ax=figure.add_subplot(grid[3, 2]))
     return figure
 
 
@@ -96,9 +96,9 @@ def _numbers(report: Report) -> list[tuple[str, str, str]]:
             rows.append((f"{canvas.HAT} − {canvas.QUAD}", singular, "singular contribution"))
         if corrected is not None:
             rows.append((canvas.CORR, plus_minus(corrected.value, corrected.mcse), "γ-corrected, for the bounds"))
-        if report.shift is not None:
-            moved = plus_minus(report.shift.value, report.shift.mcse)
-            told = {True: "accepted as λ", False: "not yet λ", None: "undecided"}[report.accepted]
+        if report.gamma_sensitivity is not None:
+            moved = plus_minus(report.gamma_sensitivity.value, report.gamma_sensitivity.mcse)
+            told = {True: "accepted as λ", False: "not yet λ", None: "undecided"}[report.gamma_converged]
             rows.append((f"change of {canvas.CORR}", moved, f"from a larger γ: {told}"))
         rows.append(("bounds", canvas.bounds_text(bounds), "of the asymptotic λ"))
         rows.append(("rank", canvas.rank_text(bounds), f"of d = {bounds.dim}, above τ = {bounds.threshold:.2g}"))

@@ -24,7 +24,7 @@ def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax
         return canvas.finish(ax, title, "index, largest first", label)
     nodes, weights = _measure(spectrum)
     index, size = np.cumsum(weights), np.abs(nodes)
-    floor, scale = (0.0, 0.0) if bounds is None else (bounds.threshold, _VISIBLE * bounds.noise_scale)
+    floor, scale = (0.0, 0.0) if bounds is None else (bounds.threshold, _VISIBLE * bounds.localization_scale)
     largest = max(size.max(), np.finfo(float).tiny)
     # A decade below τ all is round-off; without τ, the last decades of float64.
     bottom = 0.1 * floor if floor > 0 else max(size[size > 0].min(initial=largest) / 3, 1e-18 * largest)
@@ -53,7 +53,9 @@ def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax
     return canvas.finish(ax, f"Spectrum of the {matrix}{how}", f"index, largest first (d = {spectrum.dim})", label)
 
 
-def plot_curve(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: Axes | None = None) -> Axes:
+def plot_effective_dimension(
+    spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: Axes | None = None
+) -> Axes:
     """2 λ_quad, the number of directions that a sampler sees, against γ/nβ; plateaus are ranks."""
     ax, title = canvas.axes(ax), f"Directions seen by the sampler: 2{canvas.QUAD}"
     nodes, weights = (np.zeros(1), np.zeros(1)) if spectrum is None else _measure(spectrum)
@@ -61,7 +63,7 @@ def plot_curve(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: A
     if not nodes.size:
         canvas.note(ax, "no spectrum" if spectrum is None else "no positive eigenvalue")
         return canvas.finish(ax, title, "γ/nβ", f"2{canvas.QUAD}")
-    floor, scale = (0.0, 0.0) if bounds is None else (bounds.threshold, bounds.noise_scale)
+    floor, scale = (0.0, 0.0) if bounds is None else (bounds.threshold, bounds.localization_scale)
     least = floor if floor > 0 else max(nodes.min(), 1e-18 * nodes.max())
     grid = np.geomspace(min(least, scale or least) / 10, 100 * max(nodes.max(), scale), 400)
     seen = np.array([np.sum(weights * nodes / (nodes + s)) for s in grid])

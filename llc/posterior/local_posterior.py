@@ -8,7 +8,7 @@ with $L_n$ the mean loss over the $n$ data and $n\beta = n / \log n$ unless give
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,6 +24,23 @@ from llc.posterior.rows import mean_loss
 from llc.posterior.validation import check_center, check_finite, check_loss, checked_scale, leading_axis
 
 
+class Scale(NamedTuple):
+    """The scale at which a posterior sees the loss.
+
+    Attributes:
+        nbeta: nβ, dimensionless.
+        gamma: γ, in the unit of nβ·loss per squared parameter.
+    """
+
+    nbeta: float
+    gamma: float
+
+    @property
+    def localization(self) -> float:
+        """γ/nβ, the curvature (in the unit of the loss) of which the sampler sees one half."""
+        return self.gamma / self.nbeta
+
+
 class LocalPosterior(eqx.Module):
     r"""A loss, its data and a minimum w*, tempered by nβ and localized by γ.
 
@@ -36,7 +53,7 @@ class LocalPosterior(eqx.Module):
             Leaves that are no arrays (activation functions, Python numbers) stay as they are.
         data: any pytree of arrays with the same leading axis, the n examples.
         nbeta: inverse temperature times n. Default n / log n (Watanabe 2013).
-        gamma: strength of the tether to w*, in the unit of nβ·loss per squared parameter. None lets calibration
+        gamma: strength of the localization to w*, in the unit of nβ·loss per squared parameter. None lets calibration
             choose it and report it; sampling needs a number.
         mask: which parameters move (restricted LLC; the others stay at w*). A path or a list of paths such as
             `"layers.0.weight"` (a path stands for all below it; `*` matches), or a pytree prefix of `params` with
@@ -75,7 +92,7 @@ class LocalPosterior(eqx.Module):
     ):
         num_data = leading_axis(data)
         self.loss_fn = loss_fn
-        self.center = jax.tree.map(_firm, center)
+        self.center = jax.tree.map(_strong_dtype, center)
         check_center(self.center)
         self.data = jax.tree.map(_as_array, data)
         self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
@@ -99,6 +116,17 @@ class LocalPosterior(eqx.Module):
     def position(self) -> PyTree:
         """w* as the samplers see it: the parameters that move, and nothing else (see `params_at`)."""
         return self._select(self.center)
+
+    @property
+    def scale(self) -> Scale:
+        """nβ and γ as numbers.
+
+        Raises:
+            ValueError: if the posterior has no γ.
+        """
+        if self.gamma is None:
+            raise ValueError("the posterior needs gamma, got None; give LocalPosterior(gamma=…), or llc.estimate.")
+        return Scale(float(self.nbeta), float(self.gamma))
 
     def with_scale(
         self, *, nbeta: Real[ArrayLike, ""] | None = None, gamma: Real[ArrayLike, ""] | None = None
@@ -132,7 +160,7 @@ class LocalPosterior(eqx.Module):
         return jax.tree.map(put, self.mask, self.center, position)
 
     @property
-    def has_slopes(self) -> bool:
+    def supports_jvp(self) -> bool:
         """Whether the loss can be differentiated along a direction: not through a `jax.custom_vjp`."""
         few = jax.tree.map(lambda x: x[:2], self.data)
 
@@ -160,8 +188,8 @@ class LocalPosterior(eqx.Module):
             raise ValueError("potential needs gamma, got None; give LocalPosterior(gamma=…).")
         position = self._select(params)
         offset = optax.tree.sub(position, self.position)
-        tether = optax.tree.norm(offset, squared=True)
-        return self.nbeta * self.loss(params, batch) + 0.5 * self.gamma * tether
+        localization = optax.tree.norm(offset, squared=True)
+        return self.nbeta * self.loss(params, batch) + 0.5 * self.gamma * localization
 
     def _select(self, params: PyTree) -> PyTree:
         if self.mask is None:
@@ -175,7 +203,7 @@ class LocalPosterior(eqx.Module):
         return jax.tree.map(take, self.mask, params)
 
 
-def _firm(leaf: Any) -> Any:
+def _strong_dtype(leaf: Any) -> Any:
     """Arrays as JAX arrays of a firm dtype (a weak one would be another program after the first step)."""
     return jnp.asarray(leaf, dtypes.canonicalize_dtype(leaf.dtype)) if eqx.is_array(leaf) else leaf
 

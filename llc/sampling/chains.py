@@ -25,11 +25,11 @@ from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.posterior.local_posterior import LocalPosterior
-from llc.sampling.control_variates import make_stein
+from llc.sampling.control_variates import make_control_variates
 from llc.sampling.draws import Recorder, describe
 from llc.sampling.energies import make_evaluation
 from llc.sampling.kernel import Sampler
-from llc.sampling.loop import Settings, advance, losses_at_center, slope_at_center, start
+from llc.sampling.loop import Settings, losses_at_center, run_segment, slope_at_center, start
 from llc.sampling.validation import check_key, check_settings, choose_method
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
@@ -151,7 +151,7 @@ class Chains:
         slope = None if rows is None else slope_at_center(self.posterior, batch_size)
         self.evaluation = _on_device(make_evaluation(self.posterior, rows, center_grad=slope, batch_size=batch_size))
         on_a_subset = rows is not None and slope is None  # its slopes would need a derivative that there is not
-        self.stein = None if on_a_subset else make_stein(self.posterior, spectrum)
+        self.stein = None if on_a_subset else make_control_variates(self.posterior, spectrum)
         self.baseline = losses_at_center(self.posterior, self.evaluation)
 
         self.warmup = math.ceil(num_warmup / thinning)
@@ -163,7 +163,7 @@ class Chains:
             keys, init_keys = _spread(keys, num_chains), _spread(init_keys, num_chains)
         self.keys = [keys] if self.vectorize else list(keys)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
-        adapts = self.warmup * thinning if sampler.full_batch else 0
+        adapts = self.warmup * thinning if sampler.needs_full_batch else 0
         self.states = [
             start(k, self.posterior, sampler, adapts, self.vectorize)
             for k in ([init_keys] if self.vectorize else init_keys)
@@ -205,7 +205,7 @@ class Chains:
                 span = np.int32(first), np.int32(count), np.int32(self.thinning)  # Python integers would retrace
                 parts = []
                 for i, keys in enumerate(self.keys):
-                    self.states[i], segment = advance(
+                    self.states[i], segment = run_segment(
                         keys,
                         self.posterior,
                         self.sampler,

@@ -33,23 +33,23 @@ _VISIBLE = 0.01  # share of its full ½ below which a direction is left out
 _FEWEST = 16  # rows, so that small networks of different rank share a program
 
 
-class Stein(eqx.Module):
+class ControlVariates(eqx.Module):
     """Directions A x, and the traces that x·A∇U have as their means: along the curved ones, and along the rest."""
 
     vectors: Float[Array, "curved dim"]  # orthonormal rows, and rows of zeros
-    shares: Float[Array, "curved"]
+    coefficients: Float[Array, "curved"]
     rest: Float[Array, ""]  # dimension of the rest
 
     @property
     def trace(self) -> Float[Array, ""]:
         """The trace of A over the curved directions, their part of λ_quad."""
-        return jnp.sum(self.shares)
+        return jnp.sum(self.coefficients)
 
     def directions(self, offset: PyTree) -> PyTree:
         """A x of the curved directions and of the rest, along a new leading axis."""
         flat, unravel = ravel_pytree(offset)
         along = self.vectors @ flat
-        pair = jnp.stack([(self.shares * along) @ self.vectors, flat - along @ self.vectors])
+        pair = jnp.stack([(self.coefficients * along) @ self.vectors, flat - along @ self.vectors])
         return jax.vmap(unravel)(pair)
 
     def residuals(
@@ -58,14 +58,14 @@ class Stein(eqx.Module):
         """x·A∇U − tr A of the two, with `slopes` the derivatives of the loss along `directions`."""
         dtype = slopes.dtype
         nbeta, gamma = (jnp.asarray(x, dtype) for x in (posterior.nbeta, posterior.gamma))
-        tether = sum(
+        localization = sum(
             jnp.sum((x * leaf).reshape(2, -1), axis=1)
             for x, leaf in zip(jax.tree.leaves(offset), jax.tree.leaves(directions), strict=True)
         )
-        return nbeta * slopes + gamma * tether - jnp.stack([self.trace, self.rest]).astype(dtype)
+        return nbeta * slopes + gamma * localization - jnp.stack([self.trace, self.rest]).astype(dtype)
 
 
-def make_stein(posterior: LocalPosterior, spectrum: Any) -> Stein | None:
+def make_control_variates(posterior: LocalPosterior, spectrum: Any) -> ControlVariates | None:
     """Control variates from a spectrum with eigenvectors; None from one without.
 
     Args:
@@ -88,8 +88,8 @@ def make_stein(posterior: LocalPosterior, spectrum: Any) -> Stein | None:
     rows = min(max(2 ** math.ceil(math.log2(max(visible, 1))), _FEWEST), most)  # a power of two: few programs
     kept = min(visible, rows)
     missing = rows - kept
-    return Stein(
+    return ControlVariates(
         vectors=jnp.asarray(np.pad(spectrum.vectors[:kept], ((0, missing), (0, 0))), dtype),
-        shares=jnp.asarray(np.pad(0.5 * shares[:kept], (0, missing)), dtype),
+        coefficients=jnp.asarray(np.pad(0.5 * shares[:kept], (0, missing)), dtype),
         rest=jnp.asarray(posterior.num_params - kept, dtype),
     )

@@ -37,7 +37,7 @@ class Evaluation(eqx.Module):
     weights: Float[Array, "unit"]
     center_grad: PyTree
     pointwise: bool = eqx.field(static=True)
-    whole: bool = eqx.field(static=True)  # whether the rows are all the data
+    uses_all_data: bool = eqx.field(static=True)  # whether the rows are all the data
 
     def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
         """Loss of every unit."""

@@ -41,12 +41,12 @@ class Sampler(eqx.Module):
     """Settings as fields, two pure functions as methods.
 
     Attributes:
-        full_batch: whether the transition is valid on the full data only (it has an accept step).
+        needs_full_batch: whether the transition is valid on the full data only (it has an accept step).
         trajectories: whether a step is a trajectory of many gradients.
     """
 
-    full_batch: ClassVar[bool]
-    trajectories: ClassVar[bool] = False
+    needs_full_batch: ClassVar[bool]
+    takes_trajectories: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> Any:

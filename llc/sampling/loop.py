@@ -32,7 +32,7 @@ def start(keys, posterior, sampler, num_warmup, vectorize):
 
 
 @eqx.filter_jit
-def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, settings, vectorize):
+def run_segment(keys, posterior, sampler, evaluation, stein, baseline, state, span, settings, vectorize):
     """`count` draws (settings.capacity at most) from number `start` on, with `span` = (start, count, thinning)."""
     start, count, thinning = span
 
@@ -45,7 +45,7 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
             state, info = _steps(step_and_batch, posterior, sampler, state, first, thinning, settings.batch_size)
             position = state.position
             offset = optax.tree.sub(position, posterior.position)
-            seen = _look(posterior, evaluation, stein, baseline, position, offset)
+            seen = evaluate_draw(posterior, evaluation, stein, baseline, position, offset)
             draw = Draw(
                 delta=seen.delta,
                 distance=optax.tree.norm(offset),
@@ -74,7 +74,8 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
             moments = jax.tree.map(
                 lambda s: jnp.zeros(s.shape, s.dtype),
                 eqx.filter_eval_shape(
-                    lambda c: _look(posterior, evaluation, stein, baseline, c.position, c.position).moments, state
+                    lambda c: evaluate_draw(posterior, evaluation, stein, baseline, c.position, c.position).moments,
+                    state,
                 ),
             )
         state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
@@ -83,7 +84,7 @@ def advance(keys, posterior, sampler, evaluation, stein, baseline, state, span, 
     return jax.vmap(chain)(keys, state) if vectorize else chain(keys, state)
 
 
-class _Look(NamedTuple):
+class Evaluated(NamedTuple):
     """L(w) − L(w*), x·A∇U − tr A, and what is summed up for every unit."""
 
     delta: Array
@@ -91,12 +92,12 @@ class _Look(NamedTuple):
     moments: Moments
 
 
-def _look(posterior, evaluation, stein, baseline, position, offset):
+def evaluate_draw(posterior, evaluation, stein, baseline, position, offset):
     """One draw on the rows of the evaluation."""
     weights = jnp.asarray(evaluation.weights, baseline.dtype)
     if stein is None:
         losses, slopes, residuals = evaluation.losses(posterior, position), None, None
-    elif evaluation.whole:  # one gradient serves all directions
+    elif evaluation.uses_all_data:  # one gradient serves all directions
         losses, gradient = evaluation.losses_and_gradient(posterior, position)
         directions = stein.directions(offset)
         along = jax.vmap(lambda direction: optax.tree.vdot(gradient, direction))(directions)
@@ -110,10 +111,10 @@ def _look(posterior, evaluation, stein, baseline, position, offset):
     difference = losses - baseline
     moments = Moments(difference, difference**2, jnp.exp(-difference), *(() if slopes is None else slopes))
     if evaluation.center_grad is None:
-        return _Look(jnp.sum(weights * difference), residuals, moments)
+        return Evaluated(jnp.sum(weights * difference), residuals, moments)
     paired = difference - evaluation.excess_slopes(posterior, jax.tree.map(lambda x: x[None], offset))[0]
     moments = moments._replace(paired=paired, paired_second=paired**2)
-    return _Look(jnp.sum(weights * paired), residuals, moments)
+    return Evaluated(jnp.sum(weights * paired), residuals, moments)
 
 
 def _steps(step_and_batch, posterior, sampler, state, first, thinning, batch_size):
@@ -145,7 +146,7 @@ def losses_at_center(posterior, evaluation):
 @eqx.filter_jit
 def slope_at_center(posterior, batch_size):
     """∇L(w*) over all the data, in the precision of the draws; None where the loss has no derivative along x."""
-    return center_gradient(posterior, batch_size) if posterior.has_slopes else None
+    return center_gradient(posterior, batch_size) if posterior.supports_jvp else None
 
 
 def _info(value: Array) -> Info:

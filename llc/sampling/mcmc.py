@@ -39,7 +39,7 @@ class _Hamiltonian(Sampler):
 
     step_size: eqx.AbstractVar[float | None]
     target_accept: eqx.AbstractVar[float]
-    full_batch: ClassVar[bool] = True
+    needs_full_batch: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.step_size is not None and not self.step_size > 0:
@@ -59,7 +59,7 @@ class _Hamiltonian(Sampler):
         state = init_kernel(
             posterior.position, num_warmup, rng_key=key, model_args=(potential_fn,), **settings.init_arguments()
         )
-        return AdaptiveState(_firm(state), num_warmup)
+        return AdaptiveState(_strong_dtype(state), num_warmup)
 
     def step(
         self, key: PRNGKeyArray, posterior: LocalPosterior, state: AdaptiveState, batch: PyTree
@@ -118,7 +118,7 @@ class HMC(_Hamiltonian):
         ValueError: if step_size, trajectory_length or num_steps is not positive or target_accept not within (0, 1).
     """
 
-    trajectories: ClassVar[bool] = True
+    takes_trajectories: ClassVar[bool] = True
 
     step_size: float | None = None
     trajectory_length: float = math.pi / 2
@@ -161,7 +161,7 @@ class NUTS(_Hamiltonian):
         ValueError: if step_size is not positive, max_tree_depth < 1 or target_accept not within (0, 1).
     """
 
-    trajectories: ClassVar[bool] = True
+    takes_trajectories: ClassVar[bool] = True
 
     step_size: float | None = None
     target_accept: float = 0.99
@@ -233,6 +233,6 @@ def _potential_fn(posterior: LocalPosterior, batch: PyTree) -> Callable[[PyTree]
     return lambda position: posterior.potential(posterior.params_at(position), batch)
 
 
-def _firm(state: HMCState) -> HMCState:
+def _strong_dtype(state: HMCState) -> HMCState:
     """`state` with strong dtypes, so that it may be carried through a loop."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), state)

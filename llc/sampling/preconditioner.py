@@ -151,7 +151,8 @@ class RMSPropState(NamedTuple):
 class RMSProp(Preconditioner):
     r"""P = 1 / (ε + √V) from a running second moment V of the loss gradient.
 
-    The same P scales drift, tether and noise. The divergence term $\tfrac{\epsilon}{2} \nabla \cdot P$ that a P which
+    The same P scales drift, localization and noise. The divergence term $\tfrac{\epsilon}{2} \nabla \cdot P$ that a P
+    which
     depends on w needs (Li et al. 2016, eq. 10) is left out, as everywhere in practice: the sampler then draws from
     another measure than the posterior. Keep it for comparability with published numbers; prefer `Identity`.
 

@@ -80,7 +80,7 @@ class SGLD(Sampler):
     preconditioner: Preconditioner = Identity()
     control_variates: bool = False
 
-    full_batch: ClassVar[bool] = False
+    needs_full_batch: ClassVar[bool] = False
 
     def __check_init__(self):
         _require_positive("SGLD", step_size=self.step_size)
@@ -146,7 +146,7 @@ class SGHMC(Sampler):
     friction: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
     noise: Float[ArrayLike, ""] = eqx.field(default=0.0, converter=_as_array)
 
-    full_batch: ClassVar[bool] = False
+    needs_full_batch: ClassVar[bool] = False
 
     def __check_init__(self):
         _require_positive("SGHMC", step_size=self.step_size, friction=self.friction)
@@ -203,7 +203,7 @@ class SGNHT(Sampler):
     step_size: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
     friction: Float[ArrayLike, ""] = eqx.field(converter=_as_array)
 
-    full_batch: ClassVar[bool] = False
+    needs_full_batch: ClassVar[bool] = False
 
     def __check_init__(self):
         _require_positive("SGNHT", step_size=self.step_size, friction=self.friction)

@@ -48,7 +48,7 @@ def check_settings(
     check_lengths(posterior, lengths, {"batch_size": batch_size, "eval_size": eval_size})
     if not isinstance(sampler, Sampler):
         raise ValueError(f"sampler needs to be one, such as llc.SGLD(step_size) or llc.NUTS(), got {sampler!r}.")
-    if sampler.full_batch and batch_size not in (None, posterior.num_data):
+    if sampler.needs_full_batch and batch_size not in (None, posterior.num_data):
         raise ValueError(
             f"{type(sampler).__name__} needs the full data, got batch_size = {batch_size}: its accept step is wrong on "
             "minibatches. Leave batch_size out, or take SGLD."
@@ -60,7 +60,7 @@ def check_settings(
             "Cast the params, and back inside of loss_fn if the model wants it."
         )
     default = str(jnp.result_type(float))
-    if sampler.full_batch and dtypes != [default]:
+    if sampler.needs_full_batch and dtypes != [default]:
         raise ValueError(
             f"{type(sampler).__name__} needs params in JAX's default dtype {default}, got {dtypes}; "
             "cast them, or take SGLD."

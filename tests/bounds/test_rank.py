@@ -34,7 +34,7 @@ def test_no_gap_gives_an_interval():
     """Eigenvalues over twenty decades: from what the sampler sees at 10 γ/nβ to the floor."""
     eigenvalues = 10.0 ** -np.arange(0, 20, 0.5)
     bounds = llc.rank_bounds(_spectrum(eigenvalues), nbeta=1e3, gamma=1.0)
-    assert not bounds.clean
+    assert not bounds.rank_is_unique
     assert bounds.rank_interval == (np.sum(eigenvalues > 1e-2), np.sum(eigenvalues > 8 * np.finfo(float).eps))
     assert (bounds.lower, bounds.upper) == (bounds.rank_interval[0] / 2, bounds.rank_interval[1] / 4 + 10)
     assert "no gap" in str(bounds)
@@ -123,7 +123,7 @@ def test_wrong_scale(scale):
         llc.rank_bounds(_spectrum([1.0]), **scale)
 
 
-def _record(name, lower=-np.inf, upper=np.inf, status="proven"):
+def _record(name, lower=-np.inf, upper=np.inf, status="established"):
     return Bound(name, status, "seen", lower=lower, upper=upper)
 
 
@@ -155,11 +155,12 @@ def test_what_is_known_beyond_the_rank_moves_with_the_scale():
     posterior = deep_linear([4, 2, 4], [2, 2])
     spectrum = llc.spectrum(posterior)
     certified = tighten(
-        llc.rank_bounds(spectrum, nbeta=100.0, gamma=1.0), (Bound("certificate", "proven", "", lower=6.0, upper=6.0),)
+        llc.rank_bounds(spectrum, nbeta=100.0, gamma=1.0),
+        (Bound("certificate", "established", "", lower=6.0, upper=6.0),),
     )
     moved = at_scale(certified, spectrum, nbeta=1000.0, gamma=1.0)
     assert (moved.lower, moved.upper) == (6, 6) != (llc.rank_bounds(spectrum).lower, llc.rank_bounds(spectrum).upper)
-    assert moved.noise_scale == 1e-3
+    assert moved.localization_scale == 1e-3
     assert moved.quad == spectrum.quad(1e-3) != certified.quad
     saddle = dataclasses.replace(
         certified, assumptions=(*certified.assumptions, Assumption("no descent", False, "a saddle"))

@@ -51,12 +51,12 @@ def test_a_tether_shows_most_of_the_rank():
         return np.mean(NBETA * curvatures / (NBETA * curvatures + gamma))
 
     cheap = llc.calibrate(jax.random.key(0), posterior)
-    assert cheap.cheap
+    assert cheap.overhead_bound
     assert 0.75 < share(cheap) < 0.9
     costly = llc.calibrate(jax.random.key(0), posterior, thinning=10)  # given, so that the run can't be longer
     assert share(costly) < 0.7
     assert cheap.lengths["thinning"] > 10
-    assert not costly.cheap, "what is given is not made longer"
+    assert not costly.overhead_bound, "what is given is not made longer"
 
 
 def test_pilots_that_confirm_nothing_are_named(monkeypatch):
@@ -70,13 +70,13 @@ def test_pilots_that_confirm_nothing_are_named(monkeypatch):
 
 def test_a_run_that_is_too_hot_is_made_again(monkeypatch):
     """Pilots that see nothing leave the step of w*, far too large for the arms of (w₁w₂)²/2."""
-    settle = tuning.settle
+    run_pilots = tuning.run_pilots
 
     def blind(*arguments, **settings):
-        settled = settle(*arguments, **settings)
+        settled = run_pilots(*arguments, **settings)
         return settled._replace(sampler=dataclasses.replace(settled.sampler, step_size=0.016))
 
-    monkeypatch.setattr(tuning, "settle", blind)
+    monkeypatch.setattr(tuning, "run_pilots", blind)
     posterior = posterior_of(lambda w: 0.5 * (w[0] * w[1]) ** 2, 2, gamma=1.0)
     report = llc.estimate(jax.random.key(0), posterior)
     exact = log_grid(lambda a, b: (a * b) ** 2 / 2, 2, NBETA).mean

@@ -224,7 +224,7 @@ def test_panel_draws_on_the_given_axes(panel, report):
 
 
 def test_spectrum_panels_draw_on_the_given_axes(spectrum, bounds):
-    for panel in (spectrum_plots.plot_spectrum, spectrum_plots.plot_curve):
+    for panel in (spectrum_plots.plot_spectrum, spectrum_plots.plot_effective_dimension):
         ax = Figure().add_subplot()
         assert panel(spectrum, bounds, ax=ax) is ax
 
@@ -448,14 +448,14 @@ def test_spectrum_counts_weights_of_lanczos(spectrum):
     assert "2 probes" in ax.get_title(loc="left")
 
 
-@pytest.mark.parametrize("panel", [spectrum_plots.plot_spectrum, spectrum_plots.plot_curve])
+@pytest.mark.parametrize("panel", [spectrum_plots.plot_spectrum, spectrum_plots.plot_effective_dimension])
 def test_missing_spectrum_is_said(panel):
     ax = panel(None)
     render(ax.figure)
     assert "no spectrum" in texts(ax)
 
 
-@pytest.mark.parametrize("panel", [spectrum_plots.plot_spectrum, spectrum_plots.plot_curve])
+@pytest.mark.parametrize("panel", [spectrum_plots.plot_spectrum, spectrum_plots.plot_effective_dimension])
 @pytest.mark.parametrize("nodes", [[0.0, 0.0], [-1.0, -2.0], [1.0, 1.0]], ids=["zero", "negative", "equal"])
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_degenerate_spectra_draw(panel, nodes, scale, spectrum):
@@ -466,7 +466,7 @@ def test_degenerate_spectra_draw(panel, nodes, scale, spectrum):
 
 
 def test_curve_is_twice_lambda_quad(spectrum, bounds):
-    ax = spectrum_plots.plot_curve(spectrum, bounds)
+    ax = spectrum_plots.plot_effective_dimension(spectrum, bounds)
     render(ax.figure)
     scales, seen = ax.lines[0].get_data()
     expected = [2 * spectrum.quad(scale) for scale in scales]
@@ -482,7 +482,7 @@ def test_curve_is_twice_lambda_quad(spectrum, bounds):
 
 def test_curve_leaves_out_a_trivial_rank(spectrum, bounds):
     wide = dataclasses.replace(bounds, rank_interval=(5.0, 1e6))
-    ax = spectrum_plots.plot_curve(spectrum, wide)
+    ax = spectrum_plots.plot_effective_dimension(spectrum, wide)
     assert line(ax, "rank 5")
     assert not [x for x in ax.lines if str(x.get_label()).startswith("rank 1")]
     assert ax.get_ylim()[1] < 24

@@ -231,8 +231,8 @@ def test_only_masked_entries_move(name):
     moved = posterior.params_at(jax.tree.map(lambda x: x + 0.5, posterior.position))
     for leaf in moves:
         np.testing.assert_array_equal(moved[leaf], np.where(moves[leaf], center()[leaf] + 0.5, center()[leaf]))
-    tether = 0.5 * 2.0 * 0.5**2 * posterior.num_params
-    expected = float(posterior.nbeta) * regression_in_numpy(moved, DATA) + tether
+    localization = 0.5 * 2.0 * 0.5**2 * posterior.num_params
+    expected = float(posterior.nbeta) * regression_in_numpy(moved, DATA) + localization
     np.testing.assert_allclose(posterior.potential(moved), expected, rtol=1e-5)
 
 

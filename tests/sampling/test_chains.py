@@ -314,10 +314,10 @@ def test_losses_in_ragged_pieces_are_exact(loss_fn, monkeypatch):
     assert ("pointwise" in draws.children) == (loss_fn is example_losses)
     if loss_fn is example_losses:
         pointwise = draws["pointwise"]
-        assert pointwise["first"].dims == ("block", "chain", "example")
+        assert pointwise["first"].dims == ("range_finder", "chain", "example")
         assert int(pointwise["num_draws"].sum()) == 20
         for name, value in (("first", differences), ("second", differences**2), ("exponential", np.exp(-differences))):
-            mean = (pointwise[name] * pointwise["num_draws"]).sum("block") / 20
+            mean = (pointwise[name] * pointwise["num_draws"]).sum("range_finder") / 20
             np.testing.assert_allclose(mean, value.mean(axis=1), rtol=1e-4, atol=1e-5)
 
 

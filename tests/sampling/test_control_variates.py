@@ -11,7 +11,7 @@ from exact import independent, log_grid, quadratic
 import llc
 from llc.analysis.pointwise import subset_stderr
 from llc.analysis.series import constant, monte_carlo_error, variable
-from llc.sampling.control_variates import make_stein
+from llc.sampling.control_variates import make_control_variates
 
 CURVATURES = np.array([2.0, 0.5, 0.1, 0.0])
 NBETA = 1000 / np.log(1000)
@@ -119,7 +119,7 @@ def good():
 
 
 def test_fitted_to_a_quartic(good):
-    """x·∇U is 4 nβ L along w2 (but for the tether), so c = ¼ of the rest takes its variance away, too."""
+    """x·∇U is 4 nβ L along w2 (but for the localization), so c = ¼ of the rest takes its variance away, too."""
     plain, curved, both = llc.mean_energy(good), llc.zero_variance(good, (1.0, 0.0)), llc.zero_variance(good)
     assert curved is not None
     assert both is not None
@@ -156,7 +156,7 @@ def test_dead_chains_are_left_out(good):
 def test_directions_add_up():
     posterior = quadratic_posterior()
     spectrum = llc.spectrum(posterior)
-    stein = make_stein(posterior, spectrum)
+    stein = make_control_variates(posterior, spectrum)
     assert stein is not None
     assert stein.vectors.shape == (16, 4)  # three directions, and zeros up to the least number of rows
     assert float(stein.rest) == 1
@@ -171,8 +171,8 @@ def test_directions_add_up():
 def test_without_eigenvectors_nothing_is_recorded():
     posterior = quadratic_posterior()
     spectrum = dataclasses.replace(llc.spectrum(posterior), vectors=None)
-    assert make_stein(posterior, spectrum) is None
-    assert make_stein(posterior, None) is None
+    assert make_control_variates(posterior, spectrum) is None
+    assert make_control_variates(posterior, None) is None
     draws = llc.sample(
         jax.random.key(0), posterior, llc.SGLD(1e-3), num_warmup=0, num_draws=5, spectrum=spectrum, progress=False
     )
@@ -183,4 +183,4 @@ def test_without_eigenvectors_nothing_is_recorded():
 def test_a_spectrum_of_something_else_is_refused():
     spectrum = llc.spectrum(quadratic_posterior("b"))
     with pytest.raises(ValueError, match=r"spectrum needs to be that of the parameters that move, d = 4, got d = 3"):
-        make_stein(quadratic_posterior(), spectrum)
+        make_control_variates(quadratic_posterior(), spectrum)

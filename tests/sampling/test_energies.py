@@ -66,7 +66,7 @@ def test_a_loss_without_derivatives_along_a_direction_is_paired_with_nothing():
 
     square.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
     posterior = llc.LocalPosterior(lambda w, batch: 0.5 * square(batch["x"] @ w), jnp.zeros(3), DATA, gamma=1.0)
-    assert not posterior.has_slopes
+    assert not posterior.supports_jvp
     settings = {"num_warmup": 0, "num_draws": 4, "eval_size": 20, "progress": False}
     draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(1e-4), **settings)
     assert np.isfinite(draws["posterior"]["llc"]).all()

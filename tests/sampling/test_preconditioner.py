@@ -63,7 +63,7 @@ def test_first_preconditioner_is_that_of_the_first_gradient():
 def test_constant_gradient_is_sgld_with_a_step_of_its_own_for_each_parameter():
     """With P constant, U = nβ c·w + γ/2 w² is Gaussian: mean −nβc/γ, and 1/γ at every εP with Leimkuhler–Matthews.
 
-    A P left out of the noise or of the tether would scale the variance by 1/P or P, which spans 0.1 to 5 here.
+    A P left out of the noise or of the localization would scale the variance by 1/P or P, which spans 0.1 to 5 here.
     """
     posterior = LocalPosterior(slope_loss, jnp.zeros(3), DATA, nbeta=0.5, gamma=GAMMA)
     preconditioner = llc.RMSProp(decay=DECAY, eps=EPS)

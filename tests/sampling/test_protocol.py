@@ -10,7 +10,7 @@ import llc
 from llc import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Info
-from llc.sampling.loop import advance
+from llc.sampling.loop import run_segment
 
 DATA = {
     "x": np.random.default_rng(2).normal(size=(12, 2)).astype(np.float32),
@@ -136,7 +136,7 @@ def test_a_compiled_segment_never_leaves_the_device(kernel):
     chains = Chains(jax.random.key(0), posterior, kernel.sampler, **settings)
     arguments = chains.posterior, kernel.sampler, chains.evaluation, chains.stein, chains.baseline, chains.states[0]
     span = np.int32(0), np.int32(4), np.int32(2)
-    program = str(eqx.filter_make_jaxpr(advance)(chains.keys[0], *arguments, span, chains.settings, True)[0])
+    program = str(eqx.filter_make_jaxpr(run_segment)(chains.keys[0], *arguments, span, chains.settings, True)[0])
     assert "while" in program
     assert "callback" not in program
     spied = str(jax.make_jaxpr(lambda x: jax.debug.print("{}", x))(1.0))

@@ -113,7 +113,8 @@ def test_power_of_the_norm_without_tether(dim, power):
 
 @pytest.mark.parametrize("multiplicity", [1, 2, 3])
 def test_slope_of_multiplicity(multiplicity):
-    """E[tK] for K = ½ Πwᵢ² and m factors, from the pole of order m at z = ½ of Γ(z) E[K^−z] under the tether (γ = 1).
+    """E[tK] for K = ½ Πwᵢ² and m factors, from the pole of order m at z = ½ of Γ(z) E[K^−z] under the localization (γ
+    = 1).
 
     Z(t) ∝ t^−½ × {1, y, y² + π²} with y = log t − (log h)'(½), h = (2^(1−m))^z Γ(z) Γ(3/2 − z)^m, whose log has the
     derivatives (1 − m) log 2 + ψ(½) − m ψ(1) and ψ'(½) + m ψ'(1) = π² for m = 3; the next pole gives O(1/t).
@@ -139,9 +140,9 @@ def plain_grid(loss, nbetas, low, high, step, center=0.0):
     """Moments at each nβ by the trapezoidal rule, which converges exponentially from a step of the ridge's width on."""
     axis = np.arange(low, high, step)
     a, b = axis[:, None], axis[None]
-    values, tether = loss(a, b), np.exp(-0.5 * ((a - center) ** 2 + (b - center) ** 2))
+    values, localization = loss(a, b), np.exp(-0.5 * ((a - center) ** 2 + (b - center) ** 2))
     weighted = [np.minimum(nbeta * values, 1e3) for nbeta in nbetas]
-    return [moments_of(np.exp(-w) * tether, w) for w in weighted]
+    return [moments_of(np.exp(-w) * localization, w) for w in weighted]
 
 
 def parabola(x, y):
@@ -166,7 +167,7 @@ def hyperbola(x, y):
 
 
 def hyperbola_straight(nbeta):
-    """Tether at (1, 1); q = xy and p = log |x|, dx dy = dq dp: the ridge is the line q = 1 of constant width.
+    """Localization at (1, 1); q = xy and p = log |x|, dx dy = dq dp: the ridge is the line q = 1 of constant width.
 
     The coordinates fail on the axes, where q = 0: what they carry, exp(−nβ), must not count.
     """
@@ -176,8 +177,8 @@ def hyperbola_straight(nbeta):
     q = 1 + sigma * np.arange(-12, 12, 0.2)[:, None]
     x = np.exp(np.arange(-3, 3, 0.02))
     weighted = nbeta * (q - 1) ** 2 + 0 * x
-    tether = sum(np.exp(-0.5 * ((sign * x - 1) ** 2 + (sign * q / x - 1) ** 2)) for sign in (1, -1))
-    return moments_of(np.exp(-weighted) * tether, weighted)
+    localization = sum(np.exp(-0.5 * ((sign * x - 1) ** 2 + (sign * q / x - 1) ** 2)) for sign in (1, -1))
+    return moments_of(np.exp(-weighted) * localization, weighted)
 
 
 def cusp(x, y):
@@ -296,7 +297,7 @@ def test_reduced_rank_of_one_agrees_with_grid_and_marginal(nbeta):
 
 @pytest.mark.parametrize(("inputs", "outputs", "hidden"), [(2, 3, 2), (3, 4, 2), (2, 2, 4), (3, 3, 3), (3, 5, 4)])
 def test_reduced_rank_agrees_with_random_matrices(inputs, outputs, hidden):
-    """A drawn from the tether, weighted by the integral over B."""
+    """A drawn from the localization, weighted by the integral over B."""
     nbeta, num = 3.0, 100_000
     squares = np.linalg.svd(np.random.default_rng(7).normal(size=(num, hidden, inputs)), compute_uv=False) ** 2
     rho = nbeta * squares / (nbeta * squares + 1)

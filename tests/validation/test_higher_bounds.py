@@ -42,12 +42,12 @@ def test_summary_counts_what_is_wrong():
 
 
 def test_what_a_bound_closes():
-    records = {"order of g": ["proven", 1.0, 3.0, 100, 0.5]}
+    records = {"order of g": ["established", 1.0, 3.0, 100, 0.5]}
     rows = [_row(1.0, 2.0, 3.0, bounds=records, source="lower bound: order of g, upper bound: order of g")]
     closed = {row["bound"]: row for row in higher_bounds.closing(rows)}
-    assert (closed["order of g"]["proven"], closed["order of g"]["tightest"]) == (1, 1)
+    assert (closed["order of g"]["established"], closed["order of g"]["tightest"]) == (1, 1)
     assert (closed["order of g"]["before"], closed["order of g"]["left"]) == (4.0, 2.0)
-    assert (closed["squared loss"]["proven"], closed["squared loss"]["left"]) == (0, None)
+    assert (closed["squared loss"]["established"], closed["squared loss"]["left"]) == (0, None)
 
 
 @pytest.mark.slow

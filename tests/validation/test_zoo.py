@@ -84,7 +84,8 @@ def test_no_loss_nearby_is_lower(name):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.moments])
 def test_exact_and_sampled_losses_are_the_same(name):
-    """Moments integrate one formula, samplers see another: at nβ = γ = 1, by weights e^−K on draws from the tether."""
+    """Moments integrate one formula, samplers see another: at nβ = γ = 1, by weights e^−K on draws from the
+    localization."""
     case, posterior = CASES[name], _posterior(name)
     leaves, structure = jax.tree.flatten(posterior.center)
     rng, num_draws = np.random.default_rng(0), 20_000
@@ -106,7 +107,8 @@ _GRID = (1e5, 1e7, 1e9, 1e11)
 _ADAPTIVE = (1e2, 1e3, 1e4, 1e5)  # by cubature, which takes long beyond
 _TIMES = {"tanh, 2 units": (1e4, 1e5, 1e6, 1e7)}  # δ is small
 _EXPONENT = {"(y^2 - x^3)^2": 1 / 12}  # t^(5/12 − 1/2), from the smooth part of the curve
-# In their tether the two points on a line see each other, and the larger polynomial nets are far from asymptotic at any
+# In their localization the two points on a line see each other, and the larger polynomial nets are far from asymptotic
+# at any
 # such t (a ~ t^(−1/12) and slower): they have tests of their own below.
 _ELSEWHERE = {name for name in CASES if "|w|^8" in name or ("polynomial net" in name and "1 layer" not in name)}
 _LONG = ("tanh, 2 units", "(a b - 1)^2", "(y^2 - x^3)^2")
@@ -168,7 +170,8 @@ def test_the_fit_tells_neighbouring_values_apart():
 
 
 def test_a_tether_is_no_wall():
-    """At the regular point λ = 1/2, but in a fixed tether E[nβK] goes down towards the 1/4 of the singular one."""
+    """At the regular point λ = 1/2, but in a fixed localization E[nβK] goes down towards the 1/4 of the singular
+    one."""
     case = CASES["(w1 - 1)^2 |w|^8 regular"]
     free, tight = (case.moments(1e4, gamma, rtol=1e-4).mean for gamma in (1.0, 1e3))
     assert free < 0.35

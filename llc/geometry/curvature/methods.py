@@ -24,12 +24,12 @@ from llc.geometry.curvature.range_finder import range_finder
 from llc.geometry.curvature.residuals import first_order, gauss_newton_part, residual_share
 from llc.geometry.curvature.sketch import sketch_size, sketched
 from llc.geometry.curvature.smoothness import directions, probe_smoothness
-from llc.geometry.curvature.stability import unsettled
+from llc.geometry.curvature.stability import unstable_eigenvalues
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
-_METHODS = ("auto", "dense", "gram", "block", "sketch", "lanczos")
-_RANGE = {"block": range_finder, "sketch": sketched}  # find all non-zero eigenvalues where they are few
+_METHODS = ("auto", "dense", "gram", "range_finder", "sketch", "lanczos")
+_RANGE = {"range_finder": range_finder, "sketch": sketched}  # find all non-zero eigenvalues where they are few
 _MATRICES = ("hessian", "ggn")
 
 _MIN_MATVECS, _MAX_MATVECS = 40, 400  # Lanczos steps a probe; each keeps a vector of d float64
@@ -65,7 +65,8 @@ def spectrum(
               more for each curvature tells whether it is that of a minimum (also of block; see settled.py).
             - `"gram"`: all eigenvalues of the Gauss–Newton matrix from n·k products with J Jᵀ, for n examples with k
               outputs; 24 (n k)² bytes.
-            - `"block"`: all r non-zero eigenvalues from about r + 64 products; 8 (r + 64) d bytes. An error where
+            - `"range_finder"`: all r non-zero eigenvalues from about r + 64 products; 8 (r + 64) d bytes. An error
+            where
               there are more than 5,000.
             - `"sketch"`: the same from two products for each of 1.25 … 1.5 r + 75 columns; 16 (1.5 r)² bytes and, for
               any r, 96 vectors of d (at most 2 GiB). Without eigenvectors.
@@ -83,7 +84,7 @@ def spectrum(
 
     Raises:
         ValueError: if a setting is unknown, out of range, needs more memory than is free, or the matrix has more
-            eigenvalues than `"block"` or `"sketch"` can find.
+            eigenvalues than `"range_finder"` or `"sketch"` can find.
 
     References:
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
@@ -111,15 +112,15 @@ def spectrum(
         if method == "auto" and chosen == "dense" and operator.dim > _SMALL:
             check_symmetric(hessian)
             found = range_finder(operator, operator.dim // _FEW, seed, precision=precision, progress=progress)
-            chosen = "block" if found is not None and _all_seen(found, posterior) else "dense"
+            chosen = "range_finder" if found is not None and _all_seen(found, posterior) else "dense"
         if chosen == "dense":
             return _dense(operator, hessian, outputs, matrix, progress=progress)
         check_symmetric(hessian)
         gradient, products = map(np.asarray, first_order(hessian, jnp.asarray(directions(operator.dim))))
         steps = num_matvecs or _resolving_matvecs(posterior, operator.dim, seed)
         measure = quadrature(operator, gradient, steps) if np.any(gradient) else (np.zeros(1), np.zeros(1))
-        misfit = residual_share(outputs, products)
-        common = operator.dim, matrix, misfit, probe_smoothness(hessian, gradient, products), measure
+        gauss_newton_discrepancy = residual_share(outputs, products)
+        common = operator.dim, matrix, gauss_newton_discrepancy, probe_smoothness(hessian, gradient, products), measure
         if chosen == "gram" and isinstance(operator, GaussNewtonOperator):
             return _exact(gram(operator, jacobian_operator(posterior), progress=progress), "gram", *common)
         if chosen in _RANGE:
@@ -151,15 +152,17 @@ def _dense(
     found, squares, full, gradient = dense(operator, progress=progress)
     vectors = directions(operator.dim)
     products = vectors @ full if matrix == "hessian" else np.asarray(first_order(hessian, jnp.asarray(vectors))[1])
-    misfit = residual_share(outputs, products)
+    gauss_newton_discrepancy = residual_share(outputs, products)
     smoothness = probe_smoothness(hessian, gradient, products)
-    result = _exact(found, "dense", operator.dim, matrix, misfit, smoothness, (found.nodes, squares))
+    result = _exact(found, "dense", operator.dim, matrix, gauss_newton_discrepancy, smoothness, (found.nodes, squares))
     return _settled(result, operator, gradient)
 
 
 def _settled(result: Spectrum, operator: CurvatureOperator, gradient: np.ndarray) -> Spectrum:
     nodes = np.repeat(result.nodes[0], result.weights[0].astype(int))
-    return replace(result, unsettled=unsettled(operator, nodes, result.vectors, gradient, result.threshold))
+    return replace(
+        result, unstable_eigenvalues=unstable_eigenvalues(operator, nodes, result.vectors, gradient, result.threshold)
+    )
 
 
 def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:
@@ -167,11 +170,19 @@ def _exact(found: Eigenvalues, method: str, *common: Any) -> Spectrum:
     return replace(result, vectors=found.vectors)
 
 
-def _spectrum(rows, halves, method, noise, dim, matrix, misfit, smoothness, gradient_measure):
+def _spectrum(rows, halves, method, noise, dim, matrix, gauss_newton_discrepancy, smoothness, gradient_measure):
     names = ("nodes", "weights"), ("half_nodes", "half_weights"), ("gradient_nodes", "gradient_weights")
     pairs = zip(names, (rows, halves, gradient_measure), strict=True)
     arrays = {name: array for keys, measure in pairs for name, array in zip(keys, measure, strict=True)}
-    return Spectrum(**arrays, dim=dim, matrix=matrix, method=method, noise=noise, misfit=misfit, smoothness=smoothness)
+    return Spectrum(
+        **arrays,
+        dim=dim,
+        matrix=matrix,
+        method=method,
+        noise=noise,
+        gauss_newton_discrepancy=gauss_newton_discrepancy,
+        smoothness=smoothness,
+    )
 
 
 def _counted(result: Spectrum) -> int:
@@ -183,7 +194,7 @@ def _range_finder(result: Spectrum) -> str:
     """What may find all eigenvalues of as few as Lanczos counts; empty if nothing at its cost."""
     rank, products = _counted(result), _WORTH * result.nodes.size
     if rank <= min(MAX_ORDER, products, _VECTOR_BYTES // (8 * result.dim)):
-        return "block"
+        return "range_finder"
     return "sketch" if rank <= MAX_ORDER and 2 * sketch_size(rank) <= products else ""
 
 
@@ -206,10 +217,10 @@ def _all_seen(found: Eigenvalues, posterior: LocalPosterior) -> bool:
 
 
 def _resolving_matvecs(posterior: LocalPosterior, dim: int, seed: int) -> int:
-    noise_scale = 0.0 if posterior.gamma is None else float(posterior.gamma) / float(posterior.nbeta)
+    localization_scale = 0.0 if posterior.gamma is None else float(posterior.gamma) / float(posterior.nbeta)
     steps = _MIN_MATVECS
-    if noise_scale > 0:
-        steps = 0.5 * np.pi * np.sqrt(max(top_eigenvalue(posterior, seed=seed), 0.0) / noise_scale)
+    if localization_scale > 0:
+        steps = 0.5 * np.pi * np.sqrt(max(top_eigenvalue(posterior, seed=seed), 0.0) / localization_scale)
     most = max(min(_MAX_MATVECS, _VECTOR_BYTES // (8 * dim)), 2)
     return int(min(max(np.ceil(steps), _MIN_MATVECS), most))
 

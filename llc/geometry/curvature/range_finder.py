@@ -42,7 +42,7 @@ def range_finder(
     basis: list[np.ndarray] = []  # Q, in blocks
     image = np.zeros((0, 0))  # Qᵀ H Ω
     total = 0.0
-    bar = tqdm(keys, desc="range", unit="block", disable=None if progress is None else not progress)
+    bar = tqdm(keys, desc="range", unit="range_finder", disable=None if progress is None else not progress)
     for i, key in enumerate(bar):
         require_memory(8 * 4 * _OVERSAMPLING * operator.dim, f"{4 * _OVERSAMPLING} vectors more", "method='lanczos'")
         block_image = np.array(jax.device_get(_images(operator, key)))

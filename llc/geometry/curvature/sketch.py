@@ -54,7 +54,7 @@ def sketched(
     require_memory(3 * 8 * width * dim, f"{3 * width} vectors of d = {dim:,}", "method='lanczos'")
     once, twice = np.zeros((2, 0, 0))
     look = sketch_size(0)
-    bar = tqdm(keys, desc="sketch", unit="block", disable=None if progress is None else not progress)
+    bar = tqdm(keys, desc="sketch", unit="range_finder", disable=None if progress is None else not progress)
     for i, key in enumerate(bar):
         images = _images(operator, key, width)
         columns = [np.stack(jax.device_get(_signs_times(key, *images, width))) for key in keys[: i + 1]]

@@ -7,7 +7,7 @@ are as stiff, or nearly so (softer ones may lead far away at any minimum):
 $$ \delta_i = -\sum_{h_j \ge h_i / 3} \frac{g \cdot v_j}{h_j}\, v_j . $$
 
 Where K ~ t^{2k} it goes 1 / (2k − 1) of the way, and h falls to (1 − 1 / (2k − 1))^{2k − 2} of what it was, .44 … .37;
-the curvature of a minimum stays. Directions whose curvature changes by more than a third are unsettled: they may be
+the curvature of a minimum stays. Directions whose curvature changes by more than a third are unstable: they may be
 curved or not.
 """
 
@@ -25,14 +25,14 @@ _ROUNDOFF = 4 * np.finfo(np.float64).eps
 _CHUNK = 32  # directions at a time: one program for all ranks, and few vectors on the device
 
 
-def unsettled(
+def unstable_eigenvalues(
     operator: CurvatureOperator,
     nodes: Float[np.ndarray, "node"],
     vectors: Float[np.ndarray, "kept dim"] | None,
     gradient: Float[np.ndarray, "dim"],
     threshold: float,
-) -> Float[np.ndarray, "unsettled"]:
-    """Eigenvalues above τ that are unsettled; as many products as there are above τ, none where g is round-off.
+) -> Float[np.ndarray, "unstable"]:
+    """Eigenvalues above τ that are unstable; as many products as there are above τ, none where g is round-off.
 
     Args:
         operator: the matrix at w*.

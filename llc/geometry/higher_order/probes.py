@@ -102,7 +102,7 @@ def higher_bounds(
     if not bounds.valid:
         failed = ", ".join(assumption.name for assumption in bounds.assumptions if not assumption.holds)
         return tighten(bounds, tuple(Bound(name, "not used", f"fails: {failed}") for name in NAMES))
-    if spectrum.unsettled.size:
+    if spectrum.unstable_eigenvalues.size:
         return tighten(bounds, tuple(Bound(name, "undecided", "w* is beside a minimum: polish it") for name in NAMES))
     with (
         float64(),
@@ -127,7 +127,7 @@ def _records(posterior, bounds: Bounds, key, generators, bar: tqdm) -> list[Boun
     symmetry = symmetry_dimension(excess, keys[1], generators)
     records = [_timed(_of_symmetry(symmetry, bounds), start)]
     bar.update()
-    if not bounds.clean:
+    if not bounds.rank_is_unique:
         return records + [Bound(name, "undecided", "the rank has no gap") for name in NAMES[1:]]
     splitting = split(np.asarray(dense_metric(excess, jnp.zeros(excess.dim))), bounds.threshold)
     if splitting.rank != bounds.rank:
@@ -187,7 +187,7 @@ def _of_symmetry(symmetry: Symmetry, bounds: Bounds) -> Bound:
     finding = f"D = {symmetry.dimension} (verified fields: {kinds}" + f"; {symmetry.rejected} given rejected)"
     return Bound(
         SYMMETRY,
-        "proven",
+        "established",
         finding if symmetry.rejected else finding.replace("; 0 given rejected", ""),
         "the loss is invariant where it is so at random points",
         upper=rank / 2 + max(bounds.dim - symmetry.dimension - rank, 0) / 4,
@@ -200,7 +200,7 @@ def _of_certificate(point: _Point, pinned: bool) -> Bound:  # noqa: FBT001
         return Bound(CERTIFICATE, "undecided", "g is not zero, or not known to be", evaluations=_PROFILE)
     finding = "min over range H of K vanishes at random points of ker H"
     assumption, half = "no part of g is of order above 12", point.half
-    return Bound(CERTIFICATE, "proven", finding, assumption, half, half, evaluations=_PROFILE)
+    return Bound(CERTIFICATE, "established", finding, assumption, half, half, evaluations=_PROFILE)
 
 
 def _of_order(point: _Point, leading: int | None) -> Bound:
@@ -208,7 +208,7 @@ def _of_order(point: _Point, leading: int | None) -> Bound:
         return Bound(ORDER, "undecided", "no one power law of g along random directions")
     finding = f"g ~ t^{leading} along random directions"
     lower, upper = point.half + 1 / leading, point.half + point.free / leading
-    return Bound(ORDER, "proven", finding, "no part of g of lower order below round-off", lower, upper)
+    return Bound(ORDER, "established", finding, "no part of g of lower order below round-off", lower, upper)
 
 
 def _quartic(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
@@ -217,7 +217,7 @@ def _quartic(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
         return Bound(QUARTIC, "undecided", "the gradients of q have no clear rank", evaluations=rank.evaluations)
     upper = point.half + rank.value / 4 + max(point.free - rank.value, 0) / 6
     assumption = "derivatives up to the fourth, above round-off"
-    return Bound(QUARTIC, "proven", f"d₄ = {rank.value}", assumption, upper=upper, evaluations=rank.evaluations)
+    return Bound(QUARTIC, "established", f"d₄ = {rank.value}", assumption, upper=upper, evaluations=rank.evaluations)
 
 
 def _squared(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
@@ -227,7 +227,7 @@ def _squared(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
     if rank.value is None:
         return Bound(SQUARED, "undecided", "the quadratic form has no clear rank", evaluations=rank.evaluations)
     lower = point.half + min(0.5, rank.value / 4)
-    return Bound(SQUARED, "proven", f"ρ = {rank.value}", "exact fit", lower=lower, evaluations=rank.evaluations)
+    return Bound(SQUARED, "established", f"ρ = {rank.value}", "exact fit", lower=lower, evaluations=rank.evaluations)
 
 
 def _component(point: _Point, leading: int | None, key: PRNGKeyArray) -> Bound:
@@ -244,4 +244,4 @@ def _component(point: _Point, leading: int | None, key: PRNGKeyArray) -> Bound:
         )
     finding = f"a manifold of zeros of codimension {found.rank} at two distances from w*"
     assumption = "it comes arbitrarily near w*"
-    return Bound(COMPONENT, "proven", finding, assumption, upper=found.rank / 2, evaluations=found.evaluations)
+    return Bound(COMPONENT, "established", finding, assumption, upper=found.rank / 2, evaluations=found.evaluations)

@@ -102,19 +102,19 @@ def remainder_profile(
     steps = (scale.length if length is None else length) * _STEPS
     directions = np.asarray(jax.random.normal(key, (_NUM_DIRECTIONS, dim))) @ splitting.kernel
     displacements = (steps[:, None] * directions[:, None]).reshape(-1, dim)
-    start, value, decrement, moved = (
+    start, value, newton_decrement, moved = (
         np.asarray(x).reshape(_NUM_DIRECTIONS, len(steps))
         for x in _minimize(excess, jnp.asarray(splitting.root), jnp.asarray(base + displacements))
     )
     floors = np.maximum(scale.floor, (64 * np.finfo(np.float64).eps) ** 2 * start)
     near = moved <= _NEAR * np.linalg.norm(displacements, axis=1).reshape(moved.shape)
-    decided = near & (decrement <= np.maximum(_CONVERGED * np.abs(value), floors)) & np.isfinite(value)
+    decided = near & (newton_decrement <= np.maximum(_CONVERGED * np.abs(value), floors)) & np.isfinite(value)
     return Profile(steps, value, decided, floors)
 
 
 @eqx.filter_jit
 def _minimize(excess: Excess, root: Float[Array, "dim dim"], starts: Float[Array, "start dim"]):
-    """K at the start, K at its minimum over start + range, the Newton decrement there, and the distance."""
+    """K at the start, K at its minimum over start + range, the Newton newton_decrement there, and the distance."""
 
     def minimize(start):
         def gradient(y):  # in y the Hessian at the base is the projection on the range

@@ -41,7 +41,7 @@ def test_decrement_is_the_damped_newton_step():
     eigenvalues, vectors = np.linalg.eigh(hessian)
     positive = vectors @ np.diag(np.maximum(eigenvalues, 0)) @ vectors.T
     exact = 0.5 * gradient @ np.linalg.solve(positive + 0.01 * np.eye(len(gradient)), gradient)
-    np.testing.assert_allclose(llc.spectrum(moved).decrement(0.01), exact, rtol=1e-9)
+    np.testing.assert_allclose(llc.spectrum(moved).newton_decrement(0.01), exact, rtol=1e-9)
 
 
 def test_full_order_lanczos_is_exact_for_its_probes():
@@ -125,7 +125,9 @@ def _gauss_newton(posterior):
 
 # Fewer outputs than parameters, and more.
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_data", "methods"), [(5, ("gram", "block")), (30, ("dense", "gram", "block"))])
+@pytest.mark.parametrize(
+    ("num_data", "methods"), [(5, ("gram", "range_finder")), (30, ("dense", "gram", "range_finder"))]
+)
 def test_gauss_newton_by_every_method(num_data, methods):
     posterior = _classifier(num_data)
     exact = np.linalg.eigvalsh(_gauss_newton(posterior))
@@ -144,18 +146,20 @@ def test_gauss_newton_by_every_method(num_data, methods):
 
 @pytest.mark.parametrize("method", ["gram", "dense"])
 def test_the_hessian_is_not_its_gauss_newton_part(method):
-    """The misfit is ‖(H − G) V‖ / ‖H V‖ for the directions V of the smoothness probe."""
+    """The gauss_newton_discrepancy is ‖(H − G) V‖ / ‖H V‖ for the directions V of the smoothness probe."""
     posterior = _classifier()
     hessian, gauss_newton, vectors = _oracle(posterior)[0], _gauss_newton(posterior), directions(posterior.num_params).T
     exact = np.linalg.norm((hessian - gauss_newton) @ vectors) / np.linalg.norm(hessian @ vectors)
-    assert llc.spectrum(posterior, matrix="ggn", method=method).misfit == pytest.approx(exact, rel=1e-9)
+    assert llc.spectrum(posterior, matrix="ggn", method=method).gauss_newton_discrepancy == pytest.approx(
+        exact, rel=1e-9
+    )
     of_hessian = llc.spectrum(posterior)
-    assert of_hessian.misfit == pytest.approx(exact, rel=1e-9)
+    assert of_hessian.gauss_newton_discrepancy == pytest.approx(exact, rel=1e-9)
     bounds = llc.rank_bounds(of_hessian)
     assert f"{exact:.2g} of the Hessian's norm comes from residuals" in bounds.note
     assert bounds.note in str(bounds)
     without = llc.spectrum(llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data))
-    assert np.isnan(without.misfit)
+    assert np.isnan(without.gauss_newton_discrepancy)
     assert not llc.rank_bounds(without).note
     assert exact > 1e-3, "negative control: the two differ"
 
@@ -170,7 +174,7 @@ def test_outputs_that_do_not_make_the_loss_are_named():
     with pytest.warns(
         UserWarning, match="what residuals add to the Hessian is not measured: .* leave regularizers out"
     ):
-        assert np.isnan(llc.spectrum(mixed).misfit)
+        assert np.isnan(llc.spectrum(mixed).gauss_newton_discrepancy)
     wrong = llc.LocalPosterior(regularized, posterior.center, posterior.data, predict_fn=lambda w, batch: batch[0])
     with pytest.raises(ValueError, match="outputs of predict_fn need to depend on the params"):
         llc.spectrum(wrong)
@@ -180,7 +184,7 @@ def _chain(params, batch):
     return functools.reduce(jnp.matmul, params, batch[0])
 
 
-@pytest.mark.parametrize("method", ["block", "sketch"])
+@pytest.mark.parametrize("method", ["range_finder", "sketch"])
 def test_a_rank_by_design_is_found(method):
     posterior = deep_linear([12, 6, 12], [4, 4])  # 4 · (12 + 12 − 4) = 80 of 144
     found = llc.spectrum(posterior, method=method)
@@ -188,7 +192,7 @@ def test_a_rank_by_design_is_found(method):
     ggn = llc.spectrum(
         llc.LocalPosterior(posterior.loss_fn, posterior.center, posterior.data, predict_fn=_chain), matrix="ggn"
     )
-    assert ggn.misfit < 1e-7
+    assert ggn.gauss_newton_discrepancy < 1e-7
     assert llc.rank_bounds(ggn).valid, "at an exact fit"
     bounds = [llc.rank_bounds(s, nbeta=float(posterior.nbeta), gamma=1.0) for s in (found, dense)]
     assert bounds[0].rank_interval == bounds[1].rank_interval == (80, 80)
@@ -198,15 +202,17 @@ def test_a_rank_by_design_is_found(method):
 
 def test_block_says_that_there_are_too_many(monkeypatch):
     monkeypatch.setattr("llc.geometry.curvature.methods.MAX_ORDER", 10)
-    with pytest.raises(ValueError, match="method 'block' needs at most 10 eigenvalues that are not zero, got more"):
-        llc.spectrum(deep_linear([12, 6, 12], [4, 4]), method="block")
+    with pytest.raises(
+        ValueError, match="method 'range_finder' needs at most 10 eigenvalues that are not zero, got more"
+    ):
+        llc.spectrum(deep_linear([12, 6, 12], [4, 4]), method="range_finder")
 
 
 def test_auto_finds_a_low_rank_in_a_large_model(monkeypatch):
     posterior = deep_linear([12, 6, 12], [4, 4])
     monkeypatch.setattr("llc.geometry.curvature.methods.MAX_ORDER", 143)
     monkeypatch.setattr("llc.geometry.curvature.methods._SPARE", 20)
-    assert llc.spectrum(posterior).method == "block"
+    assert llc.spectrum(posterior).method == "range_finder"
     with monkeypatch.context() as patch:
         patch.setattr("llc.geometry.curvature.methods._VECTOR_BYTES", 8 * 144 * 50)
         assert llc.spectrum(posterior).method == "sketch"
@@ -222,7 +228,7 @@ def test_auto_tries_the_range_of_a_middling_model(monkeypatch):
     monkeypatch.setattr("llc.geometry.curvature.methods._SMALL", 100)
     posterior = deep_linear([12, 6, 12], [2, 2])  # rank 44 of 144, found in two blocks of 64
     found, dense = llc.spectrum(posterior), llc.spectrum(posterior, method="dense")
-    assert (found.method, dense.method) == ("block", "dense")
+    assert (found.method, dense.method) == ("range_finder", "dense")
     assert found.quad(1e-3) == pytest.approx(dense.quad(1e-3), rel=1e-9)
     assert llc.spectrum(deep_linear([12, 6, 12], [4, 4])).method == "dense", "rank 80: more than one block"
     curvatures = np.concatenate([np.ones(20), np.full(180, 4e-7)])  # 180 that add up, below the precision of w*
@@ -236,10 +242,10 @@ def test_auto_tries_the_range_of_a_middling_model(monkeypatch):
     assert weak.method == "dense"
     scale = 0.01 / (1000 / np.log(1000))
     assert weak.quad(scale) == pytest.approx(0.5 * np.sum(curvatures / (curvatures + scale)), rel=1e-6)
-    assert spectrum(100.0).method == "block", "a tether that hides them"
+    assert spectrum(100.0).method == "range_finder", "a localization that hides them"
     flat = llc.LocalPosterior(lambda w, batch: 0.0 * jnp.sum(w), np.zeros(200, np.float32), np.zeros((10, 1)))
     nothing = llc.spectrum(flat)
-    assert nothing.method == "block"
+    assert nothing.method == "range_finder"
     assert nothing.vectors.shape == (0, 200)
 
 

@@ -36,7 +36,7 @@ def test_known_coefficients(name):
     assert [record.name for record in bounds.records] == list(NAMES)
     for record in bounds.records:
         assert record.lower <= known + 1e-12 <= record.upper + 2e-12, record
-        assert record.status != "proven" or np.isfinite([record.lower, record.upper]).any()
+        assert record.status != "established" or np.isfinite([record.lower, record.upper]).any()
     for line in ("lower bound: ", "upper bound: ", "beyond  "):
         assert line in str(bounds)
 
@@ -60,7 +60,7 @@ def test_what_each_probe_says():
     assert ridge[QUARTIC].status == "not needed"
     assert ridge[CERTIFICATE].status == "undecided"
     parabola = _by_name(llc.higher_bounds(squares(*PARABOLA, exact_fit=True), key=KEY))
-    assert parabola[CERTIFICATE].status == "proven"
+    assert parabola[CERTIFICATE].status == "established"
     assert parabola[COMPONENT].status == "not needed"
     plain = _by_name(llc.higher_bounds(squares(*CONE), key=KEY))
     assert plain[SQUARED].status == "not used"
@@ -71,10 +71,10 @@ def test_nothing_without_a_rank():
     spectrum = llc.spectrum(posterior)
     unclear = dataclasses.replace(llc.rank_bounds(spectrum), rank_interval=(0.0, 1.0))
     records = _by_name(llc.higher_bounds(posterior, spectrum, unclear, key=KEY))
-    assert {name for name, record in records.items() if record.status == "proven"} == {SYMMETRY}
+    assert {name for name, record in records.items() if record.status == "established"} == {SYMMETRY}
     other = dataclasses.replace(llc.rank_bounds(spectrum), rank=1.0, rank_interval=(1.0, 1.0))
     records = _by_name(llc.higher_bounds(posterior, spectrum, other, key=KEY))
-    assert {name for name, record in records.items() if record.status == "proven"} == {SYMMETRY}
+    assert {name for name, record in records.items() if record.status == "established"} == {SYMMETRY}
 
 
 def test_nothing_on_a_kink():
