@@ -33,7 +33,7 @@ class Choice[T]:
     value: T
     origin: Origin
     reason: str
-    evidence: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    evidence: Mapping[str, int | float] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Pilot(NamedTuple):

@@ -69,7 +69,7 @@ def choose_step_size(request: Request, found: PilotResult) -> Choice[float | Non
 def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice[float]:
     """γ as the pilots left it, with the number of times that a flat direction relaxes in a run of `num_steps`."""
     gamma, rate = found.posterior.scale.gamma, found.rate
-    evidence = {} if rate is None else {"relaxations": rate * num_steps / 2}
+    evidence: dict[str, int | float] = {} if rate is None else {"relaxations": rate * num_steps / 2}
     if not request.chooses_gamma:
         return Choice(gamma, "posterior", "of the posterior", evidence)
     if rate is None:

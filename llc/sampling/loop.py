@@ -40,9 +40,7 @@ class Span(NamedTuple):
 
 
 @eqx.filter_jit
-def start_chains(
-    keys: PRNGKeyArray, posterior: LocalPosterior, sampler: Sampler, num_warmup: int, *, vectorize: bool
-) -> Any:
+def start_chains(keys: Array, posterior: LocalPosterior, sampler: Sampler, num_warmup: int, *, vectorize: bool) -> Any:
     """States of chains at w*."""
 
     def initial(key: PRNGKeyArray) -> Any:
@@ -53,7 +51,7 @@ def start_chains(
 
 @eqx.filter_jit
 def run_segment(
-    keys: PRNGKeyArray,
+    keys: Array,
     posterior: LocalPosterior,
     sampler: Sampler,
     measure: Measure,

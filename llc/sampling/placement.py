@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
 
@@ -44,7 +44,7 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
     return "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
 
 
-def place_keys(key: PRNGKeyArray, num_chains: int, method: str) -> list[PRNGKeyArray]:
+def place_keys(key: PRNGKeyArray, num_chains: int, method: str) -> list[Array]:
     """A key for every chain: all of them in one array where chains run side by side, else an array each."""
     keys = jax.random.split(key, num_chains)
     if method == "sequential":
