@@ -19,7 +19,7 @@ from .sampling.mcmc import MALA as MALA
 from .sampling.kernel import Sampler as Sampler
 from .sampling.kernel import Info as Info
 from .calibration.pipeline import calibrate as calibrate
-from .calibration.pipeline import Calibration as Calibration
+from .calibration.record import Calibration as Calibration
 from .calibration.step_size import settings_from_curvature as settings_from_curvature
 from .geometry.curvature.methods import spectrum as spectrum
 from .bounds.spectral_measure import Spectrum as Spectrum

@@ -132,7 +132,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     calibration = llc.calibrate(jax.random.key(arguments.seed), posterior, **settings)
     print(calibration)
     flags = {"nbeta": arguments.nbeta, "step_size": getattr(calibration.sampler, "step_size", None)}
-    flags |= {"gamma": calibration.posterior.gamma} | calibration.lengths
+    flags |= {"gamma": calibration.posterior.gamma, **calibration.lengths.keywords()}
     flags = {name: value for name, value in flags.items() if value is not None}
     words = " ".join(
         f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"

@@ -1,6 +1,7 @@
 """The whole way from a loss and a minimum to a checked estimate: settings, draws, bounds, report."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import xarray as xr
@@ -8,21 +9,21 @@ from jaxtyping import PRNGKeyArray
 
 from llc.analysis.files import same
 from llc.analysis.report import Report, assemble
-from llc.analysis.series import constant
+from llc.analysis.series import constant, finite_chains, variable
 from llc.bounds.rank import Bounds, at_scale, rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
-from llc.calibration.pipeline import Calibration, calibrate
+from llc.calibration.pipeline import calibrate
+from llc.calibration.record import Calibration
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
-from llc.sampling.validation import check_key
+from llc.sampling.validation import check_key, check_posterior
 
-_LONGEST = 8  # times the first draws that `target_mcse` may take without a budget
-_TARGET, _TARGET_CHEAP = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
-_COOLINGS = 2  # times that a run on a cheap model may be made again with a smaller step
+_MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
+_TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
+_MAX_RESTARTS = 2  # times that a run of an overhead-bound model may be made again with a smaller step
 _STRONGER, _FEWER = 3, 4  # γ of the run that λ_corr is compared with, and the part of the draws that it takes
-_CURABLE = {"rhat", "ess", "drift", "virial_error"}  # checks of the chains that more draws can pass
 
 
 def estimate(
@@ -30,6 +31,9 @@ def estimate(
     posterior: LocalPosterior,
     *,
     sampler: Sampler | None = None,
+    nbeta: float | None = None,
+    gamma: float | None = None,
+    like: Report | None = None,
     num_chains: int = 4,
     num_warmup: int | None = None,
     num_draws: int = 2000,
@@ -46,13 +50,16 @@ def estimate(
 
     The settings are those of `llc.calibrate`; where a step costs next to nothing, chains that turn out too hot are run
     again with a smaller one. Draws are added until the standard error is `target_mcse` of λ̂ and the chains agree,
-    unless a check fails that more draws can't pass. A shorter run at 3γ tells whether λ_corr still depends on γ.
+    unless a check fails that more draws cannot pass. A shorter run at 3γ tells whether λ_corr still depends on γ.
 
     Args:
         key: `jax.random.key(seed)`.
         posterior: loss, data and w*, trained to a minimum.
         sampler: None takes SGLD with a step size from the curvature; another one runs as it is given (`llc.NUTS()` on a
             model of up to a few thousand parameters is the reference).
+        nbeta: nβ; None takes the posterior's.
+        gamma: γ; None takes the posterior's, or lets calibration choose it.
+        like: another report, whose nβ and γ this one takes, so that the two λ̂ can be compared.
         num_chains: independent chains.
         num_warmup: steps discarded; None: see `llc.calibrate`.
         num_draws: recorded draws a chain, at first.
@@ -67,18 +74,19 @@ def estimate(
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        ValueError: if a setting is out of range or the curvature at w* gives no scale.
+        ValueError: if a setting is out of range, the curvature at w* gives no scale, or `like` is given together with
+            `nbeta` or `gamma`.
 
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
     """
-    if target_mcse is not None and not (isinstance(target_mcse, (int, float)) and target_mcse > 0):
-        raise ValueError(f"target_mcse needs a number > 0, relative to λ̂, got {target_mcse!r}; 0.02 is the default.")
+    _check_target(target_mcse)
     check_key(key)
-    pilot_key, key = jax.random.split(key)
-    settings = calibrate(
-        pilot_key,
-        posterior,
+    check_posterior(posterior)
+    keys = _split(key)
+    calibration = calibrate(
+        keys.pilots,
+        _at_scale(posterior, nbeta, gamma, like),
         sampler=sampler,
         num_chains=num_chains,
         num_warmup=num_warmup,
@@ -89,72 +97,122 @@ def estimate(
         budget=budget,
         spectrum=spectrum,
     )
-    spectrum = settings.spectrum
-    chains, result = _draw(key, settings, bounds, progress=progress)
-    for again in jax.random.split(jax.random.fold_in(key, 2), _COOLINGS):
-        if not (settings.overhead_bound and _step_too_large(result)):
-            break
-        settings = settings.with_smaller_step()
-        chains, result = _draw(again, settings, bounds, progress=progress)
-    lengths = settings.lengths
-    most = _LONGEST * lengths["num_draws"]
-    if budget is not None:
-        most = max((budget - lengths["num_warmup"]) // lengths["thinning"], lengths["num_draws"])
-    if target_mcse is None:
-        target_mcse = _TARGET_CHEAP if settings.overhead_bound else _TARGET
-    done = lengths["num_draws"]
-    while done < most and (more := _num_extra_draws(result, target_mcse, done)):
-        more = min(more, most - done)
-        chains.draw(more, progress=progress)
-        done += more
-        result = report(chains.tree(), bounds=bounds, spectrum=spectrum)
-    draws = result.draws
-    draws.attrs["calibration"] = str(settings)
+    run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress)
+    result = _extended(run, target_mcse, bounds, progress=progress)
+    draws, spectrum = result.draws, calibration.spectrum
+    draws.attrs["calibration"] = str(run.calibration)
     if result.corrected is None or sampler is not None or not constant(draws, "gamma"):
         return result
-    draws["localized"] = _localized_draws(jax.random.fold_in(key, 1), settings, progress=progress)
+    draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress)
     return report(draws, bounds=bounds, spectrum=spectrum)
 
 
-def _draw(
-    key: PRNGKeyArray, settings: Calibration, bounds: Bounds | None, *, progress: bool | None
-) -> tuple[Chains, Report]:
-    """Chains with their first draws, and what is to be said of them."""
-    chains = Chains(key, settings.posterior, settings.sampler, **settings.lengths, spectrum=settings.spectrum)
-    chains.draw(settings.lengths["num_draws"], progress=progress)
-    return chains, report(chains.tree(), bounds=bounds, spectrum=settings.spectrum)
+class _Keys(NamedTuple):
+    """One key for each use.
+
+    Attributes:
+        pilots: of calibration.
+        runs: of the first run, and of those with a smaller step.
+        localized: of the run at 3γ.
+    """
+
+    pilots: PRNGKeyArray
+    runs: tuple[PRNGKeyArray, ...]
+    localized: PRNGKeyArray
+
+
+def _split(key: PRNGKeyArray) -> _Keys:
+    pilots, first = jax.random.split(key)
+    again = jax.random.split(jax.random.fold_in(first, 2), _MAX_RESTARTS)
+    return _Keys(pilots, (first, *again), jax.random.fold_in(first, 1))
+
+
+def _check_target(target_mcse: object) -> None:
+    if target_mcse is not None and not (isinstance(target_mcse, (int, float)) and target_mcse > 0):
+        raise ValueError(f"target_mcse needs a number > 0, relative to λ̂, got {target_mcse!r}; 0.02 is the default.")
+
+
+def _at_scale(
+    posterior: LocalPosterior, nbeta: float | None, gamma: float | None, like: Report | None
+) -> LocalPosterior:
+    """The posterior at the scale that was asked for."""
+    if like is None:
+        return posterior.with_scale(nbeta=nbeta, gamma=gamma)
+    if nbeta is not None or gamma is not None:
+        raise ValueError(
+            f"like needs nbeta and gamma to be None, as it sets both, got nbeta = {nbeta} and gamma = {gamma}; "
+            "leave them out, or like."
+        )
+    return posterior.with_scale(nbeta=constant(like.draws, "nbeta"), gamma=constant(like.draws, "gamma"))
+
+
+class Run(NamedTuple):
+    """Chains under way, with the settings that they run by and a report on their draws so far."""
+
+    calibration: Calibration
+    chains: Chains
+    report: Report
+
+
+def draw_cool_enough(
+    keys: tuple[PRNGKeyArray, ...], calibration: Calibration, bounds: Bounds | None, *, progress: bool | None
+) -> Run:
+    """The first draws of a run; again with a smaller step, as long as there are keys, where that one was too large."""
+    run = _start(keys[0], calibration, bounds, progress=progress)
+    for key in keys[1:]:
+        if not (calibration.overhead_bound and _step_too_large(run.report)):
+            break
+        run = _start(key, run.calibration.with_smaller_step(), bounds, progress=progress)
+    return run
+
+
+def _start(key: PRNGKeyArray, calibration: Calibration, bounds: Bounds | None, *, progress: bool | None) -> Run:
+    spectrum, lengths = calibration.spectrum, calibration.lengths
+    chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum)
+    chains.draw(lengths.num_draws, progress=progress)
+    return Run(calibration, chains, report(chains.tree(), bounds=bounds, spectrum=spectrum))
 
 
 def _step_too_large(result: Report) -> bool:
     """Whether chains were thrown out of stiff places: dead, hotter than the posterior, or with rare high energies."""
-    failed = {check.name: check for check in result.failed}
-    if "finite_chains" in failed:
+    if not finite_chains(variable(result.draws, "posterior", "llc")).all():
         return True
-    if failed.keys() & {"positive", "lower_loss"}:
-        return False  # w* is no minimum
-    virial, shape = failed.get("virial"), failed.get("mean_variance")
-    return (virial is not None and virial.value > 1) or (shape is not None and shape.value < 0)
+    # Below a w* that is no minimum the energies say nothing of the step.
+    no_minimum = any(check.kind == "minimum" and check.direction is None for check in result.failed)
+    return not no_minimum and any(check.direction == "hot" for check in result.failed)
+
+
+def _extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, progress: bool | None) -> Report:
+    """A report on the run with as many more draws as the target takes and the budget allows."""
+    calibration, chains, result = run
+    if target_mcse is None:
+        target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
+    done, most = calibration.lengths.num_draws, calibration.lengths.max_draws(_MAX_FACTOR)
+    while done < most and (more := _num_extra_draws(result, target_mcse, done)):
+        more = min(more, most - done)
+        chains.draw(more, progress=progress)
+        done += more
+        result = report(chains.tree(), bounds=bounds, spectrum=calibration.spectrum)
+    return result
 
 
 def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
     """Draws to add for the target, at most as many as there are; 0 where it is reached or out of reach."""
-    curable = {check.name for check in result.failed_of_chains} <= _CURABLE
-    if not curable or not math.isfinite(result.llc.value):
+    failed = result.failed_of_chains
+    if not all(check.cured_by_draws for check in failed) or not math.isfinite(result.llc.value):
         return 0
     excess = result.llc.mcse / (target_mcse * abs(result.llc.value)) if result.llc.value else 0.0
-    if excess <= 1 and not result.failed_of_chains:
+    if excess <= 1 and not failed:
         return 0
     return done if excess**2 >= 2 or excess <= 1 else max(1, int((excess**2 - 1) * done * 1.1))
 
 
-def _localized_draws(key: PRNGKeyArray, settings: Calibration, *, progress: bool | None) -> xr.DataTree:
+def _localized_draws(key: PRNGKeyArray, calibration: Calibration, *, progress: bool | None) -> xr.DataTree:
     """A shorter run at 3γ, whose chains relax three times as fast."""
-    posterior = settings.posterior
-    posterior = posterior.with_scale(gamma=_STRONGER * float(posterior.gamma))  # pyright: ignore[reportArgumentType]
-    lengths = dict(settings.lengths)
-    lengths |= {name: max(1, lengths[name] // _FEWER) for name in ("num_draws", "num_warmup")}
-    chains = Chains(key, posterior, settings.sampler, **lengths, spectrum=settings.spectrum)
-    chains.draw(lengths["num_draws"], progress=progress)
+    posterior, lengths = calibration.posterior, calibration.lengths.shorter(_FEWER)
+    posterior = posterior.with_scale(gamma=_STRONGER * posterior.scale.gamma)
+    chains = Chains(key, posterior, calibration.sampler, lengths, spectrum=calibration.spectrum)
+    chains.draw(lengths.num_draws, progress=progress)
     return chains.tree()
 
 

@@ -53,14 +53,13 @@ def test_gamma_is_chosen_and_reported():
     assert abs(report.corrected.value - 2.0) < 4 * report.corrected.mcse
     assert report.verdict == "CONSISTENT", str(report)
     assert report.settings["batch_size"] == 1000
-    # The report says what was chosen and what was given.
-    chosen = str(report).split("settings, with the reason for each\n")[1]
-    assert f"gamma       {gamma:9.4g}  a flat direction relaxes" in chosen
-    assert "thinning            2  given" in chosen
-    assert json.loads(report.to_json())["calibration"] == [line[2:] for line in chosen.splitlines()]
+    # The report says how each setting was chosen.
+    assert report.calibration in "\n".join(line.removeprefix("  ") for line in str(report).splitlines())
+    assert json.loads(report.to_json())["calibration"] == report.calibration.splitlines()
+    assert [line.split()[0] for line in report.calibration.splitlines()][:3] == ["sampler", "step_size", "gamma"]
 
 
-def test_a_weak_tether_shrinks_the_step():
+def test_a_weak_localization_shrinks_the_step():
     """At γ = 1 the chains go where b ~ N(0, 1), and a is up to a hundred times as stiff as at w*."""
     data, nbeta = np.zeros((1000, 1)), 1000 / np.log(1000)
     center = {"a": jnp.zeros(()), "b": jnp.zeros(())}
@@ -77,6 +76,18 @@ def test_a_weak_tether_shrinks_the_step():
     draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(at_center), num_draws=4000, thinning=10)
     wrong = llc.mean_energy(draws)
     assert not abs(wrong.value - exact) < 4 * wrong.mcse, "negative control: the step of w*"
+
+
+def test_the_scale_may_be_given_or_taken_from_another_report():
+    settings = {"num_draws": 100, "num_warmup": 100, "thinning": 1, "progress": False}
+    first = llc.estimate(jax.random.key(0), quadratic(gamma=1.0), nbeta=50.0, gamma=3.0, **settings)
+    second = llc.estimate(jax.random.key(1), quadratic(), like=first, **settings)
+    for report in (first, second):
+        constants = report.draws["constant_data"]
+        assert (float(constants["nbeta"]), float(constants["gamma"])) == (50.0, 3.0)
+    for scale in ({"nbeta": 50.0}, {"gamma": 3.0}):
+        with pytest.raises(ValueError, match="like needs nbeta and gamma to be None"):
+            llc.estimate(jax.random.key(0), quadratic(), like=first, **scale)
 
 
 def quartic(**scale):
@@ -141,7 +152,7 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
     assert singular.gamma_converged is False
     assert "not the asymptotic λ" in str(singular)
     # An error that leaves both open decides nothing.
-    vague = dataclasses.replace(singular, shift=dataclasses.replace(singular.gamma_sensitivity, mcse=0.01))
+    vague = dataclasses.replace(singular, gamma_sensitivity=dataclasses.replace(singular.gamma_sensitivity, mcse=0.01))
     assert vague.gamma_converged is None
     assert "undecided" in str(vague)
     # A lower bound that λ_corr = .737 has not reached yet is no contradiction: it still grows by .01 a factor 3 of γ.
@@ -181,15 +192,15 @@ def test_restricted_learning_coefficient():
     assert report.verdict == "CONSISTENT", str(report)
 
 
-def test_a_spectrum_and_bounds_that_are_given_serve(monkeypatch):
+def test_a_spectrum_and_bounds_that_are_given_serve():
     """The certificate g ≡ 0 pins λ = 6 of 4-2-4; the report names it, and no other spectrum is computed."""
     given = deep_linear([4, 2, 4], [2, 2])
     posterior = llc.LocalPosterior(given.loss_fn, given.center, given.data)
     spectrum = llc.spectrum(posterior)
     bounds = llc.higher_bounds(posterior, spectrum, key=jax.random.key(1))
     assert bounds.lower == bounds.upper == 6
-    monkeypatch.setattr("llc.calibration.pipeline.hessian_spectrum", None)
     report = llc.estimate(jax.random.key(0), posterior, spectrum=spectrum, bounds=bounds, num_draws=500)
+    assert report.spectrum is spectrum
     assert (report.bounds.lower, report.bounds.upper) == (6, 6)
     assert "upper bound: " in str(report)
     again = llc.report(report.draws)
@@ -198,7 +209,7 @@ def test_a_spectrum_and_bounds_that_are_given_serve(monkeypatch):
     assert str(again) == str(report)
 
 
-def test_without_a_tether_there_is_no_other_run_to_compare_with():
+def test_without_a_localization_there_is_no_other_run_to_compare_with():
     report = llc.estimate(jax.random.key(0), quadratic(gamma=0.0), num_draws=200)
     assert report.gamma_sensitivity is None
     assert report.gamma_converged is None
@@ -216,7 +227,7 @@ def test_a_report_keeps_what_was_proved_beyond_the_rank():
 
 
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e6, True)])
-def test_a_tether_that_hides_what_has_no_rank(gamma, hidden):
+def test_a_localization_that_hides_what_has_no_rank(gamma, hidden):
     """K = w⁴: there is no rank that λ_quad could be compared with; under a strong localization λ̂ ~ γ⁻²."""
     posterior = llc.LocalPosterior(lambda w, _: w[0] ** 4, jnp.zeros(1), np.zeros((1000, 1)), gamma=gamma)
     report = llc.estimate(jax.random.key(0), posterior)
@@ -232,7 +243,7 @@ def test_a_tether_that_hides_what_has_no_rank(gamma, hidden):
 
 
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e4, True)])
-def test_a_tether_that_hides_what_is_counted_where_the_rank_is_open(gamma, hidden):
+def test_a_localization_that_hides_what_is_counted_where_the_rank_is_open(gamma, hidden):
     """K = ½a² + b⁴ beside its minimum: one direction is sure, one is not. A strong localization shows nothing of
     either."""
     loss = lambda w, _: 0.5 * w[0] ** 2 + w[1] ** 4  # noqa: E731

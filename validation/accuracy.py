@@ -125,7 +125,8 @@ def with_momentum(key: jax.Array, posterior: llc.LocalPosterior, make: type, len
     step_size = float(np.asarray(calibration.sampler.step_size))  # pyright: ignore[reportAttributeAccessIssue] - of SGLD
     sampler = make(step_size, friction=2 * math.sqrt(COURANT / step_size))
     spectrum = calibration.spectrum
-    draws = llc.sample(key, calibration.posterior, sampler, spectrum=spectrum, progress=False, **calibration.lengths)
+    lengths = calibration.lengths.keywords()
+    draws = llc.sample(key, calibration.posterior, sampler, spectrum=spectrum, progress=False, **lengths)
     return llc.report(draws, spectrum=spectrum)
 
 

@@ -39,7 +39,7 @@ VARIANTS = {
 }
 PLACES = {  # modules that read a constant
     "COURANT": ("llc.calibration.step_size", "llc.calibration.pilots"),
-    "_RELAXATIONS": ("llc.calibration.pipeline",),
+    "_RELAXATIONS": ("llc.calibration.run_length",),
     "_FAR": ("llc.calibration.pilots",),
 }
 

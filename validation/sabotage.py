@@ -146,7 +146,7 @@ def _with_wrong_settings(name: str, key: jax.Array, posterior: llc.LocalPosterio
     """The settings of calibration, with the step size, the lengths or the batch changed."""
     calibration = llc.calibrate(key, posterior)
     step_size = float(np.asarray(calibration.sampler.step_size))
-    lengths: dict[str, Any] = dict(calibration.lengths)
+    lengths: dict[str, Any] = dict(calibration.lengths.keywords())
     if name.startswith("minibatches"):
         lengths["batch_size"] = 2
     elif "×" in name:

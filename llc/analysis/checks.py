@@ -5,7 +5,7 @@ A failed check is data. It never hides the number, and the number never hides it
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
@@ -31,6 +31,13 @@ OF_CHAINS = (
     "step_size_bias",
 )
 
+_MINIMUM = ("positive", "lower_loss", "mean_variance")
+_SCALE = ("localization",)
+_CURED_BY_DRAWS = ("rhat", "ess", "drift", "virial_error")
+
+Kind = Literal["chains", "minimum", "bounds", "scale"]
+Direction = Literal["hot", "cold"]
+
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 _MAX_Z = 4.0
@@ -47,17 +54,24 @@ class Check:
 
     Attributes:
         name: what was tested.
+        kind: what it is about: the chains, the minimum, the bounds or the scale (nβ, γ) at which λ is seen.
         passed: whether the value is within its threshold.
         value: what was seen.
         threshold: what is allowed.
         message: what it means and, if it failed, what to change in which direction.
+        cured_by_draws: whether more draws can pass it.
+        direction: of a failed check, whether the chains are "hot" or "cold" against their posterior; None if it does
+            not tell.
     """
 
     name: str
+    kind: Kind
     passed: bool
     value: float
     threshold: float
     message: str
+    cured_by_draws: bool = False
+    direction: Direction | None = None
 
 
 def run_checks(
@@ -108,9 +122,33 @@ def run_checks(
 
 
 def _check(
-    name: str, value: float | int, threshold: float | int, seen: str, cure: str, *, passed: bool | np.bool_
+    name: str,
+    value: float | int,
+    threshold: float | int,
+    seen: str,
+    cure: str,
+    *,
+    passed: bool | np.bool_,
+    direction: Direction | None = None,
 ) -> Check:
-    return Check(name, bool(passed), float(value), float(threshold), seen if passed else f"{seen}: {cure}")
+    return Check(
+        name=name,
+        kind=_kind_of(name),
+        passed=bool(passed),
+        value=float(value),
+        threshold=float(threshold),
+        message=seen if passed else f"{seen}: {cure}",
+        cured_by_draws=name in _CURED_BY_DRAWS,
+        direction=None if passed else direction,
+    )
+
+
+def _kind_of(name: str) -> Kind:
+    if name in OF_CHAINS:
+        return "chains"
+    if name in _MINIMUM:
+        return "minimum"
+    return "scale" if name in _SCALE else "bounds"
 
 
 def _finite(draws: xr.DataTree) -> Check:
@@ -119,7 +157,7 @@ def _finite(draws: xr.DataTree) -> Check:
     names = f" (chain {', '.join(dead)})" if dead else ""
     seen = f"{len(dead)} of {len(finite)} chains have non-finite losses{names}"
     cure = "they are left out of the estimates; lower step_size or raise gamma"
-    return _check("finite_chains", len(dead), 0, seen, cure, passed=not dead)
+    return _check("finite_chains", len(dead), 0, seen, cure, passed=not dead, direction="hot")
 
 
 def _divergences(draws: xr.DataTree) -> Check:
@@ -178,7 +216,13 @@ def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
         else "the chains have not filled the posterior; take more draws and warm-up, or raise gamma"
     )
     threshold = hot if value > 1 else cold
-    return _check("virial", value, threshold, seen, cure, passed=abs(value - 1) <= threshold)
+    passed = abs(value - 1) <= threshold
+    return _check("virial", value, threshold, seen, cure, passed=passed, direction=_direction(value - 1))
+
+
+def _direction(excess: float) -> Direction | None:
+    """What an energy in excess of the posterior's says."""
+    return "hot" if excess > 0 else "cold" if excess < 0 else None
 
 
 def _virial_error(draws: xr.DataTree) -> Check:
@@ -205,7 +249,8 @@ def _virial_curved(draws: xr.DataTree) -> Check | None:
         if value > 1
         else "the chains have not filled them; take more draws and warm-up"
     )
-    return _check("virial_curved", value, threshold, seen, cure, passed=abs(value - 1) <= threshold)
+    passed = abs(value - 1) <= threshold
+    return _check("virial_curved", value, threshold, seen, cure, passed=passed, direction=_direction(value - 1))
 
 
 def _positive(mean: Estimate) -> Check:
@@ -239,7 +284,9 @@ def _mean_variance(draws: xr.DataTree, mean: Estimate, variance: Estimate, spect
         threshold += mean.value  # without a spectrum, the localization may take all of the variance
     seen = f"mean {mean.value:.3g} against variance {variance.value:.3g}, {expected:.2g} of it expected from γ"
     cure = "the energy is not Gamma-distributed: unmixed chains, a wrong L(w*), or another basin; look at the trace"
-    return _check("mean_variance", gap, threshold, seen, cure, passed=abs(gap) <= threshold)
+    # Rare high energies, of chains that are thrown out of stiff places, raise the variance above the mean.
+    passed = abs(gap) <= threshold
+    return _check("mean_variance", gap, threshold, seen, cure, passed=passed, direction=_direction(-gap))
 
 
 def _share(h: np.ndarray, scale: float) -> np.ndarray:

@@ -6,24 +6,26 @@ SGLD was 34 % too hot). Pilots look at
 $$ \epsilon\, (n\beta\, h_{max}(w) + \gamma) $$
 
 where they pass. Where it is more than twice what was aimed at, the localization is too weak to be local: γ grows if
-it is
-ours to choose, and the step shrinks if not.
+calibration may choose it, and the step shrinks if not.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
-from llc.bounds.spectral_measure import Spectrum
-from llc.calibration.step_size import COURANT, settings_from_curvature
+from llc.calibration.batch_size import Batch
+from llc.calibration.record import Pilot, PilotResult, Request
+from llc.calibration.run_length import Plan
+from llc.calibration.step_size import COURANT, Settings, settings_from_curvature
 from llc.geometry.curvature.lanczos import NotFiniteError
 from llc.geometry.curvature.methods import top_eigenvalue
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
+from llc.sampling.run_lengths import RunLengths
 from llc.sampling.sgmcmc import SGLD
 
 _PILOTS, _STEPS, _MATVECS = 16, 1000, 12
@@ -33,99 +35,77 @@ _LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURAN
 _FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
 
 
-class Pilot(NamedTuple):
-    """A short run: its settings, and the largest ε (nβ h_max + γ) where it was, in units of what was aimed at."""
-
-    gamma: float
-    step_size: float
-    stiffness: float
-
-
-class PilotResult(NamedTuple):
-    """What pilots settled: the posterior with its γ, SGLD with its step size, and whether the last one confirmed them.
-
-    Where none did, γ or ε has moved once more after the last pilot.
-    """
-
-    posterior: LocalPosterior
-    sampler: SGLD
-    pilots: tuple[Pilot, ...]
-    confirmed: bool
-
-
-def run_pilots(
-    key: PRNGKeyArray,
-    posterior: LocalPosterior,
-    spectrum: Spectrum,
-    *,
-    num_steps: int,
-    max_length_factor: int,
-    num_chains: int,
-    batch_size: int | None,
-    eval_size: int | None,
-    control_variates: bool,
-) -> PilotResult:
+def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) -> PilotResult:
     """γ and the step size that hold where pilots pass.
+
+    Pilots run SGLD, also for a sampler that adapts the step of a Langevin proposal: its steps are about as long.
 
     Args:
         key: `jax.random.key(seed)`.
-        posterior: its γ is kept if it has one.
-        spectrum: of the Hessian at w*.
-        num_steps: of a chain of the run that follows.
-        max_length_factor: times that a pilot may be longer than 1,000 steps.
-        num_chains: of a pilot, and of the run that follows, so that both are the same program.
-        batch_size: the same.
-        eval_size: the same.
-        control_variates: the same.
+        request: what calibration started from; a γ of its posterior is kept.
+        batch: rows of a minibatch, the same as of the run that follows, so that both are the same program.
+        plan: how long the run may be.
     """
-    free, limit, confirmed = posterior.gamma is None, _LOCAL, False
-    settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
-    looks = _LOOKS if max_length_factor > 1 else 1
-    pilots = []
+    posterior, limit, confirmed = request.posterior, _LOCAL, False
+    settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
+    pilots: list[Pilot] = []
     for pilot_key in jax.random.split(key, _PILOTS):
         posterior = posterior.with_scale(gamma=settings.gamma)
-        relaxed = math.ceil(_RELAXATIONS / max(settings.step_size * settings.gamma, 1e-12))
-        chains = Chains(
-            pilot_key,
-            posterior,
-            SGLD(step_size=settings.step_size, control_variates=control_variates),
-            num_chains=num_chains,
-            num_warmup=0,
-            num_draws=looks,
-            thinning=min(max(_STEPS, relaxed), max_length_factor * _STEPS) // looks,
-            batch_size=batch_size,
-            eval_size=eval_size,
-            spectrum=spectrum,  # needless here, but so the run that follows is the same program
-        )
-        ratio = 0.0
-        for _ in range(looks):
-            chains.draw(1, progress=False)
-            ratio = max(ratio, _stiffness_at(chains.positions, posterior, settings))
-        pilots.append(Pilot(settings.gamma, settings.step_size, ratio))
-        confirmed = ratio <= limit
+        stiffness = _run_pilot(pilot_key, posterior, settings, request, batch, plan.max_length_factor)
+        pilots.append(Pilot(settings.gamma, settings.step_size, stiffness))
+        confirmed = stiffness <= limit
         if confirmed:
             break
-        if free:
-            settings = settings._replace(gamma=2 * settings.gamma)
-            posterior = posterior.with_scale(gamma=settings.gamma)
-            settings = settings_from_curvature(posterior, spectrum.largest, num_steps)
+        if request.chooses_gamma:
+            posterior = posterior.with_scale(gamma=2 * settings.gamma)
+            settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
         else:
             limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
-            settings = settings._replace(step_size=settings.step_size / min(max(ratio / limit, 2.0), 16.0))
-    sampler = SGLD(step_size=settings.step_size, control_variates=control_variates)
-    return PilotResult(posterior, sampler, tuple(pilots), confirmed)
+            settings = settings._replace(step_size=settings.step_size / min(max(stiffness / limit, 2.0), 16.0))
+    sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
+    sampler = sampler if request.sampler is None else request.sampler
+    return PilotResult(posterior, sampler, settings.step_size, tuple(pilots), confirmed)
 
 
-def _stiffness_at(positions, posterior, settings) -> float:
-    """Largest ε (nβ h_max + γ) at the positions, in units of what was aimed at."""
+def _run_pilot(
+    key: PRNGKeyArray,
+    posterior: LocalPosterior,
+    settings: Settings,
+    request: Request,
+    batch: Batch,
+    max_length_factor: int,
+) -> float:
+    """The largest stiffness that the chains of one pilot come by."""
+    looks = _LOOKS if max_length_factor > 1 else 1
+    relaxed = math.ceil(_RELAXATIONS / max(settings.step_size * settings.gamma, 1e-12))
+    lengths = RunLengths(
+        num_chains=request.lengths.num_chains,
+        num_warmup=0,
+        num_draws=looks,
+        thinning=min(max(_STEPS, relaxed), max_length_factor * _STEPS) // looks,
+        batch_size=batch.rows,
+        eval_size=request.lengths.eval_size,
+    )
+    sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
+    # The spectrum is needless here, but with it the run that follows is the same program.
+    chains = Chains(key, posterior, sampler, lengths, spectrum=request.spectrum)
+    stiffness = 0.0
+    for _ in range(looks):
+        chains.draw(1, progress=False)
+        stiffness = max(stiffness, stiffness_at(chains.positions, posterior, settings))
+    return stiffness
+
+
+def stiffness_at(positions: Sequence[PyTree], posterior: LocalPosterior, settings: Settings) -> float:
+    """Largest ε (nβ h_max + γ) at the positions, in units of what was aimed at; inf where there is no curvature."""
     stiffest = 0.0
     for position in positions:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(position)):
-            return np.inf
+            return math.inf
         there = eqx.tree_at(lambda p: p.center, posterior, posterior.params_at(position))
         try:
             largest = top_eigenvalue(there, num_matvecs=_MATVECS)
         except NotFiniteError:  # it overflows, far out
-            return np.inf
+            return math.inf
         stiffest = max(stiffest, settings.step_size * (float(posterior.nbeta) * largest + settings.gamma))
     return stiffest / COURANT

@@ -1,19 +1,21 @@
-r"""Settings of SGLD from the curvature at w*.
+r"""Step size and γ from the curvature at w*.
 
 With h_max the largest eigenvalue of the Hessian, T the number of steps and c = 0.5,
 
 $$ \epsilon = \frac{c}{n\beta\, h_{max} + \gamma}, \qquad \gamma = \frac{80\, n\beta\, h_{max}}{c\, T}: $$
 
-an eighth of the stability limit and, where the user gave none, a localization that even a flat direction feels T εγ/2
-= 40
-times over the run.
+an eighth of the stability limit and, where the user gave none, a localization under which even a flat direction relaxes
+T εγ/2 = 40 times over the run. Pilot runs (pilots.py) correct both.
 """
 
 from typing import NamedTuple
 
+import numpy as np
+
+from llc.calibration.record import Choice, PilotResult, Request
 from llc.posterior.local_posterior import LocalPosterior
 
-COURANT = 0.5  # c; stable below 4, THEORY §7 measured rmse 0.5–1.9 % with it
+COURANT = 0.5  # c; stable below 4, and with it λ̂ had an rmse of 0.5–1.9 %
 RELAXATIONS = 80  # T εγ; with 40 the energy of a 460-parameter network had 350–460 effective draws, too near the 400
 
 
@@ -47,3 +49,34 @@ def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps
     if gamma is None:
         gamma = RELAXATIONS * stiffness / (COURANT * num_steps)
     return Settings(COURANT / (stiffness + gamma), gamma, largest)
+
+
+def choose_step_size(request: Request, found: PilotResult) -> Choice[float | None]:
+    """ε as the pilots left it, or that of the sampler that was given."""
+    if request.sampler is not None or found.step_size is None:
+        given = getattr(request.sampler, "step_size", None)
+        return Choice(None if given is None else float(np.asarray(given)), "given", "of the sampler")
+    nbeta, gamma = found.posterior.scale
+    largest, num_pilots = request.spectrum.largest, len(found.pilots)
+    stiffness = found.step_size * gamma + found.step_size * nbeta * largest
+    reason = f"ε (nβ h_max + γ) = {stiffness:.2g}, stable below 4; h_max = {largest:.3g}"
+    if not found.confirmed:
+        reason += f"; none of {num_pilots} pilots kept to places where that holds"
+    evidence = {"stiffness": stiffness, "largest": largest, "num_pilots": num_pilots, "confirmed": found.confirmed}
+    return Choice(found.step_size, "chosen", reason, evidence)
+
+
+def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice[float]:
+    """γ as the pilots left it, with the number of times that a flat direction relaxes in a run of `num_steps`."""
+    gamma, rate = found.posterior.scale.gamma, found.rate
+    evidence: dict[str, int | float] = {} if rate is None else {"relaxations": rate * num_steps / 2}
+    if not request.chooses_gamma:
+        return Choice(gamma, "posterior", "of the posterior", evidence)
+    if rate is None:
+        return Choice(gamma, "chosen", "for the length of a run at ε = 0.5 / (nβ h_max + γ)")
+    reason = f"a flat direction relaxes {evidence['relaxations']:.0f} times over the run"
+    evidence["strengthened"] = gamma / found.pilots[0].gamma
+    if len(found.pilots) > 1:
+        times = evidence["strengthened"]
+        reason += f"; {len(found.pilots)} pilots asked for a localization {times:.3g} times as strong as at w*"
+    return Choice(gamma, "chosen", reason, evidence)

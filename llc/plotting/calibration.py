@@ -17,7 +17,7 @@ from matplotlib.colors import LogNorm
 from llc.plotting import canvas
 
 if TYPE_CHECKING:
-    from llc.calibration.pipeline import Calibration
+    from llc.calibration.record import Calibration
 else:  # at run time any object with the same fields serves
     Calibration = Any
 

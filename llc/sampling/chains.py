@@ -13,24 +13,22 @@ import json
 import math
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import xarray as xr
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
+from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
-from llc.sampling.control_variates import make_control_variates
-from llc.sampling.draws import Recorder, describe
-from llc.sampling.energies import make_evaluation
+from llc.sampling.draws import Recorder, Segment, describe
 from llc.sampling.kernel import Sampler
-from llc.sampling.loop import Settings, losses_at_center, run_segment, slope_at_center, start
-from llc.sampling.validation import check_key, check_settings, choose_method
+from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains
+from llc.sampling.measure import make_measure
+from llc.sampling.placement import choose_method, on_device, place_keys
+from llc.sampling.run_lengths import RunLengths
+from llc.sampling.validation import check_key, check_settings
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
@@ -47,7 +45,7 @@ def sample(
     thinning: int = 1,
     batch_size: int | None = None,
     eval_size: int | None = None,
-    spectrum: Any = None,
+    spectrum: Spectrum | None = None,
     chain_method: str = "auto",
     keep_params: bool = False,
     progress: bool | None = None,
@@ -81,19 +79,16 @@ def sample(
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
     """
-    chains = Chains(
-        key,
-        posterior,
-        sampler,
+    lengths = RunLengths(
         num_chains=num_chains,
         num_warmup=num_warmup,
         num_draws=num_draws,
         thinning=thinning,
         batch_size=batch_size,
         eval_size=eval_size,
-        spectrum=spectrum,
-        chain_method=chain_method,
-        keep_params=keep_params,
+    )
+    chains = Chains(
+        key, posterior, sampler, lengths, spectrum=spectrum, chain_method=chain_method, keep_params=keep_params
     )
     chains.draw(num_draws, progress=progress)
     return chains.tree()
@@ -114,134 +109,137 @@ def _full_products() -> Iterator[None]:
 class Chains:
     """Chains under way: `draw` goes on where they stand, `tree` gives what they have drawn so far.
 
-    The arguments are those of `sample`; `num_draws` is how many `draw` is asked for at first.
+    Args:
+        key: `jax.random.key(seed)`.
+        posterior: the density; its `gamma` must be set.
+        sampler: as of `sample`.
+        lengths: as of `sample`; `num_draws` is how many `draw` is asked for at first.
+        spectrum: as of `sample`.
+        chain_method: as of `sample`.
+        keep_params: as of `sample`.
+
+    Raises:
+        ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
     """
 
     @_full_products()
     def __init__(
         self,
-        key,
-        posterior,
-        sampler,
+        key: PRNGKeyArray,
+        posterior: LocalPosterior,
+        sampler: Sampler,
+        lengths: RunLengths,
         *,
-        num_chains,
-        num_warmup,
-        num_draws,
-        thinning,
-        batch_size,
-        eval_size=None,
-        spectrum=None,
-        chain_method="auto",
-        keep_params=False,
+        spectrum: Spectrum | None = None,
+        chain_method: str = "auto",
+        keep_params: bool = False,
     ):
         check_key(key)
-        self.posterior = _on_device(posterior)  # w* in float64 is sampled in JAX's precision
-        check_settings(
-            self.posterior, sampler, num_chains, num_warmup, num_draws, thinning, batch_size, eval_size, keep_params
-        )
-        self.sampler, self.num_chains, self.thinning = sampler, num_chains, thinning
-        self.method = choose_method(chain_method, posterior, num_chains)
-        self.vectorize = self.method != "sequential"
-        step_key, subset_key, init_key = jax.random.split(key, 3)
-
-        num_data = posterior.num_data
-        rows = None
-        if eval_size is not None and eval_size < num_data:
-            rows = np.sort(jax.device_get(jax.random.choice(subset_key, num_data, (eval_size,), replace=False)))
-        slope = None if rows is None else slope_at_center(self.posterior, batch_size)
-        self.evaluation = _on_device(make_evaluation(self.posterior, rows, center_grad=slope, batch_size=batch_size))
-        on_a_subset = rows is not None and slope is None  # its slopes would need a derivative that there is not
-        self.stein = None if on_a_subset else make_control_variates(self.posterior, spectrum)
-        self.baseline = losses_at_center(self.posterior, self.evaluation)
-
-        self.warmup = math.ceil(num_warmup / thinning)
-        self.size = max(1, math.ceil((self.warmup + num_draws) / _NUM_SEGMENTS))
-        capacity = max(_CAPACITY, 2 ** math.ceil(math.log2(self.size)))  # few different ones: a program each
-        self.settings = Settings(None if batch_size == num_data else batch_size, capacity, keep_params)
-        keys, init_keys = jax.random.split(step_key, num_chains), jax.random.split(init_key, num_chains)
-        if self.method == "parallel":
-            keys, init_keys = _spread(keys, num_chains), _spread(init_keys, num_chains)
-        self.keys = [keys] if self.vectorize else list(keys)
-        # A sampler that does not adapt starts the same whatever the length: one program for all.
-        adapts = self.warmup * thinning if sampler.needs_full_batch else 0
-        self.states = [
-            start(k, self.posterior, sampler, adapts, self.vectorize)
-            for k in ([init_keys] if self.vectorize else init_keys)
-        ]
-        self.recorder = Recorder(self.warmup, num_draws)
-        self.done = 0  # draws so far, of the warm-up too
+        self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
+        check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
-        self.constants = {
-            "nbeta": float(self.posterior.nbeta),
-            "gamma": float(self.posterior.gamma),
-            "num_data": num_data,
-            "num_params": posterior.num_params,
-            "eval_size": num_data if rows is None else len(rows),
-        }
-        if self.stein is not None:
-            self.constants["trace_curved"] = float(self.stein.trace)
-        self.record = {
-            "sampler": describe(sampler),
-            "num_chains": num_chains,
-            "num_warmup": num_warmup,
-            "thinning": thinning,
-            "batch_size": num_data if batch_size is None else batch_size,
-            "eval_size": self.constants["eval_size"],
-            "chain_method": self.method,
-        }
+        self.sampler, self.lengths = sampler, lengths
+        self.method = choose_method(chain_method, posterior, lengths.num_chains)
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
+        step_key, subset_key, init_key = jax.random.split(key, 3)
+        self.measure = make_measure(subset_key, self.posterior, lengths, spectrum)
+
+        self.warmup = lengths.num_warmup_draws
+        self.size = max(1, math.ceil((self.warmup + lengths.num_draws) / _NUM_SEGMENTS))
+        self.settings = LoopSettings(
+            batch_size=None if lengths.batch_size == posterior.num_data else lengths.batch_size,
+            capacity=max(_CAPACITY, 2 ** math.ceil(math.log2(self.size))),  # few different ones: a program each
+            keep_params=keep_params,
+            vectorize=self.method != "sequential",
+        )
+        self.keys = place_keys(step_key, lengths.num_chains, self.method)
+        # A sampler that does not adapt starts the same whatever the length: one program for all.
+        adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
+        self.states = [
+            start_chains(keys, self.posterior, sampler, adaptation, vectorize=self.settings.vectorize)
+            for keys in place_keys(init_key, lengths.num_chains, self.method)
+        ]
+        self.recorder = Recorder(self.warmup, lengths.num_draws)
+        self.done = 0  # draws so far, of the warm-up too
 
     @_full_products()
     def draw(self, num_draws: int, *, progress: bool | None = None) -> None:
         """`num_draws` more draws of every chain; the first ones after the warm-up."""
         end = max(self.done, self.warmup) + num_draws
         with tqdm(
-            total=(end - self.done) * self.num_chains,
+            total=(end - self.done) * self.lengths.num_chains,
             disable=None if progress is None else not progress,
             desc="sampling",
             unit="draw",
         ) as bar:
             for first, count in _segments(self.done, self.warmup, end, self.size):
-                span = np.int32(first), np.int32(count), np.int32(self.thinning)  # Python integers would retrace
+                # Python integers would be another program each.
+                span = Span(np.int32(first), np.int32(count), np.int32(self.lengths.thinning))
                 parts = []
-                for i, keys in enumerate(self.keys):
-                    self.states[i], segment = run_segment(
-                        keys,
-                        self.posterior,
-                        self.sampler,
-                        self.evaluation,
-                        self.stein,
-                        self.baseline,
-                        self.states[i],
-                        span,
-                        self.settings,
-                        self.vectorize,
-                    )
-                    part = jax.device_get(segment)
-                    parts.append(part if self.vectorize else jax.tree.map(lambda x: x[None], part))
-                    bar.update(count * (self.num_chains if self.vectorize else 1))
+                for i in range(len(self.keys)):
+                    parts.append(self._segment(i, span))
+                    bar.update(count * self.lengths.num_chains // len(self.keys))
                 self.recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
         self.done = end
+
+    def _segment(self, part: int, span: Span) -> Segment:
+        """Moves the chains of one program on, and takes what they recorded off the device, chains first."""
+        self.states[part], segment = run_segment(
+            self.keys[part], self.posterior, self.sampler, self.measure, self.states[part], span, self.settings
+        )
+        segment = jax.device_get(segment)
+        return segment if self.settings.vectorize else jax.tree.map(lambda x: x[None], segment)
 
     @property
     def positions(self) -> list[PyTree]:
         """Where each chain stands."""
         ends = [jax.device_get(state.position) for state in self.states]
-        if not self.vectorize:
+        if not self.settings.vectorize:
             return ends
-        return [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(self.num_chains)]  # noqa: B023 - used at once
+        return [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(self.lengths.num_chains)]  # noqa: B023
 
     def tree(self) -> xr.DataTree:
         """All draws so far, as `sample` returns them."""
         attributes = {
             "sampler": type(self.sampler).__name__,
-            "settings": json.dumps(self.record | {"num_draws": self.done - self.warmup}),
+            "settings": json.dumps(self._settings()),
             "seed": json.dumps(self.seed),
             "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
         }
-        # L(w*) over all data: a draw's loss is this and its difference on the rows.
-        constants = {"init_loss": self.init_loss} | self.constants
-        return self.recorder.tree(constants, attributes, self.posterior, np.asarray(self.evaluation.weights))
+        weights = np.asarray(self.measure.evaluation.weights)
+        return self.recorder.tree(self._constants(), attributes, self.posterior, weights)
+
+    @property
+    def _eval_size(self) -> int:
+        num_data, size = self.posterior.num_data, self.lengths.eval_size
+        return num_data if size is None else size
+
+    def _constants(self) -> dict[str, float]:
+        """The scale, the sizes and L(w*) over all data: a draw's loss is this and its difference on the rows."""
+        constants = {
+            "init_loss": self.init_loss,
+            "nbeta": self.posterior.scale.nbeta,
+            "gamma": self.posterior.scale.gamma,
+            "num_data": self.posterior.num_data,
+            "num_params": self.given.num_params,
+            "eval_size": self._eval_size,
+        }
+        variates = self.measure.control_variates
+        return constants if variates is None else constants | {"trace_curved": float(variates.trace)}
+
+    def _settings(self) -> dict[str, object]:
+        """How the draws were made, as plain data."""
+        lengths = self.lengths
+        return {
+            "sampler": describe(self.sampler),
+            "num_chains": lengths.num_chains,
+            "num_warmup": lengths.num_warmup,
+            "thinning": lengths.thinning,
+            "batch_size": self.posterior.num_data if lengths.batch_size is None else lengths.batch_size,
+            "eval_size": self._eval_size,
+            "chain_method": self.method,
+            "num_draws": self.done - self.warmup,
+        }
 
     @functools.cached_property
     def init_loss(self) -> float:
@@ -254,14 +252,3 @@ def _segments(done: int, warmup: int, end: int, size: int) -> Iterator[tuple[int
     for begin, stop in ((done, warmup), (max(done, warmup), end)):
         for first in range(begin, stop, size):
             yield first, min(size, stop - first)
-
-
-def _on_device(tree: PyTree) -> PyTree:
-    """`tree` with its arrays on the device, once instead of in every segment."""
-    arrays, rest = eqx.partition(tree, eqx.is_array)
-    return eqx.combine(jax.device_put(arrays), rest)
-
-
-def _spread(keys: PRNGKeyArray, num_chains: int) -> PRNGKeyArray:
-    mesh = jax.make_mesh((math.gcd(num_chains, jax.device_count()),), ("chain",), axis_types=(AxisType.Auto,))
-    return jax.device_put(keys, NamedSharding(mesh, P("chain")))

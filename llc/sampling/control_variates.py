@@ -17,7 +17,6 @@ Only x·A∇L is needed, the derivative of the loss along A x: one forward pass 
 """
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,6 +25,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
 
 _BYTES = 2**30  # of the eigenvectors
@@ -65,7 +65,7 @@ class ControlVariates(eqx.Module):
         return nbeta * slopes + gamma * localization - jnp.stack([self.trace, self.rest]).astype(dtype)
 
 
-def make_control_variates(posterior: LocalPosterior, spectrum: Any) -> ControlVariates | None:
+def make_control_variates(posterior: LocalPosterior, spectrum: Spectrum | None) -> ControlVariates | None:
     """Control variates from a spectrum with eigenvectors; None from one without.
 
     Args:
@@ -79,7 +79,7 @@ def make_control_variates(posterior: LocalPosterior, spectrum: Any) -> ControlVa
             f"spectrum needs to be that of the parameters that move, d = {posterior.num_params}, "
             f"got d = {spectrum.vectors.shape[1]}; compute llc.spectrum of the same posterior."
         )
-    nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)  # pyright: ignore[reportArgumentType] - checked before
+    nbeta, gamma = posterior.scale
     dtype = jnp.result_type(*jax.tree.leaves(posterior.position))
     curvatures = nbeta * np.sort(spectrum.nodes[0])[::-1][: len(spectrum.vectors)]
     shares = curvatures / (curvatures + gamma)

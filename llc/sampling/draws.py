@@ -42,8 +42,20 @@ class Moments(NamedTuple):
     paired_second: Float[Array, "unit"] | None = None
 
 
+class Segment(NamedTuple):
+    """What a segment brings to the host: its draws, and sums over them (None where no unit's losses are kept)."""
+
+    draws: Draw
+    moments: Moments | None
+
+
 class Recorder:
-    """Collects segments on the host and turns them into a DataTree; blocks are fifths of the first `num_draws`."""
+    """Collects segments on the host and turns them into a DataTree.
+
+    Args:
+        warmup: draws of the warm-up, which come first.
+        num_draws: how many draws are asked for at first; a block of moments takes a fifth of them.
+    """
 
     def __init__(self, warmup: int, num_draws: int):
         self.warmup = warmup
@@ -52,14 +64,13 @@ class Recorder:
         self.moments: dict[int, Moments] = {}
         self.counts: dict[int, int] = {}
 
-    def add(self, start: int, count: int, segment: tuple[Draw, Moments | None]) -> None:
+    def add(self, start: int, count: int, segment: Segment) -> None:
         """Takes one segment with leading axes (chain, draw)."""
-        draws, moments = segment
-        self.draws.append(jax.tree.map(lambda x: x[:, :count], draws))
-        if moments is not None and start >= self.warmup:
+        self.draws.append(jax.tree.map(lambda x: x[:, :count], segment.draws))
+        if segment.moments is not None and start >= self.warmup:
             block = int((start - self.warmup) / self.length)
             before = self.moments.get(block)
-            self.moments[block] = moments if before is None else jax.tree.map(np.add, before, moments)
+            self.moments[block] = segment.moments if before is None else jax.tree.map(np.add, before, segment.moments)
             self.counts[block] = self.counts.get(block, 0) + count
 
     def tree(
@@ -71,40 +82,55 @@ class Recorder:
     ) -> xr.DataTree:
         """Everything recorded, with the warm-up apart; `weights` are those of the units that losses come in."""
         draws = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.draws)
-        delta = draws.delta.astype(np.float64)
-        values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(draws.params):
-            values[parameter_name(path)] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
-        stats = {name: value for name, value in draws.info._asdict().items()}
-        stats["distance"] = draws.distance
-        if draws.stein is not None:
-            stats |= {"stein_curved": draws.stein[..., 0], "stein_flat": draws.stein[..., 1]}
-        if np.isnan(stats["acceptance_rate"]).all():
-            del stats["acceptance_rate"]
-        stats = {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
-        groups = {"posterior": values, "sample_stats": stats}
-        split = {name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()}
+        groups = {"posterior": _values(draws, constants), "sample_stats": _statistics(draws)}
+        split: dict[str, dict[str, Any]] = {
+            name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()
+        }
         if self.warmup:
             for name, group in groups.items():
                 split[f"warmup_{name}"] = {k: v[:, : self.warmup] for k, v in group.items()}
-        split["constant_data"] = constants
+        split["constant_data"] = dict(constants)
         with warnings.catch_warnings():
             # A short run of many chains is no mistake in the order of the axes.
             warnings.filterwarnings("ignore", message="Found chain dimension to be longer than draw dimension")
             tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
         tree.attrs.update(attributes)
-        blocks = [(self.moments[block], self.counts[block]) for block in sorted(self.moments)]
-        if blocks:
-            dims = ("block", "chain", "example" if posterior.per_example else "piece")
-            means: dict[str, Any] = {
-                name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
-                for name in Moments._fields
-                if getattr(blocks[0][0], name) is not None
-            }
-            means["weight"] = (dims[-1:], weights.astype(np.float64))
-            means["num_draws"] = (("block",), np.array([float(count) for _, count in blocks]))
-            tree["pointwise"] = xr.DataTree(xr.Dataset(means))
+        if self.moments:
+            tree["pointwise"] = xr.DataTree(self._pointwise("example" if posterior.per_example else "piece", weights))
         return tree
+
+    def _pointwise(self, unit: str, weights: Float[np.ndarray, "unit"]) -> xr.Dataset:
+        """Means over every block of draws, of every unit."""
+        blocks = [(self.moments[block], self.counts[block]) for block in sorted(self.moments)]
+        dims = ("block", "chain", unit)
+        means: dict[str, Any] = {
+            name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
+            for name in Moments._fields
+            if getattr(blocks[0][0], name) is not None
+        }
+        means["weight"] = (dims[-1:], weights.astype(np.float64))
+        means["num_draws"] = (("block",), np.array([float(count) for _, count in blocks]))
+        return xr.Dataset(means)
+
+
+def _values(draws: Draw, constants: dict[str, float]) -> dict[str, np.ndarray]:
+    """Losses in float64, and the parameters where they were kept."""
+    delta = np.asarray(draws.delta).astype(np.float64)
+    values = {"loss": constants["init_loss"] + delta, "llc": constants["nbeta"] * delta}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(draws.params):
+        values[parameter_name(path)] = leaf if leaf.dtype in (np.float32, np.float64) else leaf.astype(np.float32)
+    return values
+
+
+def _statistics(draws: Draw) -> dict[str, np.ndarray]:
+    """What the sampler says of its steps, the distance to w*, and the residuals of the control variates."""
+    stats: dict[str, Any] = draws.info._asdict()
+    stats["distance"] = draws.distance
+    if draws.stein is not None:
+        stats |= {"stein_curved": draws.stein[..., 0], "stein_flat": draws.stein[..., 1]}
+    if np.isnan(stats["acceptance_rate"]).all():
+        del stats["acceptance_rate"]
+    return {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
 
 
 def parameter_name(path: tuple) -> str:

@@ -42,11 +42,23 @@ class Sampler(eqx.Module):
 
     Attributes:
         needs_full_batch: whether the transition is valid on the full data only (it has an accept step).
-        trajectories: whether a step is a trajectory of many gradients.
+        takes_trajectories: whether a step is a trajectory of many gradients.
+        adapts_in_warmup: whether anything adapts in the first `num_warmup` steps.
     """
 
     needs_full_batch: ClassVar[bool]
     takes_trajectories: ClassVar[bool] = False
+    adapts_in_warmup: ClassVar[bool] = False
+
+    @property
+    def adapts_step(self) -> bool:
+        """Whether the step size is found in the warm-up, so that none is known before."""
+        return False
+
+    @property
+    def langevin_step(self) -> float | None:
+        """ε, where a step is one of plain SGLD (P = I) with a step size that is known; None of other dynamics."""
+        return None
 
     @abc.abstractmethod
     def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> Any:
@@ -87,7 +99,7 @@ def center_gradient(posterior: LocalPosterior, batch_size: int | None = None) ->
     return make_evaluation(posterior, batch_size=batch_size).losses_and_gradient(posterior, posterior.position)[1]
 
 
-def _loss_gradient(posterior, position, batch):
+def _loss_gradient(posterior: LocalPosterior, position: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
     return jax.value_and_grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
 
 

@@ -1,153 +1,143 @@
 """The compiled part of sampling: a segment of draws, of one chain or of all at once; nothing leaves the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
-from llc.sampling.draws import Draw, Moments
-from llc.sampling.kernel import Info, center_gradient
+from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.draws import Draw, Moments, Segment
+from llc.sampling.kernel import Info, Sampler
+from llc.sampling.measure import Measure, evaluate_draw
 from llc.sampling.minibatch import minibatch
 
 
-class Settings(NamedTuple):
-    """Static settings of the loop."""
+class LoopSettings(NamedTuple):
+    """Static settings of the loop.
+
+    Attributes:
+        batch_size: rows of a minibatch; None takes all the data.
+        capacity: draws that a segment can hold.
+        keep_params: whether the parameters of every draw are recorded.
+        vectorize: whether all chains run side by side, so that keys and states have a leading axis.
+    """
 
     batch_size: int | None
-    capacity: int  # draws that a segment can hold
+    capacity: int
     keep_params: bool
+    vectorize: bool
+
+
+class Span(NamedTuple):
+    """The draws of a segment: `num_draws` of them from number `start` on, `thinning` steps apart."""
+
+    start: Int[ArrayLike, ""]
+    num_draws: Int[ArrayLike, ""]
+    thinning: Int[ArrayLike, ""]
 
 
 @eqx.filter_jit
-def start(keys, posterior, sampler, num_warmup, vectorize):
+def start_chains(keys: Array, posterior: LocalPosterior, sampler: Sampler, num_warmup: int, *, vectorize: bool) -> Any:
     """States of chains at w*."""
 
-    def initial(key):
+    def initial(key: PRNGKeyArray) -> Any:
         return sampler.init(key, posterior, num_warmup=num_warmup)
 
     return jax.vmap(initial)(keys) if vectorize else initial(keys)
 
 
 @eqx.filter_jit
-def run_segment(keys, posterior, sampler, evaluation, stein, baseline, state, span, settings, vectorize):
-    """`count` draws (settings.capacity at most) from number `start` on, with `span` = (start, count, thinning)."""
-    start, count, thinning = span
+def run_segment(
+    keys: Array,
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    measure: Measure,
+    states: Any,
+    span: Span,
+    settings: LoopSettings,
+) -> tuple[Any, Segment]:
+    """The draws of `span` (settings.capacity at most): the chains' new states, and what is recorded."""
 
-    def chain(key, state):
-        step_and_batch = tuple(jax.random.split(key))
+    def chain(key: PRNGKeyArray, state: Any) -> tuple[Any, Segment]:
+        step_key, batch_key = jax.random.split(key)
 
-        def take(i, loop):
+        def take(i: Array, loop: tuple[Any, Draw, Moments | None]) -> tuple[Any, Draw, Moments | None]:
             state, draws, moments = loop
-            first = (start + i) * thinning
-            state, info = _steps(step_and_batch, posterior, sampler, state, first, thinning, settings.batch_size)
-            position = state.position
-            offset = optax.tree.sub(position, posterior.position)
-            seen = evaluate_draw(posterior, evaluation, stein, baseline, position, offset)
-            draw = Draw(
-                delta=seen.delta,
-                distance=optax.tree.norm(offset),
-                info=info,
-                stein=seen.residuals,
-                params=position if settings.keep_params else None,
+            first = (span.start + i) * span.thinning
+            state, info = _steps(
+                step_key, batch_key, posterior, sampler, state, first, span.thinning, settings.batch_size
             )
+            draw, seen = _record(posterior, measure, state.position, info, keep_params=settings.keep_params)
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
-            if moments is not None:
-                moments = jax.tree.map(jnp.add, moments, seen.moments)
-            return state, draws, moments
+            return state, draws, None if moments is None else jax.tree.map(jnp.add, moments, seen)
 
-        shapes = eqx.filter_eval_shape(
-            lambda c: Draw(
-                jnp.sum(baseline),
-                jnp.sum(baseline),
-                _info(jnp.sum(baseline)),
-                None if stein is None else jnp.stack([jnp.sum(baseline)] * 2),
-                c.position if settings.keep_params else None,
-            ),
-            state,
-        )
-        buffers = jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
-        moments = None
-        if evaluation.pointwise:
-            moments = jax.tree.map(
-                lambda s: jnp.zeros(s.shape, s.dtype),
-                eqx.filter_eval_shape(
-                    lambda c: evaluate_draw(posterior, evaluation, stein, baseline, c.position, c.position).moments,
-                    state,
-                ),
-            )
-        state, draws, moments = jax.lax.fori_loop(0, count, take, (state, buffers, moments))
-        return state, (draws, moments)
+        empty = _empty_draws(measure, state, settings), _empty_moments(posterior, measure, state)
+        state, draws, moments = jax.lax.fori_loop(0, span.num_draws, take, (state, *empty))
+        return state, Segment(draws, moments)
 
-    return jax.vmap(chain)(keys, state) if vectorize else chain(keys, state)
+    return jax.vmap(chain)(keys, states) if settings.vectorize else chain(keys, states)
 
 
-class Evaluated(NamedTuple):
-    """L(w) − L(w*), x·A∇U − tr A, and what is summed up for every unit."""
-
-    delta: Array
-    residuals: Array | None
-    moments: Moments
-
-
-def evaluate_draw(posterior, evaluation, stein, baseline, position, offset):
-    """One draw on the rows of the evaluation."""
-    weights = jnp.asarray(evaluation.weights, baseline.dtype)
-    if stein is None:
-        losses, slopes, residuals = evaluation.losses(posterior, position), None, None
-    elif evaluation.uses_all_data:  # one gradient serves all directions
-        losses, gradient = evaluation.losses_and_gradient(posterior, position)
-        directions = stein.directions(offset)
-        along = jax.vmap(lambda direction: optax.tree.vdot(gradient, direction))(directions)
-        slopes, residuals = None, stein.residuals(posterior, offset, directions, along)
-    else:
-        directions = stein.directions(offset)
-        losses, slopes = evaluation.losses_and_slopes(posterior, position, directions)
-        if evaluation.center_grad is not None:
-            slopes = slopes - evaluation.excess_slopes(posterior, directions)
-        residuals = stein.residuals(posterior, offset, directions, slopes @ weights)
-    difference = losses - baseline
-    moments = Moments(difference, difference**2, jnp.exp(-difference), *(() if slopes is None else slopes))
-    if evaluation.center_grad is None:
-        return Evaluated(jnp.sum(weights * difference), residuals, moments)
-    paired = difference - evaluation.excess_slopes(posterior, jax.tree.map(lambda x: x[None], offset))[0]
-    moments = moments._replace(paired=paired, paired_second=paired**2)
-    return Evaluated(jnp.sum(weights * paired), residuals, moments)
+def _record(
+    posterior: LocalPosterior, measure: Measure, position: PyTree, info: Info, *, keep_params: bool
+) -> tuple[Draw, Moments]:
+    """A draw, and what it adds to the sums of every unit."""
+    offset = optax.tree.sub(position, posterior.position)
+    seen = evaluate_draw(posterior, measure, position, offset)
+    params = position if keep_params else None
+    return Draw(seen.delta, optax.tree.norm(offset), info, seen.residuals, params), seen.moments
 
 
-def _steps(step_and_batch, posterior, sampler, state, first, thinning, batch_size):
+def _empty_draws(measure: Measure, state: Any, settings: LoopSettings) -> Draw:
+    """Zeros for all draws that a segment can hold."""
+
+    def one(state: Any) -> Draw:
+        zero = jnp.sum(measure.baseline)
+        residuals = None if measure.control_variates is None else jnp.stack([zero, zero])
+        return Draw(zero, zero, _equal_info(zero), residuals, state.position if settings.keep_params else None)
+
+    shapes = eqx.filter_eval_shape(one, state)
+    return jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
+
+
+def _empty_moments(posterior: LocalPosterior, measure: Measure, state: Any) -> Moments | None:
+    """Zeros for the sums of every unit; None where there are none to keep."""
+    if not measure.evaluation.pointwise:
+        return None
+    shapes = eqx.filter_eval_shape(lambda s: evaluate_draw(posterior, measure, s.position, s.position).moments, state)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _steps(
+    step_key: PRNGKeyArray,
+    batch_key: PRNGKeyArray,
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    state: Any,
+    first: Int[ArrayLike, ""],
+    thinning: Int[ArrayLike, ""],
+    batch_size: int | None,
+) -> tuple[Any, Info]:
     """`thinning` steps from number `first` on: the new state, and the steps' Info: means, gradients counted."""
-    step_key, batch_key = step_and_batch
 
-    def one(j, loop):
+    def one(j: Array, loop: tuple[Any, Info]) -> tuple[Any, Info]:
         state, total = loop
-        step = first + j
+        step = j + jnp.asarray(first)
         batch = posterior.data
         if batch_size is not None:
             batch = minibatch(batch_key, step, posterior.data, posterior.num_data, batch_size)
         state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
-        mean = jax.tree.map(lambda t, x: t + x / thinning.astype(zero.dtype), total, info)
+        mean = jax.tree.map(lambda t, x: t + x / jnp.asarray(thinning).astype(zero.dtype), total, info)
         num_gradients = total.num_gradients + info.num_gradients
         return state, mean._replace(num_gradients=num_gradients, diverging=total.diverging | info.diverging)
 
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
-    state, info = jax.lax.fori_loop(0, thinning, one, (state, _info(zero)))
+    state, info = jax.lax.fori_loop(0, thinning, one, (state, _equal_info(zero)))
     return state, info
 
 
-@eqx.filter_jit
-def losses_at_center(posterior, evaluation):
-    """Losses of w*, in the precision of the draws."""
-    return evaluation.losses(posterior, posterior.position)
-
-
-@eqx.filter_jit
-def slope_at_center(posterior, batch_size):
-    """∇L(w*) over all the data, in the precision of the draws; None where the loss has no derivative along x."""
-    return center_gradient(posterior, batch_size) if posterior.supports_jvp else None
-
-
-def _info(value: Array) -> Info:
+def _equal_info(value: Float[Array, ""]) -> Info:
     return Info(value, value, value, value, value, diverging=jnp.zeros((), bool))

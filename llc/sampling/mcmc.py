@@ -40,6 +40,12 @@ class _Hamiltonian(Sampler):
     step_size: eqx.AbstractVar[float | None]
     target_accept: eqx.AbstractVar[float]
     needs_full_batch: ClassVar[bool] = True
+    adapts_in_warmup: ClassVar[bool] = True
+
+    @property
+    def adapts_step(self) -> bool:
+        """Whether the step size is found in the warm-up: where none was given."""
+        return self.step_size is None
 
     def __check_init__(self):
         if self.step_size is not None and not self.step_size > 0:

@@ -12,7 +12,7 @@ A P that is constant leaves the stationary law as it is.
 """
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,9 +23,17 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from llc.bounds.spectral_measure import Spectrum
+
 
 class Preconditioner(eqx.Module):
-    """A positive definite matrix P that may follow the gradients."""
+    """A positive definite matrix P that may follow the gradients.
+
+    Attributes:
+        is_identity: whether P = I, so that a step is one of plain SGLD.
+    """
+
+    is_identity: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, position: PyTree) -> Any:
@@ -52,6 +60,8 @@ class Constant(Preconditioner):
 
 class Identity(Constant):
     """P = I: the sampler's stationary law is the posterior up to its step-size bias."""
+
+    is_identity: ClassVar[bool] = True
 
     def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
         """`tree` itself."""
@@ -108,7 +118,7 @@ class Curvature(Constant):
     scales: Float[Array, "curved"]
 
     @classmethod
-    def of(cls, spectrum: Any, damping: float = 0.1) -> "Curvature":
+    def of(cls, spectrum: Spectrum, damping: float = 0.1) -> "Curvature":
         """From `llc.spectrum(posterior)`, with δ = damping · h_max.
 
         Raises:
@@ -118,8 +128,8 @@ class Curvature(Constant):
             raise ValueError(f"Curvature needs damping > 0, in units of h_max, got {damping}; 0.1 is usual.")
         if spectrum.vectors is None or not spectrum.largest > 0:
             raise ValueError(
-                "Curvature needs a spectrum with eigenvectors (method 'dense' or 'block') and a positive eigenvalue, "
-                f"got method {spectrum.method!r} with h_max = {spectrum.largest:.3g}."
+                "Curvature needs a spectrum with eigenvectors (method 'dense' or 'range_finder') and a positive "
+                f"eigenvalue, got method {spectrum.method!r} with h_max = {spectrum.largest:.3g}."
             )
         curvatures = np.sort(spectrum.nodes[0])[::-1][: len(spectrum.vectors)]
         delta = damping * spectrum.largest
@@ -152,9 +162,8 @@ class RMSProp(Preconditioner):
     r"""P = 1 / (ε + √V) from a running second moment V of the loss gradient.
 
     The same P scales drift, localization and noise. The divergence term $\tfrac{\epsilon}{2} \nabla \cdot P$ that a P
-    which
-    depends on w needs (Li et al. 2016, eq. 10) is left out, as everywhere in practice: the sampler then draws from
-    another measure than the posterior. Keep it for comparability with published numbers; prefer `Identity`.
+    which depends on w needs (Li et al. 2016, eq. 10) is left out, as everywhere in practice: the sampler then draws
+    from another measure than the posterior. Keep it for comparability with published numbers; prefer `Identity`.
 
     Args:
         decay: α; 0.99, Li et al. 2016, §4.
@@ -188,7 +197,7 @@ class RMSProp(Preconditioner):
         """P^power · tree."""
         correction = 1 - jnp.power(jnp.float32(self.decay), state.num_gradients)
 
-        def scale(v, x):
+        def scale(v: Array, x: Array) -> Array:
             root = jnp.sqrt(v / correction.astype(v.dtype))
             return x * (self.eps + root) ** -power
 

@@ -82,6 +82,11 @@ class SGLD(Sampler):
 
     needs_full_batch: ClassVar[bool] = False
 
+    @property
+    def langevin_step(self) -> float | None:
+        """ε without a preconditioner."""
+        return float(np.asarray(self.step_size)) if self.preconditioner.is_identity else None
+
     def __check_init__(self):
         _require_positive("SGLD", step_size=self.step_size)
         if not isinstance(self.preconditioner, Preconditioner):

@@ -141,7 +141,7 @@ def bounds(spectrum):
 def make_report(draws, bounds=None, spectrum=None):
     """A report whose checks all passed, with λ_corr 0.25 above λ̂."""
     mean = mean_energy(draws)
-    checks = tuple(Check(f"check_{i}", True, 1.0, 0.0, f"{i} is as it should be") for i in range(15))
+    checks = tuple(Check(f"check_{i}", "chains", True, 1.0, 0.0, f"{i} is as it should be") for i in range(15))
     return Report(
         estimates=(mean, energy_variance(draws)),
         corrected=None if bounds is None else dataclasses.replace(mean, method="corrected", value=mean.value + 0.25),
@@ -504,7 +504,7 @@ def overlap(first, second, slack=1.0):
 def bad_report(report, num_checks):
     """With `num_checks` failed checks of long messages full of marks that mathtext would read."""
     message = "a sum of $5 and $6 in step_size_{bias}: " + "lower step_size to about 0.5 / (nβ h_max + γ) " * 4
-    checks = tuple(Check(f"check_{i}", False, 1.0, 0.0, message) for i in range(num_checks))
+    checks = tuple(Check(f"check_{i}", "chains", False, 1.0, 0.0, message) for i in range(num_checks))
     return dataclasses.replace(report, checks=checks, verdict="ABOVE", draws=DRAWS["a dead chain"])
 
 

@@ -15,7 +15,8 @@ import xarray as xr
 import llc
 import llc.sampling.energies
 from llc import LocalPosterior
-from llc.sampling import chains
+from llc.sampling.chains import Chains
+from llc.sampling.run_lengths import RunLengths
 
 NUM_DATA = 12
 RNG = np.random.default_rng(8)
@@ -164,9 +165,9 @@ def test_draws_are_of_their_parameters():
 
 @pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
 def test_ends_of_the_chains(chain_method):
-    lengths = {"num_chains": 4, "num_warmup": 3, "num_draws": 5, "thinning": 2, "batch_size": None}
-    settings = {**lengths, "chain_method": chain_method, "keep_params": True}
-    run = chains.Chains(jax.random.key(0), make_posterior(), llc.SGLD(0.01), **settings)
+    lengths = RunLengths(num_chains=4, num_warmup=3, num_draws=5, thinning=2)
+    settings = {"chain_method": chain_method, "keep_params": True}
+    run = Chains(jax.random.key(0), make_posterior(), llc.SGLD(0.01), lengths, **settings)
     run.draw(5, progress=False)
     draws, ends = run.tree(), run.positions
     assert len(ends) == 4
@@ -314,10 +315,10 @@ def test_losses_in_ragged_pieces_are_exact(loss_fn, monkeypatch):
     assert ("pointwise" in draws.children) == (loss_fn is example_losses)
     if loss_fn is example_losses:
         pointwise = draws["pointwise"]
-        assert pointwise["first"].dims == ("range_finder", "chain", "example")
+        assert pointwise["first"].dims == ("block", "chain", "example")
         assert int(pointwise["num_draws"].sum()) == 20
         for name, value in (("first", differences), ("second", differences**2), ("exponential", np.exp(-differences))):
-            mean = (pointwise[name] * pointwise["num_draws"]).sum("range_finder") / 20
+            mean = (pointwise[name] * pointwise["num_draws"]).sum("block") / 20
             np.testing.assert_allclose(mean, value.mean(axis=1), rtol=1e-4, atol=1e-5)
 
 
@@ -412,9 +413,8 @@ def test_products_are_of_float32_unless_the_user_chose(chosen):
     posterior = make_posterior(loss_fn)
     seen.clear()
     with jax.default_matmul_precision(chosen):
-        drawing = chains.Chains(
-            jax.random.key(0), posterior, SGLD, num_chains=2, num_warmup=0, num_draws=2, thinning=1, batch_size=None
-        )
+        lengths = RunLengths(num_chains=2, num_warmup=0, num_draws=2, thinning=1)
+        drawing = Chains(jax.random.key(0), posterior, SGLD, lengths)
         drawing.draw(2, progress=False)
     assert seen == {chosen or "highest"}
     assert jax.config.jax_default_matmul_precision == before, "the user's own setting stays"

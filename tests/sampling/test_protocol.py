@@ -10,7 +10,8 @@ import llc
 from llc import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Info
-from llc.sampling.loop import run_segment
+from llc.sampling.loop import Span, run_segment
+from llc.sampling.run_lengths import RunLengths
 
 DATA = {
     "x": np.random.default_rng(2).normal(size=(12, 2)).astype(np.float32),
@@ -132,11 +133,11 @@ def test_traces_of_the_loss(kernel):
 def test_a_compiled_segment_never_leaves_the_device(kernel):
     """No callback to the host in the program of a segment, whose one result is read when it ends."""
     posterior = make_posterior(kernel.loss)
-    settings = {"num_chains": 2, "num_warmup": NUM_WARMUP, "num_draws": 6, "thinning": 1, "batch_size": None}
-    chains = Chains(jax.random.key(0), posterior, kernel.sampler, **settings)
-    arguments = chains.posterior, kernel.sampler, chains.evaluation, chains.stein, chains.baseline, chains.states[0]
-    span = np.int32(0), np.int32(4), np.int32(2)
-    program = str(eqx.filter_make_jaxpr(run_segment)(chains.keys[0], *arguments, span, chains.settings, True)[0])
+    lengths = RunLengths(num_chains=2, num_warmup=NUM_WARMUP, num_draws=6, thinning=1)
+    chains = Chains(jax.random.key(0), posterior, kernel.sampler, lengths)
+    arguments = chains.keys[0], chains.posterior, kernel.sampler, chains.measure, chains.states[0]
+    span = Span(np.int32(0), np.int32(4), np.int32(2))
+    program = str(eqx.filter_make_jaxpr(run_segment)(*arguments, span, chains.settings)[0])
     assert "while" in program
     assert "callback" not in program
     spied = str(jax.make_jaxpr(lambda x: jax.debug.print("{}", x))(1.0))

@@ -1,0 +1,136 @@
+r"""Rows of a minibatch, from the heating that they bring.
+
+A minibatch of B rows heats the curved directions, at ε (nβ h_max + γ) = c, by about
+
+$$ \frac{c}{4} \cdot \frac{2 \lambda_{quad}}{B} \qquad\text{and}\qquad
+   \frac{\epsilon\, (n\beta)^2\, \mathrm{tr}(\Sigma A)}{4 B\, \lambda_{quad}} : $$
+
+by the curvature that differs between examples, and by their gradients at w*, of covariance Σ, with
+A = ½ nβH (nβH + γ)⁻¹. B keeps each below 3 %. Control variates take the second away, for twice the gradients: they are
+used where it asks for more than twice the rows.
+"""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from llc.bounds.spectral_measure import Spectrum
+from llc.calibration.record import Choice, PilotResult, Request
+from llc.calibration.step_size import Settings
+from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.control_variates import make_control_variates
+from llc.sampling.kernel import Sampler
+
+_FULL_BATCH, _MINIBATCH, _LARGEST_BATCH = 4096, 512, 8192
+_HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order of it away, `virial_curved` sees it
+_NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
+
+
+class Batch(NamedTuple):
+    """A minibatch, and what it brings.
+
+    Attributes:
+        rows: None takes all the data.
+        heating: of the curved directions, predicted; relative to λ_quad.
+        rows_without_control_variates: how many it would take without them; 0 where they are not used.
+    """
+
+    rows: int | None
+    heating: float = 0.0
+    rows_without_control_variates: int = 0
+
+    @property
+    def uses_control_variates(self) -> bool:
+        """Whether minibatch gradients take those at w* as control variates."""
+        return self.rows_without_control_variates > 0
+
+
+class Heating(NamedTuple):
+    """Predicted heating of λ̂ by minibatches of a single row: by the examples' curvature, and by their gradients."""
+
+    of_curvature: float
+    of_gradients: float
+
+
+def plan_batch(request: Request, at_center: Settings) -> Batch:
+    """A minibatch: the one that was given, all the data where they are few, or the rows that heat by less than 3 %.
+
+    Args:
+        request: what calibration started from.
+        at_center: ε and γ from the curvature at w*, before any pilot.
+    """
+    given, sampler = request.lengths.batch_size, request.sampler
+    needs_all = sampler is not None and sampler.needs_full_batch
+    if given is not None or needs_all or request.posterior.num_data <= _FULL_BATCH:
+        return Batch(given)
+    own = None if sampler is None else sampler.langevin_step
+    posterior = request.posterior.with_scale(gamma=at_center.gamma)
+    heating = predict_heating(posterior, request.spectrum, at_center.step_size if own is None else own)
+    heat, without = max(heating), 0
+    rows = _rows_for(heat)
+    if sampler is None and rows > 2 * (fewer := _rows_for(heating.of_curvature)):
+        heat, without, rows = heating.of_curvature, rows, fewer
+    # Where a minibatch would be half of the data, all of them cost little more.
+    return Batch(None) if rows > posterior.num_data // 2 else Batch(rows, heat / rows, without)
+
+
+def choose_batch_size(request: Request, batch: Batch) -> Choice[int | None]:
+    """Rows of a minibatch."""
+    if request.asked.batch_size is not None:
+        return Choice(batch.rows, "given", "given")
+    if batch.rows is None:
+        return Choice(None, "chosen", "full batches have no heating", {"heating": 0.0})
+    reason = f"rows; predicted to heat the curved directions by {batch.heating:.1%}"
+    return Choice(batch.rows, "chosen", reason, {"heating": batch.heating})
+
+
+def choose_sampler(request: Request, batch: Batch, found: PilotResult) -> Choice[Sampler]:
+    """The sampler that was given, or SGLD: with control variates where noise at w* asks for them."""
+    if request.sampler is not None:
+        return Choice(request.sampler, "given", "given")
+    if not batch.uses_control_variates:
+        reason = "costs one gradient a step; `llc.NUTS()` is the reference on a small model"
+        return Choice(found.sampler, "chosen", reason)
+    rows = batch.rows_without_control_variates
+    reason = f"with control variates; without, noise at w* takes batches of {rows:,} rows"
+    return Choice(found.sampler, "chosen", reason, {"rows_without_control_variates": rows})
+
+
+def predict_heating(posterior: LocalPosterior, spectrum: Spectrum, step_size: float) -> Heating:
+    """Heating of λ̂ relative to λ_quad by minibatches of one row; B rows heat by one B-th of it."""
+    nbeta = posterior.scale.nbeta
+    quad = max(spectrum.quad(posterior.scale.localization), 0.5)
+    of_curvature, of_gradients = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad, 0.0
+    variates = make_control_variates(posterior, spectrum)
+    if variates is not None and variates.coefficients.size:
+        rows = np.random.default_rng(0).permutation(posterior.num_data)[:_NOISE_ROWS]  # data may be in order
+        some = jax.tree.map(lambda x: x[rows], posterior.data)
+        noise = float(_gradient_noise(posterior, variates.vectors, variates.coefficients, some))
+        of_gradients = 0.25 * step_size * nbeta**2 * noise / quad
+    return Heating(of_curvature, of_gradients)
+
+
+def _rows_for(heating: float) -> int:
+    """The smallest power of two of rows that heats by 3 % at most, from 512 to 8,192."""
+    rows = 2 ** math.ceil(math.log2(max(heating / _HEATING, 1.0)))
+    return min(max(rows, _MINIBATCH), _LARGEST_BATCH)
+
+
+@eqx.filter_jit
+def _gradient_noise(
+    posterior: LocalPosterior, vectors: Float[Array, "curved dim"], shares: Float[Array, "curved"], data: PyTree
+) -> Float[Array, ""]:
+    """Trace of Σ A over examples: the variance of their gradients along the curved directions, weighted by A."""
+
+    def along(example: PyTree) -> Float[Array, "curved"]:
+        batch = jax.tree.map(lambda x: x[None], example)
+        gradient = jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
+        return vectors @ ravel_pytree(gradient)[0]
+
+    return jnp.sum(shares * jnp.var(jax.lax.map(along, data, batch_size=32), axis=0))

@@ -1,0 +1,186 @@
+"""The records of a calibration: what it starts from, one choice, one pilot, and all settings of a run."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.kernel import Sampler
+from llc.sampling.run_lengths import RequestedLengths, RunLengths
+
+Origin = Literal["given", "posterior", "chosen"]
+
+_SMALLER = 4  # factor by which a step shrinks that was too large for places no pilot had seen
+_WITHOUT_VALUE = {"step_size": "adapted"}  # how None is printed; of the numbers of rows it is all of them
+
+
+@dataclass(frozen=True)
+class Choice[T]:
+    """One setting, and why it is what it is.
+
+    Attributes:
+        value: the setting.
+        origin: `"given"` by the caller (the defaults of the signature included), of the `"posterior"`, or `"chosen"`.
+        reason: why, as it is printed.
+        evidence: the numbers behind the reason, by name.
+    """
+
+    value: T
+    origin: Origin
+    reason: str
+    evidence: Mapping[str, int | float] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Pilot(NamedTuple):
+    """A short run.
+
+    Attributes:
+        gamma: its γ.
+        step_size: its ε.
+        stiffness: the largest ε (nβ h_max + γ) where it was, in units of what was aimed at.
+    """
+
+    gamma: float
+    step_size: float
+    stiffness: float
+
+
+class PilotResult(NamedTuple):
+    """What pilots found, or what holds without them.
+
+    Attributes:
+        posterior: with its γ.
+        sampler: the one that was given, or SGLD with its step size.
+        step_size: ε, or that of SGLD beside a sampler that adapts its own; None without pilots.
+        pilots: the short runs.
+        confirmed: whether the last one kept to places where the step is small enough. Where none did, γ or ε has moved
+            once more after the last pilot.
+    """
+
+    posterior: LocalPosterior
+    sampler: Sampler
+    step_size: float | None = None
+    pilots: tuple[Pilot, ...] = ()
+    confirmed: bool = True
+
+    @property
+    def rate(self) -> float | None:
+        """εγ, twice the rate at which a flat direction relaxes."""
+        return None if self.step_size is None else self.step_size * self.posterior.scale.gamma
+
+
+@dataclass(frozen=True)
+class Request:
+    """What calibration starts from: all that is known before the first choice.
+
+    Attributes:
+        posterior: its γ is kept if it has one.
+        sampler: None leaves it to calibration.
+        asked: the lengths as the user asked for them.
+        lengths: the same, with what follows from the budget.
+        spectrum: of the Hessian at w*.
+    """
+
+    posterior: LocalPosterior
+    sampler: Sampler | None
+    asked: RequestedLengths
+    lengths: RequestedLengths
+    spectrum: Spectrum
+
+    @property
+    def chooses_gamma(self) -> bool:
+        """Whether γ is left to calibration."""
+        return self.posterior.gamma is None
+
+    @property
+    def needs_pilots(self) -> bool:
+        """Whether ε is to be found: for SGLD, and for a sampler that adapts the step of a Langevin proposal.
+
+        The steps of the latter then say how long a run has to be.
+        """
+        return self.sampler is None or (self.sampler.adapts_step and not self.sampler.takes_trajectories)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Settings of a run, with the reason for each.
+
+    Attributes:
+        posterior: with γ.
+        sampler: with its step size.
+        lengths: of the run; `llc.sample(key, c.posterior, c.sampler, **c.lengths.keywords())` takes them.
+        choices: a `Choice` for every setting, by its name.
+        pilots: the short runs that γ and ε come from.
+        spectrum: of the Hessian at w*.
+        overhead_bound: whether a step costs little more than its overhead, so that runs may be many times longer, and
+            neither the sampler nor the steps between draws and before them were given.
+    """
+
+    posterior: LocalPosterior
+    sampler: Sampler
+    lengths: RunLengths
+    choices: Mapping[str, Choice[object]]
+    pilots: tuple[Pilot, ...]
+    spectrum: Spectrum
+    overhead_bound: bool = False
+
+    def with_smaller_step(self) -> "Calibration":
+        """A quarter of the step size and four times the steps between draws, for chains that were too hot.
+
+        Raises:
+            ValueError: if the model is not overhead-bound, or a length was given.
+        """
+        before = self.sampler.langevin_step
+        if not self.overhead_bound or before is None:
+            raise ValueError(
+                "with_smaller_step needs a calibration that is overhead_bound, got one that is not, or given lengths."
+            )
+        step_size, lengths = before / _SMALLER, self.lengths.slower(_SMALLER)
+        reason = f"a step of {before:.3g} was too large for places that the pilots had not seen"
+        choices = dict(self.choices)
+        choices["step_size"] = Choice(step_size, "chosen", reason, {"too_large": before})
+        for name, value in (("num_warmup", lengths.num_warmup), ("thinning", lengths.thinning)):
+            choices[name] = replace(choices[name], value=value)
+        sampler = replace(self.sampler, step_size=np.asarray(step_size))
+        choices["sampler"] = replace(choices["sampler"], value=sampler)
+        return replace(self, sampler=sampler, lengths=lengths, choices=choices)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a chain, the warm-up included."""
+        return self.lengths.num_steps
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Deprecated: use `choices`."""
+        _warn("reasons", "choices[name].reason")
+        return {name: choice.reason for name, choice in self.choices.items()}
+
+    @property
+    def cheap(self) -> bool:
+        """Deprecated: use `overhead_bound`."""
+        _warn("cheap", "overhead_bound")
+        return self.overhead_bound
+
+    def __str__(self) -> str:
+        rows = ((name, _shown(name, choice.value), choice.reason) for name, choice in self.choices.items())
+        return "\n".join(f"{name:<11} {value:>9}  {reason}" for name, value, reason in rows)
+
+
+def _warn(old: str, new: str) -> None:
+    message = f"Calibration.{old} will go in the next release; use Calibration.{new}."
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
+def _shown(name: str, value: object) -> str:
+    """A value as it is printed."""
+    if value is None:
+        return _WITHOUT_VALUE.get(name, "all")
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else type(value).__name__

@@ -1,0 +1,130 @@
+"""The lengths of a run: made and validated once, and passed whole through sampling, calibration and the workflow.
+
+`RequestedLengths` is what a user asks calibration for, where None leaves a length to be chosen. `RunLengths` is what a
+run has: nothing in it is open.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import TypedDict
+
+import numpy as np
+
+
+class SampleKeywords(TypedDict):
+    """The keywords of `llc.sample` that set its lengths."""
+
+    num_chains: int
+    num_warmup: int
+    num_draws: int
+    thinning: int
+    batch_size: int | None
+    eval_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lengths:
+    """What both records share: the fields that are never chosen, and the checks.
+
+    Attributes:
+        num_chains: independent chains.
+        num_draws: recorded draws a chain.
+        batch_size: rows of a minibatch; None takes all the data.
+        eval_size: rows on which L(w) − L(w*) is evaluated; None takes all the data.
+        budget: most steps of a chain; None sets no limit.
+    """
+
+    num_chains: int
+    num_draws: int
+    batch_size: int | None = None
+    eval_size: int | None = None
+    budget: int | None = None
+
+    def __post_init__(self):
+        for name in ("num_chains", "num_warmup", "num_draws", "thinning", "budget"):
+            value, least = getattr(self, name), 0 if name == "num_warmup" else 1
+            if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
+                raise ValueError(f"{name} needs an integer >= {least}, got {value!r}.")
+
+    def check_rows(self, num_data: int) -> None:
+        """Raises ValueError if batch_size or eval_size is no integer from 1 to `num_data`, naming it."""
+        for name, value in (("batch_size", self.batch_size), ("eval_size", self.eval_size)):
+            if value is not None and not (isinstance(value, (int, np.integer)) and 1 <= value <= num_data):
+                raise ValueError(
+                    f"{name} needs an integer from 1 to n = {num_data}, got {value!r}; None takes all the data."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestedLengths(_Lengths):
+    """The lengths that a user asks for; None leaves one to calibration.
+
+    Attributes:
+        num_warmup: steps discarded.
+        thinning: steps between two draws.
+
+    Raises:
+        ValueError: if a length is out of range, or the budget leaves no step for a draw.
+    """
+
+    num_warmup: int | None = None
+    thinning: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        least = (self.num_warmup or 0) + (self.thinning or 1)
+        if self.budget is not None and self.budget < least:
+            raise ValueError(
+                f"budget needs at least num_warmup + thinning = {least} steps for a single draw, got {self.budget}; "
+                "raise it, or leave them out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLengths(_Lengths):
+    """The lengths of a run.
+
+    Attributes:
+        num_warmup: steps discarded.
+        thinning: steps between two draws.
+
+    Raises:
+        ValueError: if a length is out of range, naming it.
+
+    Example:
+        >>> RunLengths(num_chains=4, num_warmup=500, num_draws=1000, thinning=10).num_steps
+        10500
+    """
+
+    num_warmup: int
+    thinning: int
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a chain, the warm-up included."""
+        return self.num_warmup + self.num_draws * self.thinning
+
+    @property
+    def num_warmup_draws(self) -> int:
+        """Draws of the warm-up, which is rounded up to whole draws."""
+        return -(-self.num_warmup // self.thinning)
+
+    def max_draws(self, max_factor: int) -> int:
+        """Draws that a chain may have: as many as the budget allows, or `max_factor` times the first ones."""
+        if self.budget is None:
+            return max_factor * self.num_draws
+        return max((self.budget - self.num_warmup) // self.thinning, self.num_draws)
+
+    def slower(self, factor: int) -> "RunLengths":
+        """The same draws with `factor` times the steps between them and before them."""
+        return replace(self, num_warmup=factor * self.num_warmup, thinning=factor * self.thinning)
+
+    def shorter(self, factor: int) -> "RunLengths":
+        """One part in `factor` of the draws and of the warm-up, at least one of each."""
+        num_draws, num_warmup = max(1, self.num_draws // factor), max(1, self.num_warmup // factor)
+        return replace(self, num_draws=num_draws, num_warmup=num_warmup)
+
+    def keywords(self) -> SampleKeywords:
+        """The keywords of `llc.sample`: `llc.sample(key, posterior, sampler, **lengths.keywords())`."""
+        fields = asdict(self)
+        del fields["budget"]
+        return SampleKeywords(**fields)
