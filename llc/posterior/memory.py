@@ -1,9 +1,22 @@
-"""Refusing what does not fit in memory, before it is tried."""
+"""What a computation takes of the memory, and refusing what does not fit before it is tried."""
 
+import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, Var
+from jaxtyping import PyTree
+
+try:
+    import resource
+except ImportError:  # not on every system
+    resource = None
 
 _SHARE = 0.8  # of the free memory
+_UNLIMITED = 2**60  # bytes; control groups of version 1 say "no limit" by a number above it
 
 
 def require_memory(num_bytes: int, what: str, cure: str) -> None:
@@ -15,8 +28,61 @@ def require_memory(num_bytes: int, what: str, cure: str) -> None:
         )
 
 
+def bytes_alive(fn: Callable[..., PyTree], *args: PyTree) -> int:
+    """The largest number of bytes of computed values that are alive at one time in `fn(*args)`.
+
+    Nothing is compiled or computed: the program is traced, and each of its values lives from its own equation to the
+    last one that uses it. The compiler fuses some values away, and orders equations as well as it can, so that this is
+    an upper estimate: of a language model with 2.8 million parameters 1.0 times the temporary memory of a Hessian
+    product, 1.2 times that of a gradient, twice that of a loss.
+
+    Args:
+        fn: a function that JAX can trace.
+        *args: pytrees of arrays, or of `jax.ShapeDtypeStruct`.
+    """
+    return _peak(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _peak(jaxpr: Jaxpr) -> int:
+    last = {}
+    for index, equation in enumerate(jaxpr.eqns):
+        last |= {var: index for var in equation.invars if isinstance(var, Var)}
+    last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, Var)}
+    alive, peak, current = set(), 0, 0
+    for index, equation in enumerate(jaxpr.eqns):
+        inner = max((_peak(part) for part in _parts(equation.params)), default=0)
+        peak = max(peak, current + max(inner, sum(map(_size, equation.outvars))))
+        born = {var for var in equation.outvars if var in last}
+        dead = {var for var in equation.invars if isinstance(var, Var) and last[var] == index} & alive
+        alive |= born
+        alive -= dead
+        current += sum(map(_size, born)) - sum(map(_size, dead))
+    return peak
+
+
+def _parts(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs within an equation: of a loop, a condition, a call."""
+    for leaf in jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, "eqns")):
+        part = getattr(leaf, "jaxpr", leaf)
+        if isinstance(part, Jaxpr):
+            yield part
+
+
+def _size(var: Any) -> int:
+    aval = var.aval
+    return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 0)
+
+
 def free_memory() -> float:
-    """Bytes of free memory, the page cache counted as free; inf where the system does not tell."""
+    """Bytes of free memory, the page cache counted as free; inf where the system does not tell.
+
+    It is the least of what the machine has left, what the control group of this process (a container's limit) has left,
+    and what the limits of the process itself (`ulimit`) leave.
+    """
+    return max(0.0, min(_of_machine(), _of_control_group(), _of_process()))
+
+
+def _of_machine() -> float:
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         return 1024.0 * int(fields["MemAvailable"].split()[0])
@@ -26,3 +92,51 @@ def free_memory() -> float:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
         return float("inf")
+
+
+def _of_control_group(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """What the tightest group on the path of this process has left, the page cache counted as free."""
+    try:
+        paths = dict(line.split(":", 2)[1:] for line in membership.read_text().splitlines())
+    except (OSError, ValueError):
+        return float("inf")
+    free = float("inf")
+    for controller, names in (("", ("memory.max", "memory.current")), ("memory", _VERSION_1)):
+        if controller not in paths:
+            continue
+        base = root / controller
+        group = base / paths[controller].lstrip("/")
+        for folder in (group, *group.parents):
+            if folder == base.parent:
+                break
+            free = min(free, _left(folder, *names))
+    return free
+
+
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _left(folder: Path, limit_name: str, usage_name: str) -> float:
+    try:
+        limit, usage = int((folder / limit_name).read_text()), int((folder / usage_name).read_text())
+        if limit > _UNLIMITED:
+            return float("inf")
+        fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return float(limit - usage + int(fields.get("inactive_file", 0)))
+    except (OSError, ValueError):  # the root group has no files, and "max" is no number
+        return float("inf")
+
+
+def _of_process() -> float:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    if resource is None:
+        return float("inf")
+    try:
+        pages = [int(field) for field in Path("/proc/self/statm").read_text().split()]
+        used = {resource.RLIMIT_AS: pages[0], resource.RLIMIT_DATA: pages[5]}
+    except (OSError, ValueError, IndexError):
+        return float("inf")
+    limits = {kind: resource.getrlimit(kind)[0] for kind in used}
+    size = os.sysconf("SC_PAGE_SIZE")
+    left = [limit - size * used[kind] for kind, limit in limits.items() if limit != resource.RLIM_INFINITY]
+    return float(min(left, default=float("inf")))

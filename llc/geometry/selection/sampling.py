@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator
 from llc.geometry.selection.winners import SelectedSamples, flat_rank, normal_scores
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.memory import bytes_alive
 from llc.posterior.precision import float64
 
 _CHUNK_BYTES = 2**27  # of candidates, and of losses computed at a time
@@ -61,32 +62,21 @@ class Losses(eqx.Module):
             losses = jax.lax.map(lambda x: self._one(*x), (flat_keys, rows), batch_size=self.batch)
         return jnp.where(jnp.isfinite(losses), losses, jnp.inf).reshape(offsets.shape[:-1])
 
-    def _one(self, key, offset):
+    def _one(self, key: PRNGKeyArray, offset: Float[Array, "dim"]) -> Float[Array, ""]:
         operator = self.operator
         params = self._params(offset)
         if self.noisy_loss_fn is not None:
             return self.noisy_loss_fn(key, params)
-        head = jnp.mean(jax.lax.map(lambda piece: operator.posterior.loss(params, piece), operator.pieces))
-        if operator.rest is None:
-            return head
-        return (1 - operator.rest_weight) * head + operator.rest_weight * operator.posterior.loss(params, operator.rest)
+        return operator.rows.mean(lambda batch: operator.posterior.loss(params, batch), jnp.zeros(()))
 
-    def _params(self, offset):
+    def _params(self, offset: Float[Array, "dim"]) -> PyTree:
         posterior = self.operator.posterior
         flat, unravel = ravel_pytree(posterior.position)
         return posterior.params_at(unravel(flat + offset))
 
     def bytes(self) -> int:
-        """Memory of one loss, about: all that is computed on the way from one piece of the data."""
-
-        def one(offset, piece):
-            if self.noisy_loss_fn is not None:
-                return self.noisy_loss_fn(jax.random.key(0), self._params(offset))
-            return self.operator.posterior.loss(self._params(offset), piece)
-
-        piece = jax.tree.map(lambda x: x[0], self.operator.pieces)
-        equations = jax.make_jaxpr(one)(jnp.zeros(self.dim), piece).eqns
-        return 8 * sum(math.prod(getattr(v.aval, "shape", ())) for equation in equations for v in equation.outvars)
+        """Memory of one loss: what one piece of the data keeps alive."""
+        return bytes_alive(self._one, jax.random.key(0), jnp.zeros(self.dim))
 
 
 def losses_around(posterior: LocalPosterior, noisy_loss_fn: Callable[[PRNGKeyArray, PyTree], Array] | None) -> Losses:
