@@ -1,14 +1,7 @@
-"""What a computation takes of the memory, and refusing what does not fit before it is tried."""
+"""How much memory is free, and refusing what does not fit before it is tried."""
 
-import math
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import jax
-from jax.extend.core import Jaxpr, Var
-from jaxtyping import PyTree
 
 try:
     import resource
@@ -17,6 +10,8 @@ except ImportError:  # not on every system
 
 _SHARE = 0.8  # of the free memory
 _UNLIMITED = 2**60  # bytes; control groups of version 1 say "no limit" by a number above it
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")  # files of its limit and of what is used
+_VERSION_2 = ("memory.max", "memory.current")
 
 
 def require_memory(num_bytes: int, what: str, cure: str) -> None:
@@ -26,51 +21,6 @@ def require_memory(num_bytes: int, what: str, cure: str) -> None:
         raise ValueError(
             f"{what} need {num_bytes / 2**30:.2g} GiB of memory, got {free / 2**30:.2g} free; take {cure}."
         )
-
-
-def bytes_alive(fn: Callable[..., PyTree], *args: PyTree) -> int:
-    """The largest number of bytes of computed values that are alive at one time in `fn(*args)`.
-
-    Nothing is compiled or computed: the program is traced, and each of its values lives from its own equation to the
-    last one that uses it. The compiler fuses some values away, and orders equations as well as it can, so that this is
-    an upper estimate: of a language model with 2.8 million parameters 1.0 times the temporary memory of a Hessian
-    product, 1.2 times that of a gradient, twice that of a loss.
-
-    Args:
-        fn: a function that JAX can trace.
-        *args: pytrees of arrays, or of `jax.ShapeDtypeStruct`.
-    """
-    return _peak(jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _peak(jaxpr: Jaxpr) -> int:
-    last = {}
-    for index, equation in enumerate(jaxpr.eqns):
-        last |= {var: index for var in equation.invars if isinstance(var, Var)}
-    last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, Var)}
-    alive, peak, current = set(), 0, 0
-    for index, equation in enumerate(jaxpr.eqns):
-        inner = max((_peak(part) for part in _parts(equation.params)), default=0)
-        peak = max(peak, current + max(inner, sum(map(_size, equation.outvars))))
-        born = {var for var in equation.outvars if var in last}
-        dead = {var for var in equation.invars if isinstance(var, Var) and last[var] == index} & alive
-        alive |= born
-        alive -= dead
-        current += sum(map(_size, born)) - sum(map(_size, dead))
-    return peak
-
-
-def _parts(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The programs within an equation: of a loop, a condition, a call."""
-    for leaf in jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, "eqns")):
-        part = getattr(leaf, "jaxpr", leaf)
-        if isinstance(part, Jaxpr):
-            yield part
-
-
-def _size(var: Any) -> int:
-    aval = var.aval
-    return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 0)
 
 
 def free_memory() -> float:
@@ -101,7 +51,7 @@ def _of_control_group(root: Path = Path("/sys/fs/cgroup"), membership: Path = Pa
     except (OSError, ValueError):
         return float("inf")
     free = float("inf")
-    for controller, names in (("", ("memory.max", "memory.current")), ("memory", _VERSION_1)):
+    for controller, names in (("", _VERSION_2), ("memory", _VERSION_1)):
         if controller not in paths:
             continue
         base = root / controller
@@ -111,9 +61,6 @@ def _of_control_group(root: Path = Path("/sys/fs/cgroup"), membership: Path = Pa
                 break
             free = min(free, _left(folder, *names))
     return free
-
-
-_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def _left(folder: Path, limit_name: str, usage_name: str) -> float:

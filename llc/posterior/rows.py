@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from llc.posterior.memory import bytes_alive, free_memory, require_memory
+from llc.posterior.memory import free_memory, require_memory
+from llc.posterior.programs import bytes_alive
 
 _ROWS_OF_LOSS = 8192  # rows of data in one evaluation of L(w*), at most
-_BUDGET = 2**30  # bytes that a batch keeps alive, where there is enough memory
+_BUDGET = 2.0**30  # bytes that a batch keeps alive, where there is enough memory
 _SHARE = 0.25  # of the free memory, where there is not
 _FEW = (2, 4)  # rows of the two batches that tell what one row more takes
 
@@ -142,9 +143,19 @@ def mean_loss(
     params: PyTree,
     data: PyTree,
     convert: Callable[[PyTree], PyTree] = lambda batch: batch,
+    *,
+    most: int = _ROWS_OF_LOSS,
 ) -> float:
-    """Mean loss over `data`, in batches that fit in memory and are converted there, each weighted by its rows."""
-    most = min(num_rows(data), _ROWS_OF_LOSS)
+    """Mean loss over `data`, in batches that fit in memory, each weighted by its rows.
+
+    Args:
+        loss_fn: of (params, batch), a mean or one value an example.
+        params: at which it is evaluated.
+        data: a pytree of arrays with one leading axis.
+        convert: applied to each batch, to another precision for instance.
+        most: rows at once where memory is no concern.
+    """
+    most = min(num_rows(data), most)
     fit = rows_that_fit(lambda batch: loss_fn(params, convert(batch)), data, most)
     length, total = most if fit == most else even_length(num_rows(data), math.ceil(num_rows(data) / fit)), 0.0
     for batch in batches(data, length):
@@ -164,11 +175,12 @@ def rows_that_fit(
     *,
     times: float = 1.0,
     least: int = 1,
+    budget: float = _BUDGET,
 ) -> int:
-    """How many rows `fn` may be given at once: `most`, or fewer where it would keep more than 1 GiB alive.
+    """How many rows `fn` may be given at once: `most`, or fewer where it would keep more than `budget` alive.
 
-    The bytes are those of the values alive at a time (`bytes_alive`), found without compiling or computing anything.
-    A smaller number is a power of two, so that it hardly depends on how much memory is free just now.
+    The bytes are those of the values that are alive at one time (`bytes_alive`), found without compiling or computing
+    anything. A number below `most` is a power of two, so that it hardly depends on how much memory is free just now.
 
     Args:
         fn: of a batch; its params are in it.
@@ -176,12 +188,13 @@ def rows_that_fit(
         most: rows at once where memory is no concern.
         times: bytes that are alive, in units of those of `fn`: 2 for the derivative of a gradient along a direction.
         least: rows that are known to fit, from the user's `batch_size` for instance.
+        budget: bytes, by default 1 GiB; a quarter of the free memory where that is less.
 
     Raises:
         ValueError: if not even one row fits in the memory that is free.
     """
     most = min(most, num_rows(data))
-    budget = min(_BUDGET, _SHARE * free_memory())
+    budget = min(budget, _SHARE * free_memory())
     alive = _alive(fn, data, most)
     if alive is None or times * alive <= budget or most <= max(least, _FEW[1]):
         return most

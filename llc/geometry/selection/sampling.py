@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator
 from llc.geometry.selection.winners import SelectedSamples, flat_rank, normal_scores
 from llc.posterior.local_posterior import LocalPosterior
-from llc.posterior.memory import bytes_alive
 from llc.posterior.precision import float64
+from llc.posterior.programs import bytes_alive
 
 _CHUNK_BYTES = 2**27  # of candidates, and of losses computed at a time
 _CHUNK = 2**14  # candidates at a time, at most
