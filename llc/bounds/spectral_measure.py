@@ -13,7 +13,7 @@ half of the steps to all of them. Ritz values are never counted as eigenvalues.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -226,7 +226,7 @@ class Spectrum:
         return xr.Dataset(variables, attrs=attributes)
 
     @classmethod
-    def from_dataset(cls, dataset: xr.Dataset | xr.DataTree) -> "Spectrum":
+    def from_dataset(cls, dataset: Any) -> "Spectrum":
         """From a Dataset (or DataTree node) that `to_dataset` made, in this release or in version 0.1."""
         names: tuple[str, ...] = ("nodes", "weights", "gradient_nodes", "gradient_weights")
         names += ("half_nodes", "half_weights") if "half_nodes" in dataset else ()

@@ -45,8 +45,9 @@ def add_beyond(bounds: Bounds, beyond: str) -> Bounds:
 
 def _record(fields: dict[str, Any]) -> Bound:
     """A bound from its fields: an infinite one is stored as null, and version 0.1 said "proven" for "established"."""
-    known = {name: value for name, value in fields.items() if value is not None}
-    return Bound(**known | {"status": _NEW_STATUS.get(known["status"], known["status"])})
+    known: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    known["status"] = _NEW_STATUS.get(known["status"], known["status"])
+    return Bound(**known)
 
 
 _NEW_STATUS = {"proven": "established"}

@@ -154,7 +154,7 @@ class LocalPosterior(eqx.Module):
             _, rest = eqx.partition(self.center, eqx.is_inexact_array)
             return eqx.combine(position, rest)
 
-        def put(moves: Moves, center: Any, moved: Array | None) -> Any:
+        def put(moves: Moves, center: Any, moved: Any) -> Any:
             if moves is True:
                 return moved
             if moves is False:

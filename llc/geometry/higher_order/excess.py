@@ -1,11 +1,11 @@
-r"""The excess loss around w*, as a function of the offset from it, in float64.
+r"""The excess loss around w* as a function of the offset from it, in float64.
 
 $$ K(x) = L(w^* + x) - L(w^*), \qquad\text{or, for a squared loss at exact fit,}\qquad
    K(x) = \frac{c}{n} \sum_i \lVert f(w^* + x, x_i) - f(w^*, x_i) \rVert^2 . $$
 
-The two are the same function, but the first is known to ε L(w*) only, the second to the square of round-off: a part of
-order t⁸ is then seen down to t = 10⁻³. Whether the second holds is measured: the two agree, up to one constant c, at
-random points around w*.
+The two are the same function, but the first is known only to ε L(w*) and the second to the square of round-off. A part
+of order t⁸ is then seen down to t = 10⁻³. Whether the second form holds is measured: it does where the two agree at
+random points around w*, up to one constant c.
 """
 
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class Excess(eqx.Module):
 
     @property
     def exact_fit(self) -> bool:
-        """Whether the loss is a squared one with zero residuals, and K is a sum of squares."""
+        """Whether the loss is a squared error with zero residuals, so that K is a sum of squares."""
         return self.outputs is not None
 
     def value(self, offset: Offset) -> Float[Array, ""]:
@@ -60,14 +60,15 @@ class Excess(eqx.Module):
         return jax.jvp(self.gradient, (offset,), (vector,))[1]
 
     def residuals(self, offset: Offset) -> Float[Array, "output"]:
-        """F with K = ½ |F|²; at exact fit only."""
+        """F with K = ½ |F|²; only at an exact fit."""
         params, posterior = self._params(offset), self.operator.posterior
         scale = jnp.sqrt(2 * self.constant / self.num_data)
         outputs = self.operator.rows.map(lambda batch: _predict(posterior, params, batch))
-        return scale * jnp.ravel(outputs - self.outputs)
+        fitted = jnp.zeros(()) if self.outputs is None else self.outputs
+        return scale * jnp.ravel(outputs - fitted)
 
     def metric(self, offset: Offset) -> Float[Array, "dim dim"]:
-        """The dense Hessian of K; at exact fit its Gauss–Newton part, the same wherever K = 0."""
+        """The dense Hessian of K; at an exact fit its Gauss–Newton part, which is the same wherever K = 0."""
         identity = jnp.eye(self.dim)
         if self.outputs is None:
             return jax.vmap(lambda vector: self.product(offset, vector))(identity)
@@ -171,7 +172,7 @@ def dense_metric(excess: Excess, offset: Offset) -> Float[Array, "dim dim"]:
 
 
 @eqx.filter_jit
-def _value(excess: Excess, offset: Offset):
+def _value(excess: Excess, offset: Offset) -> Float[Array, ""]:
     return excess.value(offset)
 
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 from tqdm.auto import tqdm
 
 from llc.bounds.assumptions import NO_DESCENT, Assumption
@@ -195,7 +195,7 @@ def _beyond_the_order(
     leading: int | None,
     bounds: Bounds,
     records: tuple[Bound, ...],
-    keys: PRNGKeyArray,
+    keys: Key[Array, "probe"],
     bar: tqdm,
 ) -> tuple[Bound, ...]:
     """`records`, and those of the probes that are left."""
