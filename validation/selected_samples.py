@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from study import Column, Row, Study, table
 
 import llc
-from llc.geometry.selection.winners import normal_scores, stein_edge
+from llc.geometry.selection.laws import normal_scores, stein_edge
 
 METHODS = ("winners", "all samples", "LSQ ranks", "LSQ losses", "Lanczos", "Hessian")
 COLORS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7", "#000000"), strict=True))

@@ -1,7 +1,7 @@
-r"""What the bounds of the rank rest on at this point: a smooth loss, and a minimum that is sharp enough.
+r"""The assumptions of the rank's bounds at w*: a smooth loss, and a point that is near enough to a minimum.
 
-A negative curvature or a gradient at w* shifts λ̂ by ½ Σ |h| / (γ/nβ − |h|) and by up to nβ gᵀ (H₊ + γ/nβ)⁻¹ g: both are
-allowed as far as they are small beside λ_quad.
+Negative curvature at w* shifts λ̂ by ½ Σ |h| / (γ/nβ − |h|), and a gradient by up to nβ gᵀ (H₊ + γ/nβ)⁻¹ g. Both are
+allowed as long as they are small beside λ_quad.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from llc.bounds.spectral_measure import Smoothness, Spectrum
 
 _TILT = 0.02  # largest shift of λ̂ by gradient or negative curvature at w*, relative to λ_quad (or to one direction, ½)
 _MISFIT = 1e-6  # ‖H − G‖ / ‖H‖; an exact fit to targets in float32 leaves 1e-7
-_IMPERFECT = 1e-3  # |h_min| / h_max of an imperfectly trained minimum (5e-4 at a loss of 7e-5); a saddle has more
+_IMPERFECT = 1e-3  # |h_min| / h_max of a minimum that is not trained to the end: 5e-4 was seen at a loss of 7e-5
+NO_DESCENT = "no descent in the kernel"  # of the Hessian; judged by the probes beyond the rank
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: 
     smallest, largest = spectrum.smallest, max(spectrum.largest, np.finfo(np.float64).tiny)
     unit = max(spectrum.quad(localization_scale), 0.5) if localization_scale else 0.5
     if localization_scale:
-        # A negative h adds ½ |h| / (γ/nβ − |h|) to the Gaussian λ̂, and there is no Gaussian beyond γ/nβ.
-        def excess(h):
+        # A negative h adds ½ |h| / (γ/nβ − |h|) to the Gaussian λ̂. From |h| = γ/nβ on there is no Gaussian.
+        def excess(h: np.ndarray) -> np.ndarray:
             negative = np.minimum(-np.minimum(h, 0.0), 0.999 * localization_scale)
             return 0.5 * negative / (localization_scale - negative)
 
@@ -57,53 +58,53 @@ def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: 
         return assumptions
     message = f"the Hessian differs from the Gauss–Newton matrix by {spectrum.gauss_newton_discrepancy:.2g} of its norm"
     if spectrum.gauss_newton_discrepancy > _MISFIT:
-        message += "; take the rank of the Hessian (matrix='hessian')"
+        message += ", so that its rank is not that of the Hessian; take llc.spectrum(…, matrix='hessian')"
     return *assumptions, Assumption(
         "Gauss–Newton is the Hessian", spectrum.gauss_newton_discrepancy <= _MISFIT, message
     )
 
 
 def note_of(spectrum: Spectrum) -> str:
-    """What to know of the bounds' meaning at this point; empty if nothing."""
+    """What a reader of the bounds should know about them at this point; empty if there is nothing."""
     if spectrum.unstable_eigenvalues.size:
         return (
             f"{spectrum.unstable_eigenvalues.size} curvatures, up to {spectrum.unstable_eigenvalues.max():.2g}, "
-            "would change by more than a third after a Newton step: w* is beside a minimum, "
-            "perhaps a degenerate one; llc.polish it"
+            "would change by more than a third after a Newton step. w* is not at a minimum but beside one, perhaps a "
+            "degenerate one; move it there by llc.polish"
         )
     if spectrum.method in ("range_finder", "sketch") and spectrum.noise > spectrum.floor:
         return (
-            f"curvature below {spectrum.noise:.2g} (h_max is {spectrum.largest:.2g}) is not seen by method "
-            f"{spectrum.method!r} and taken for zero; 'dense' would count it"
+            f"method {spectrum.method!r} does not resolve curvature below {spectrum.noise:.2g} (h_max is "
+            f"{spectrum.largest:.2g}) and takes it for zero; method 'dense' would count it"
         )
     if spectrum.matrix == "ggn" or not spectrum.gauss_newton_discrepancy > _MISFIT:
         return ""
     return (
-        f"{spectrum.gauss_newton_discrepancy:.2g} of the Hessian's norm comes from residuals (label noise?) "
-        "and may add to its rank: λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of "
-        "the outputs"
+        f"{spectrum.gauss_newton_discrepancy:.2g} of the Hessian's norm comes from residuals (label noise?) and may "
+        "add to its rank. λ is then that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the "
+        "outputs"
     )
 
 
 def _smooth(smoothness: Smoothness | None) -> Assumption:
     if smoothness is None or smoothness.state == "coarse":
-        reason = "the spectrum's file is older" if smoothness is None else "the loss computes in less than float64"
-        return Assumption("smooth", True, f"not judged, {reason}")  # noqa: FBT003
+        reason = "the spectrum's file has no probe" if smoothness is None else "the loss computes in less than float64"
+        return Assumption("smooth", holds=True, message=f"not judged: {reason}")
     if smoothness.state == "boundary":
         message = (
-            "the loss is not finite beside w*, which lies on the boundary of its domain: move w* inside, or "
-            "parametrize without a boundary (exp or softplus)"
+            "w* lies on the boundary of the loss's domain, since the loss is not finite beside it; move w* inside, or "
+            "use a parametrization without a boundary (exp or softplus)"
         )
-        return Assumption("smooth", False, message)  # noqa: FBT003
+        return Assumption("smooth", holds=False, message=message)
     even, odd = (
         f"an {part} part ~ t^{power:.1f} (t^{smooth} if smooth)" if power < np.inf else f"no {part} part"
         for part, power, smooth in (("even", smoothness.even, 2), ("odd", smoothness.odd, 3))
     )
     seen = f"as t → 0 from w*, the gradient has {even} and {odd} beyond the Hessian"
     if smoothness.state == "smooth":
-        return Assumption("smooth", True, seen)  # noqa: FBT003
+        return Assumption("smooth", holds=True, message=seen)
     message = (
-        f"w* lies on a kink (a ReLU that is exactly 0 there?): {seen}; move w* off the kink, or replace the activation "
-        "by a smooth one"
+        f"w* lies on a kink of the loss (a ReLU that is exactly 0 there?): {seen}; move w* off the kink, or replace "
+        "the activation by a smooth one"
     )
-    return Assumption("smooth", False, message)  # noqa: FBT003
+    return Assumption("smooth", holds=False, message=message)

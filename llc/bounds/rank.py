@@ -5,45 +5,48 @@ rank of the Hessian and g of order at least four, hence (Bushnaq 2024)
 
 $$ \tfrac{r}{2} \le \lambda \le \tfrac{r}{2} + \tfrac{d - r}{4} . $$
 
-The rank is decided at the floor of round-off, τ = max(8 ε h_max, 3 |h_min|, noise). Where no gap separates the counted
-eigenvalues from that floor, the rank is an interval: its lower end counts only what stands above 10 γ/nβ, the scale at
-which the sampler sees a direction as curved.
+An eigenvalue counts if it stands above round-off, τ = max(8 ε h_max, 3 |h_min|, noise). Where no gap separates the
+counted eigenvalues from τ, the rank is an interval: its lower end counts only eigenvalues above 10 γ/nβ, the scale from
+which on the sampler sees a direction as curved.
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from llc.bounds.assumptions import Assumption, assumptions_of, note_of
+from llc.bounds.renamed import renamed
 from llc.bounds.spectral_measure import Spectrum
 
 _GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
-_EDGE = 0.005  # of a count from Lanczos, that may lie in the decade above the smallest scale it resolves
+_EDGE = 0.005  # largest share of a count from Lanczos in the decade above the smallest scale that it resolves
 _VISIBLE = 10.0  # a direction with h > 10 γ/nβ has more than 10/11 of its full contribution to λ̂
 _ROUNDING = 1e-9  # of bounds that are sums of halves, quarters and sixths
+_OF_RANK = ", r/2 ≤ λ ≤ r/2 + (d − r)/4"
+
+Status = Literal["established", "undecided", "not used", "not needed"]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What one probe says of λ beyond the rank.
+    """What one probe says about λ beyond the rank.
 
     Attributes:
         name: of the probe.
-        status: `"established"` (by a theorem, from numbers decided well above round-off), `"undecided"` (it claims
-        nothing),
-            `"not used"` (its assumptions fail) or `"not needed"` (λ is known without it).
+        status: `"established"` (by a theorem, from numbers that are decided well above round-off), `"undecided"` (the
+            probe claims nothing), `"not used"` (its assumptions fail) or `"not needed"` (λ is known without it).
         finding: what was seen.
-        assumptions: what it rests on beside the assumptions of the rank's bounds.
-        lower: λ ≥ lower; −inf where it says nothing.
-        upper: λ ≤ upper; inf where it says nothing.
-        evaluations: gradients, or products with a Hessian, that it took at most.
-        seconds: it took, compilation included.
+        assumptions: what the bound rests on beside the assumptions of the rank's bounds.
+        lower: λ ≥ lower; −inf where there is no lower bound.
+        upper: λ ≤ upper; inf where there is no upper bound.
+        evaluations: the largest number of gradients or Hessian products that the probe may have taken.
+        seconds: time of the probe, compilation included.
     """
 
     name: str
-    status: Literal["established", "undecided", "not used", "not needed"]
+    status: Status
     finding: str
     assumptions: str = ""
     lower: float = -math.inf
@@ -75,10 +78,13 @@ class Bounds:
         threshold: τ, in nats per example and squared parameter.
         gap: decades between the smallest counted eigenvalue and the largest below τ; nan if it can't be seen.
         localization_scale: γ/nβ; 0 if the bounds were made without.
-        source: the spectrum's matrix and method, and the two bounds.
+        source: the spectrum's matrix and method, and the names of the two bounds.
         assumptions: conditions with their state at this point.
         records: the bounds beyond the rank, used or not.
-        note: what to know of their meaning here; empty if nothing.
+        note: what a reader should know about the bounds at this point; empty if there is nothing.
+        lower_source: name of the record that gives `lower`, or `"rank"`.
+        upper_source: name of the record that gives `upper`, or `"rank"`.
+        is_saddle: whether a probe beyond the rank saw the loss fall below that of w*, so that no bound holds.
     """
 
     lower: float
@@ -95,6 +101,12 @@ class Bounds:
     assumptions: tuple[Assumption, ...]
     records: tuple[Bound, ...] = ()
     note: str = ""
+    lower_source: str = "rank"
+    upper_source: str = "rank"
+    is_saddle: bool = False
+
+    clean = renamed("clean", "rank_is_unique")
+    noise_scale = renamed("noise_scale", "localization_scale")
 
     def __str__(self) -> str:
         low, high = self.rank_interval
@@ -119,12 +131,12 @@ class Bounds:
 
     @property
     def spacing(self) -> str:
-        """The gap in words."""
+        """The gap, in words for a reader."""
         return f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the spectrum"
 
     @property
     def rank_is_unique(self) -> bool:
-        """Whether the rank is one number: a gap in the spectrum, and no eigenvalue that is unsure."""
+        """Whether the rank is one number: the spectrum has a gap, and no eigenvalue is uncertain."""
         return self.rank_interval[0] == self.rank_interval[1]
 
 
@@ -142,7 +154,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
     References:
         Bushnaq, Griffin & Mendel 2024 (bound); Watanabe 2009, Theorem 6.5 (splitting).
     """
-    localization_scale = _noise_scale(nbeta, gamma)
+    localization_scale = _checked_scale(nbeta, gamma)
     threshold = spectrum.threshold
     if spectrum.exact:
         rank, interval, gap = _exact_rank(spectrum, threshold, localization_scale)
@@ -162,7 +174,7 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
         threshold=float(threshold),
         gap=gap,
         localization_scale=localization_scale,
-        source=f"{spectrum.matrix} rank ({spectrum.method}), r/2 ≤ λ ≤ r/2 + (d − r)/4",
+        source=f"{spectrum.matrix} rank ({spectrum.method}){_OF_RANK}",
         assumptions=assumptions,
         note=note_of(spectrum),
     )
@@ -171,28 +183,29 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
 def tighten(bounds: Bounds, records: tuple[Bound, ...]) -> Bounds:
     """`bounds` with the largest lower and the smallest upper bound of the rank and of `records`, both named.
 
-    Nothing is taken from records where an assumption of `bounds` fails, or where two bounds contradict each other: then
-    some rank was decided wrongly, and `source` says so.
+    Nothing is taken from records where an assumption of `bounds` fails. Neither is it where two bounds contradict each
+    other: some rank was decided wrongly then, and `source` says so.
 
     Args:
         bounds: of the rank.
         records: of `higher_bounds`.
     """
     bounds = replace(bounds, records=records)
-    proven = [record for record in records if record.status == "established"]
-    if not bounds.valid or not proven:
+    established = [record for record in records if record.status == "established"]
+    if not bounds.valid or not established:
         return bounds
-    lowest = max(proven, key=lambda record: record.lower)
-    highest = min(proven, key=lambda record: record.upper)
+    lowest = max(established, key=lambda record: record.lower)
+    highest = min(established, key=lambda record: record.upper)
     lower, below = max((bounds.lower, "rank"), (lowest.lower, lowest.name), key=lambda side: side[0])
     upper, above = min((bounds.upper, "rank"), (highest.upper, highest.name), key=lambda side: side[0])
     if lower > upper + _ROUNDING:
-        conflict = f"{below} says λ ≥ {lower:.4g}, {above} says λ ≤ {upper:.4g}: the bounds of the rank stand"
+        conflict = f"{below} says λ ≥ {lower:.4g} and {above} says λ ≤ {upper:.4g}, so the bounds of the rank are kept"
         return replace(bounds, source=f"{bounds.source} ({conflict})")
     if upper - lower <= _ROUNDING:
         upper = lower
-    rank = bounds.source.split(",")[0]
-    return replace(bounds, lower=lower, upper=upper, source=f"{rank}; lower bound: {below}, upper bound: {above}")
+    rank = bounds.source.removesuffix(_OF_RANK)
+    source = f"{rank}; lower bound: {below}, upper bound: {above}"
+    return replace(bounds, lower=lower, upper=upper, lower_source=below, upper_source=above, source=source)
 
 
 def at_scale(bounds: Bounds, spectrum: Spectrum, *, nbeta: float, gamma: float) -> Bounds:
@@ -204,26 +217,30 @@ def at_scale(bounds: Bounds, spectrum: Spectrum, *, nbeta: float, gamma: float) 
         nbeta: nβ.
         gamma: γ.
     """
-    return extend(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), bounds.records, bounds.assumptions)
+    rescaled = rank_bounds(spectrum, nbeta=nbeta, gamma=gamma)
+    return extend(rescaled, bounds.records, bounds.assumptions, is_saddle=bounds.is_saddle)
 
 
-def extend(bounds: Bounds, records: tuple[Bound, ...], assumptions: tuple[Assumption, ...]) -> Bounds:
+def extend(
+    bounds: Bounds, records: tuple[Bound, ...], assumptions: tuple[Assumption, ...], *, is_saddle: bool = False
+) -> Bounds:
     """`bounds` of the rank with the records and the further assumptions of others at the same point.
 
     Args:
         bounds: of the rank, whose own assumptions are judged at their scale and stay.
         records: of `higher_bounds`.
         assumptions: those with a name that `bounds` does not have are added; if one fails, no bound holds.
+        is_saddle: whether the others saw the loss fall below that of w*.
     """
     extended = tighten(bounds, records)
     names = {assumption.name for assumption in bounds.assumptions}
     more = tuple(assumption for assumption in assumptions if assumption.name not in names)
     if not all(assumption.holds for assumption in more):
         extended = replace(extended, lower=np.nan, upper=np.nan)
-    return replace(extended, assumptions=(*extended.assumptions, *more))
+    return replace(extended, assumptions=(*extended.assumptions, *more), is_saddle=is_saddle)
 
 
-def _noise_scale(nbeta: float | None, gamma: float | None) -> float:
+def _checked_scale(nbeta: float | None, gamma: float | None) -> float:
     if (nbeta is None) != (gamma is None):
         raise ValueError(f"rank_bounds needs nbeta and gamma together, got nbeta = {nbeta}, gamma = {gamma}.")
     if nbeta is None or gamma is None:
@@ -233,7 +250,13 @@ def _noise_scale(nbeta: float | None, gamma: float | None) -> float:
     return gamma / nbeta
 
 
-def _exact_rank(spectrum, threshold, localization_scale):
+class _Rank(NamedTuple):
+    rank: float
+    interval: tuple[float, float]
+    gap: float
+
+
+def _exact_rank(spectrum: Spectrum, threshold: float, localization_scale: float) -> _Rank:
     eigenvalues = spectrum.nodes[0]
     counted = eigenvalues[eigenvalues > threshold]
     rank = float(len(counted))
@@ -245,26 +268,29 @@ def _exact_rank(spectrum, threshold, localization_scale):
     else:
         gap = float(np.log10(counted.min() / max(below.max(), spectrum.floor, spectrum.noise)))
     if not counted.size or gap >= _GAP_DECADES:
-        # Eigenvalues of an imperfect minimum below 3 |h_min| have no sign; where they are positive, they may be curved.
+        # At a point beside the minimum the sign of an eigenvalue below 3 |h_min| is uncertain. Where such eigenvalues
+        # are positive on the whole, their directions may be curved.
         negative = -np.sum(np.minimum(eigenvalues, 0.0))
         unsure = eigenvalues[(eigenvalues <= threshold) & (eigenvalues > max(spectrum.floor, spectrum.noise))]
         high = rank + (len(unsure) if np.sum(unsure) > 3 * negative else 0.0)
-        return rank, (rank - float(np.sum(spectrum.unstable_eigenvalues > threshold)), high), gap
+        return _Rank(rank, (rank - float(np.sum(spectrum.unstable_eigenvalues > threshold)), high), gap)
     visible = max(_VISIBLE * localization_scale, threshold * 10**_GAP_DECADES)
-    return rank, (spectrum.count(visible) - float(np.sum(spectrum.unstable_eigenvalues > visible)), rank), gap
+    low = spectrum.count(visible) - float(np.sum(spectrum.unstable_eigenvalues > visible))
+    return _Rank(rank, (low, rank), gap)
 
 
-def _estimated_rank(spectrum, threshold, localization_scale):
-    """Lanczos sees no count at the round-off floor: at most d, at least what stands above some scale, less its error.
+def _estimated_rank(spectrum: Spectrum, threshold: float, localization_scale: float) -> _Rank:
+    """The rank as an interval: Lanczos can't count at round-off.
 
-    That is 10 γ/nβ, or the smallest scale that is resolved where a decade above it hardly anything is: a gap.
+    It is at most d, and at least the count above some scale less the error of that count. The scale is 10 γ/nβ, or the
+    smallest one that is resolved where hardly any eigenvalue lies in the decade above it (a gap).
     """
     scale = max(_VISIBLE * localization_scale, threshold * 10**_GAP_DECADES)
     edge = max(spectrum.resolution, threshold)
     if edge < scale and spectrum.count(10 * edge) >= (1 - _EDGE) * spectrum.count(edge):
         scale = edge
     if not spectrum.resolves(scale):
-        return np.nan, (0.0, float(spectrum.dim)), np.nan
+        return _Rank(np.nan, (0.0, float(spectrum.dim)), np.nan)
     count = spectrum.count(scale)
     error = 2 * spectrum.count_stderr(scale)
-    return count, (max(0.0, float(np.floor(count - error))), float(spectrum.dim)), np.nan
+    return _Rank(count, (max(0.0, float(np.floor(count - error))), float(spectrum.dim)), np.nan)

@@ -4,10 +4,10 @@ Sums over eigenvalues are what the bounds and λ_quad need, so a spectrum is nod
 
 $$ \mathrm{tr}\, f(H) \approx \frac{1}{P} \sum_{p=1}^{P} \sum_k w_{pk}\, f(h_{pk}) : $$
 
-one row of eigenvalues with their multiplicities where a method finds them all (eigenvalues.py), or P rows of Gauss
-quadrature by Lanczos from random probes (lanczos.py). The error of a sum has two parts then: the probes',
-√(2 tr f² / P), an upper bound for Rademacher probes, and the quadrature's, seen as the change from half the steps to
-all of them. Ritz values are never counted as eigenvalues.
+one row of eigenvalues with their multiplicities where a method finds all of them, or P rows of Gauss quadrature by
+Lanczos from random probes (geometry/curvature). The error of such a sum has two parts. The probes contribute
+√(2 tr f² / P), which is an upper bound for Rademacher probes. The quadrature contributes the change of the sum from
+half of the steps to all of them. Ritz values are never counted as eigenvalues.
 """
 
 import math
@@ -19,17 +19,21 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from llc.bounds.renamed import renamed
+
 State = Literal["smooth", "kink", "boundary", "coarse"]
+ThresholdCause = Literal["round-off", "negative curvature", "error of the method"]
 
 
 class Smoothness(NamedTuple):
-    """What is seen around w*.
+    """How smooth the loss is at w*.
 
     Attributes:
-        state: `"smooth"`, `"kink"`, `"boundary"` (no finite loss beside w*), or `"coarse"` (the loss rounds its
-            parameters to less than float64, so that nothing can be said).
-        even: exponent of D(t) at the smallest t that stands above round-off: 2 or more for a C³ loss; inf if none does.
-        odd: exponent of A(t): 3 or more for a C⁴ loss.
+        state: `"smooth"`, `"kink"`, `"boundary"` (the loss is not finite beside w*), or `"coarse"` (the loss rounds
+            its parameters to less than float64, so that nothing can be said).
+        even: exponent of t in the even part of the gradient beyond the Hessian, at the smallest t at which it stands
+            above round-off. It is 2 or more for a C³ loss, and inf where the part never stands above round-off.
+        odd: the same of the odd part: 3 or more for a C⁴ loss.
     """
 
     state: State
@@ -49,18 +53,18 @@ class Spectrum:
         method: `"dense"`, `"gram"`, `"range_finder"`, `"sketch"` or `"lanczos"`.
         gradient_nodes: nodes of the measure of the gradient g of the mean loss.
         gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
-        noise: error of an eigenvalue (by round-off, seen as asymmetry; by what the range lacks, where only that was
-            found), in the unit of the nodes; 0 where unmeasured.
-        smoothness: of the loss at w*; None in files of before it was probed.
+        noise: error of an eigenvalue by the method, in the unit of the nodes: round-off, seen as asymmetry of a dense
+            matrix, or the curvature outside of the range that was found. It is 0 where it was not measured.
+        smoothness: of the loss at w*; None in files that are older than the probe.
         gauss_newton_discrepancy: ‖H − G‖ / ‖H‖ (Frobenius, from three random directions) of the Hessian H and the
             Gauss–Newton matrix G: the part of H that comes from residuals; nan where unmeasured, without
             `predict_fn` for instance.
-        unstable_eigenvalues: eigenvalues that a Newton step changes by more than a third: not those of a minimum (see
-            settled.py); empty where eigenvectors are not known (gram, sketch, lanczos).
+        unstable_eigenvalues: eigenvalues that a Newton step changes by more than a third, so that they are not those
+            of a minimum; empty where eigenvectors are not known (gram, sketch, lanczos).
         half_nodes: nodes from half of the Lanczos steps; None where the nodes are the eigenvalues.
         half_weights: their weights.
-        vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32; None where the method
-            does not find them (gram, sketch, lanczos) and in files, which do not hold them.
+        vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32. None where the method
+            does not find them (gram, sketch, lanczos), and in files, which do not store them.
     """
 
     nodes: Float[np.ndarray, "probe node"]
@@ -77,6 +81,26 @@ class Spectrum:
     half_nodes: Float[np.ndarray, "probe half_node"] | None = None
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
     vectors: Float[np.ndarray, "kept dim"] | None = None
+
+    misfit = renamed("misfit", "gauss_newton_discrepancy")
+    unsettled = renamed("unsettled", "unstable_eigenvalues")
+    decrement = renamed("decrement", "newton_decrement")
+
+    def __str__(self) -> str:
+        if self.exact:
+            rank = f"{self.count(self.threshold):.0f} of {self.dim:,} eigenvalues above τ = {self.threshold:.2g}"
+        else:
+            scale = max(self.resolution, self.threshold)
+            error = self.count_stderr(scale)
+            rank = f"about {self.count(scale):.0f} ± {error:.0f} of {self.dim:,} eigenvalues above {scale:.2g}"
+            rank += f" (unresolved below); τ = {self.threshold:.2g}"
+        return "\n".join(
+            (
+                f"spectrum   {self.matrix}, method {self.method}, d = {self.dim:,}",
+                f"curvature  h_max = {self.largest:.4g}, h_min = {self.smallest:.2g}",
+                f"rank       {rank}, set by {self.threshold_cause}",
+            )
+        )
 
     @property
     def largest(self) -> float:
@@ -95,8 +119,22 @@ class Spectrum:
 
     @property
     def threshold(self) -> float:
-        """τ, above which an eigenvalue counts: round-off, three times the most negative one, the method's error."""
-        return max(self.floor, 3 * max(-self.smallest, 0.0), self.noise)
+        """τ, above which an eigenvalue counts: the largest of the three levels that `threshold_cause` names."""
+        return max(self._levels.values())
+
+    @property
+    def threshold_cause(self) -> ThresholdCause:
+        """What sets τ: round-off, three times the most negative eigenvalue, or the method's error (`noise`)."""
+        levels = self._levels
+        return max(levels, key=lambda cause: levels[cause])
+
+    @property
+    def _levels(self) -> dict[ThresholdCause, float]:
+        return {
+            "round-off": self.floor,
+            "negative curvature": 3 * max(-self.smallest, 0.0),
+            "error of the method": self.noise,
+        }
 
     @property
     def exact(self) -> bool:
@@ -114,7 +152,8 @@ class Spectrum:
     def resolves(self, scale: float) -> bool:
         """Whether eigenvalues on both sides of `scale` are told apart.
 
-        That a count is the same with half of the steps does not replace it: both may take the null space for curved.
+        A count that stays the same with half of the steps is no substitute: both counts may take the null space for
+        curved.
         """
         return self.exact or scale >= self.resolution > 0
 
@@ -125,8 +164,9 @@ class Spectrum:
     def stderr(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
         """Standard error of `sum(fn)`, 0 for an exact spectrum: √(2 tr f² / P) of the probes, and the quadrature's.
 
-        The probes' is that of Gaussian ones and an upper bound for Rademacher ones (√(2r / P) of a count r), which
-        eight sums can't measure as well. The quadrature's is the change of the sum from half of the steps to all.
+        The first part is exact for Gaussian probes and an upper bound for Rademacher probes (√(2r / P) for a count of
+        r), which the spread of eight sums can't measure as well. The second part is the change of the sum from half of
+        the steps to all of them.
         """
         if self.half_nodes is None or self.half_weights is None:
             return 0.0
@@ -142,7 +182,7 @@ class Spectrum:
         """Number of eigenvalues above `threshold` (a weight, not an integer, from Lanczos).
 
         Raises:
-            ValueError: if the threshold is negative; negative eigenvalues are no curvature to count.
+            ValueError: if the threshold is negative, since negative eigenvalues are not counted.
         """
         _require_nonnegative("count", "threshold", threshold)
         return self.sum(lambda h: (h > threshold).astype(float))
@@ -151,7 +191,7 @@ class Spectrum:
         """λ_quad = ½ Σ h / (h + γ/nβ) over positive h, with `localization_scale` = γ/nβ: the Gaussian part of λ̂(nβ, γ).
 
         Raises:
-            ValueError: if the noise scale is negative.
+            ValueError: if `localization_scale` is negative.
         """
         _require_nonnegative("quad", "localization_scale", localization_scale)
         return self.sum(lambda h: shrink(h, localization_scale))
@@ -161,7 +201,7 @@ class Spectrum:
         return self.stderr(lambda h: shrink(h, localization_scale))
 
     def newton_decrement(self, localization_scale: float) -> float:
-        """½ gᵀ (H₊ + γ/nβ)⁻¹ g: the loss that a damped Newton step would still win, in nats per example."""
+        """½ gᵀ (H₊ + γ/nβ)⁻¹ g: the decrease of the loss by a damped Newton step, in nats per example."""
         curvature = np.maximum(np.maximum(self.gradient_nodes, 0) + localization_scale, np.finfo(np.float64).tiny)
         return float(0.5 * np.sum(self.gradient_weights / curvature))
 
@@ -187,12 +227,13 @@ class Spectrum:
 
     @classmethod
     def from_dataset(cls, dataset: Any) -> "Spectrum":
-        """From a Dataset (or DataTree node) that `to_dataset` made."""
-        names = ("nodes", "weights", "gradient_nodes", "gradient_weights")
+        """From a Dataset (or DataTree node) that `to_dataset` made, in this release or in version 0.1."""
+        names: tuple[str, ...] = ("nodes", "weights", "gradient_nodes", "gradient_weights")
         names += ("half_nodes", "half_weights") if "half_nodes" in dataset else ()
         arrays = {name: np.asarray(dataset[name].values) for name in names}
-        for name in {"unstable_eigenvalues", "unsettled"} & set(dataset.data_vars):  # the second in files of 0.1
-            arrays["unstable_eigenvalues"] = np.asarray(dataset[name].values)
+        for name in ("unsettled", "unstable_eigenvalues"):  # the first in files of version 0.1
+            if name in dataset.data_vars:
+                arrays["unstable_eigenvalues"] = np.asarray(dataset[name].values)
         attributes = dataset.attrs
         smoothness = None
         if "smoothness_state" in attributes:
@@ -202,13 +243,16 @@ class Spectrum:
             **arrays,
             dim=int(attributes["dim"]),
             matrix=str(attributes["matrix"]),
-            method="range_finder" if attributes["method"] == "block" else str(attributes["method"]),
+            method=_NEW_METHODS.get(attributes["method"], str(attributes["method"])),
             noise=float(attributes["noise"]),
             gauss_newton_discrepancy=float(
                 attributes.get("gauss_newton_discrepancy", attributes.get("misfit", math.nan))
             ),
             smoothness=smoothness,
         )
+
+
+_NEW_METHODS = {"block": "range_finder"}  # names of version 0.1
 
 
 def _sum(nodes: np.ndarray, weights: np.ndarray, fn: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -221,6 +265,6 @@ def _require_nonnegative(method: str, name: str, value: float) -> None:
 
 
 def shrink(h: np.ndarray, localization_scale: float) -> np.ndarray:
-    """½ h / (h + γ/nβ), what each direction adds to λ_quad; 0 where h is not positive."""
+    """½ h / (h + γ/nβ), the part of each direction in λ_quad; 0 where h is not positive."""
     h = np.maximum(h, 0.0)
     return np.where(h > 0, 0.5 * h / np.where(h > 0, h + localization_scale, 1.0), 0.0)

@@ -1,8 +1,8 @@
-r"""The localized tempered posterior: the one density that both roads to λ start from.
+r"""The localized tempered posterior: the density from which sampling and geometry both start.
 
 $$ p(w) \propto \exp(-U(w)), \qquad U(w) = n\beta\, L_n(w) + \tfrac{\gamma}{2} \lVert w - w^* \rVert^2, $$
 
-with $L_n$ the mean loss over the $n$ data and $n\beta = n / \log n$ unless given (WBIC temperature: Watanabe
+where $L_n$ is the mean loss over the $n$ data, and $n\beta = n / \log n$ unless it is given (WBIC temperature: Watanabe
 2013, §3; localization: Lau et al. 2023, arXiv 2308.12108, eq. 12).
 """
 
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import dtypes
-from jaxtyping import Array, ArrayLike, Float, PyTree, Real
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
-from llc.posterior.mask import normalize_mask
+from llc.posterior.mask import Moves, normalize_mask
 from llc.posterior.precision import as_float64, float64
+from llc.posterior.programs import uses_primitive
 from llc.posterior.rows import mean_loss
 from llc.posterior.validation import check_center, check_finite, check_loss, checked_scale, leading_axis
 
@@ -37,7 +38,7 @@ class Scale(NamedTuple):
 
     @property
     def localization(self) -> float:
-        """γ/nβ, the curvature (in the unit of the loss) of which the sampler sees one half."""
+        """γ/nβ, in the unit of the loss: a direction of this curvature shows one half of its contribution to λ."""
         return self.gamma / self.nbeta
 
 
@@ -46,19 +47,20 @@ class LocalPosterior(eqx.Module):
 
     Args:
         loss_fn: `loss_fn(params, batch)`, the mean loss of a batch (a scalar) or one loss per example (shape
-            `(batch,)`; enables WAIC, the singular fluctuation and per-example weighting). The loss is in nats per
-            example, a negative log likelihood up to a constant. Arrays that it uses belong in `data`: JAX 0.12 keeps
-            the values of a float64 array it closes over rounded to float32, also where curvature needs float64.
+            `(batch,)`, which enables WAIC, the singular fluctuation and per-example weighting). The loss is in nats per
+            example, a negative log likelihood up to a constant. Arrays that it uses belong in `data`: JAX 0.12 rounds a
+            float64 array over which a function closes to float32, also where curvature needs float64.
         center: w*, any pytree with floating-point array leaves: a dict, an equinox or flax model, an `nnx.State`.
             Leaves that are no arrays (activation functions, Python numbers) stay as they are.
         data: any pytree of arrays with the same leading axis, the n examples.
-        nbeta: inverse temperature times n. Default n / log n (Watanabe 2013).
-        gamma: strength of the localization to w*, in the unit of nβ·loss per squared parameter. None lets calibration
-            choose it and report it; sampling needs a number.
-        mask: which parameters move (restricted LLC; the others stay at w*). A path or a list of paths such as
-            `"layers.0.weight"` (a path stands for all below it; `*` matches), or a pytree prefix of `params` with
-            booleans or boolean arrays as leaves. Default: all move.
-        predict_fn: optional `predict_fn(params, batch)`, the outputs; used by behavioral gradients.
+        nbeta: nβ, the inverse temperature times n. Default n / log n (Watanabe 2013).
+        gamma: γ, the strength of the localization to w*, in the unit of nβ·loss per squared parameter. With None,
+            calibration chooses it and reports it; sampling needs a number.
+        mask: which parameters move (restricted LLC); the others stay at w*. It is a path or a list of paths such as
+            `"layers.0.weight"` (a path stands for everything below it, and `*` matches any name), or a pytree prefix of
+            `params` with booleans or boolean arrays as leaves. Default: all move.
+        predict_fn: optional `predict_fn(params, batch)`, the outputs of the model, for everything that looks at them:
+            the Gauss–Newton matrix, behavioral gradients, an exact fit.
 
     Raises:
         ValueError: if the data, the params, the loss at w*, nβ, γ or the mask can't define a posterior.
@@ -125,7 +127,9 @@ class LocalPosterior(eqx.Module):
             ValueError: if the posterior has no γ.
         """
         if self.gamma is None:
-            raise ValueError("the posterior needs gamma, got None; give LocalPosterior(gamma=…), or llc.estimate.")
+            raise ValueError(
+                "the posterior needs gamma, got None; give LocalPosterior(gamma=…), or let llc.calibrate choose it."
+            )
         return Scale(float(self.nbeta), float(self.gamma))
 
     def with_scale(
@@ -150,7 +154,7 @@ class LocalPosterior(eqx.Module):
             _, rest = eqx.partition(self.center, eqx.is_inexact_array)
             return eqx.combine(position, rest)
 
-        def put(moves, center, moved):
+        def put(moves: Moves, center: Any, moved: Any) -> Any:
             if moves is True:
                 return moved
             if moves is False:
@@ -161,23 +165,23 @@ class LocalPosterior(eqx.Module):
 
     @property
     def supports_jvp(self) -> bool:
-        """Whether the loss can be differentiated along a direction: not through a `jax.custom_vjp`."""
+        """Whether the loss has derivatives along a direction. Through a `jax.custom_vjp` there are gradients only."""
         few = jax.tree.map(lambda x: x[:2], self.data)
 
-        def along(z):
+        def along(z: PyTree) -> tuple[Array, Array]:
             return jax.jvp(lambda z: self.loss(self.params_at(z), few), (z,), (z,))
 
         try:
-            return "custom_lin" not in str(jax.make_jaxpr(along)(self.position))  # what can't be compiled
-        except TypeError:
+            return not uses_primitive(_NO_FORWARD_MODE, along, self.position)
+        except TypeError:  # JAX refuses some of these functions at once
             return False
 
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
         """Mean loss over `batch`, or over all the data."""
         return jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
 
-    def init_loss(self, rows: np.ndarray | None = None) -> float:
-        """L(w*) over all the data, or over `rows` of it, evaluated and accumulated in float64."""
+    def init_loss(self, rows: Int[np.ndarray, "row"] | None = None) -> float:
+        """L(w*) over all the data, or over the `rows` of these numbers, evaluated and accumulated in float64."""
         with float64():
             data = self.data if rows is None else jax.tree.map(lambda x: x[rows], self.data)
             return mean_loss(self.loss_fn, as_float64(self.center), data, as_float64)
@@ -195,7 +199,7 @@ class LocalPosterior(eqx.Module):
         if self.mask is None:
             return eqx.filter(params, eqx.is_inexact_array)
 
-        def take(moves, leaf):
+        def take(moves: Moves, leaf: Any) -> Array | None:
             if moves is True:
                 return leaf
             return None if moves is False else jnp.ravel(leaf)[moves]
@@ -203,8 +207,11 @@ class LocalPosterior(eqx.Module):
         return jax.tree.map(take, self.mask, params)
 
 
+_NO_FORWARD_MODE = "custom_lin"  # the primitive that a directional derivative through a `jax.custom_vjp` leaves behind
+
+
 def _strong_dtype(leaf: Any) -> Any:
-    """Arrays as JAX arrays of a firm dtype (a weak one would be another program after the first step)."""
+    """`leaf`, as a JAX array of strong dtype if it is an array: a weak type would change in the first step."""
     return jnp.asarray(leaf, dtypes.canonicalize_dtype(leaf.dtype)) if eqx.is_array(leaf) else leaf
 
 

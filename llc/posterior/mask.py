@@ -7,10 +7,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
+
+Moves = bool | np.ndarray | Array  # of one leaf: all of it, nothing of it, or the flat indices that move
 
 
-def path_name(path: tuple) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
     """A leaf's path, such as `layers.0.weight`."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
@@ -41,7 +43,7 @@ def _mask_from_paths(patterns: Sequence[str], center: PyTree) -> PyTree:
         if not any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*") for path in paths):
             raise ValueError(f"mask needs paths that match a parameter, got {pattern!r}; the paths are {paths}.")
 
-    def matches(path, leaf):
+    def matches(path: tuple[Any, ...], leaf: Any) -> bool:
         name = path_name(path)
         return eqx.is_array(leaf) and any(
             fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*") for pattern in patterns
@@ -50,7 +52,7 @@ def _mask_from_paths(patterns: Sequence[str], center: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(matches, center)
 
 
-def _normalize_leaf(path: tuple, moves: Any, leaf: Any) -> Any:
+def _normalize_leaf(path: tuple[Any, ...], moves: Any, leaf: Any) -> Moves:
     if not eqx.is_array(leaf):
         return False
     moves = np.asarray(moves)

@@ -1,4 +1,4 @@
-"""Local float64: where curvature, ranks and L(w*) are decided, whatever the user's global JAX configuration."""
+"""Local float64, in which curvature, ranks and L(w*) are computed whatever the user's global JAX configuration is."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from jaxtyping import PyTree
 
 @contextlib.contextmanager
 def float64() -> Iterator[None]:
-    """Local float64; the user's global JAX configuration stays as it is.
+    """A context with float64 switched on, after which the user's global JAX configuration is as it was.
 
     Raises:
         ValueError: if the body fails because `loss_fn` uses a NumPy float64 array directly. JAX 0.12 remembers such an
-            array in the precision in which it met it first, and then can't use it in the other one.
+            array in the precision in which it is used first, and fails to use it in the other one.
     """
     try:
         with jax.enable_x64(True):  # noqa: FBT003

@@ -1,4 +1,4 @@
-"""What is refused before anything is computed: data, params, scales and losses that can't define a posterior."""
+"""Checks of what a posterior is made from: data, params, scales and losses, before anything is computed with them."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from llc.posterior.mask import path_name
 from llc.posterior.rows import mean_loss
 
-_SUM_PROBE = 64  # examples with which a summed loss is told from a mean loss
+_SUM_PROBE = 64  # examples on which a summed loss is told from a mean loss
 
 
 def leading_axis(data: PyTree) -> int:
@@ -32,7 +32,7 @@ def leading_axis(data: PyTree) -> int:
 
 
 def checked_scale(name: str, value: Any) -> Any:
-    """nβ > 0 or γ >= 0 as a float64 array."""
+    """`value` as a float64 array, if it is a finite number: > 0 as nβ needs it, >= 0 for γ. Tracers are not checked."""
     if isinstance(value, Tracer):
         return value
     least = ">" if name == "nbeta" else ">="
@@ -59,17 +59,29 @@ def check_center(center: PyTree) -> None:
 
 
 def check_finite(position: PyTree) -> None:
-    """Raises ValueError if a parameter that moves is not finite; what stays (a causal mask of −∞) may be."""
+    """Raises ValueError if a parameter that moves is not finite. One that stays (a causal mask of −∞) need not be."""
     leaves = [(path, x) for path, x in jax.tree_util.tree_leaves_with_path(position) if not isinstance(x, Tracer)]
     if wrong := [path_name(path) or "params" for path, x in leaves if not np.isfinite(np.asarray(x, np.float64)).all()]:
         raise ValueError(f"params need finite values, got nan or infinity in {wrong}; check the training run.")
 
 
-def check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
-    """Whether the loss comes per example; raises if it is neither that nor a finite mean."""
-    num_data = leading_axis(data)
+def check_loss(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> bool:
+    """Whether the loss comes per example; raises ValueError if it is neither that nor a mean, or not finite at w*."""
     probe = jax.tree.map(lambda x: x[:_SUM_PROBE], data)
-    size = min(num_data, _SUM_PROBE)
+    per_example = _comes_per_example(loss_fn, center, probe)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((center, data))):
+        return per_example
+    loss = mean_loss(loss_fn, center, data)
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
+    if not per_example:
+        _check_mean(loss_fn, center, probe)
+    return per_example
+
+
+def _comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, probe: PyTree) -> bool:
+    """Whether the loss of the batch `probe` has one value an example; raises ValueError if it is no loss at all."""
+    size = leading_axis(probe)
     try:
         shape = eqx.filter_eval_shape(loss_fn, center, probe)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
@@ -84,34 +96,31 @@ def check_loss(loss_fn: Callable, center: PyTree, data: PyTree) -> bool:
             f"loss_fn needs to return a scalar (the mean loss) or shape (batch,) = ({size},), got {shape}; "
             "reduce over outputs, not over examples, or take the mean."
         )
-    leaves = [x for x in jax.tree.leaves((center, data)) if eqx.is_array(x)]
-    if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return shape != ()
-    loss = mean_loss(loss_fn, center, data)
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
-    if shape == ():
-        once, doubled = map(float, _once_and_doubled(loss_fn, center, probe))
-        if once == 0:  # of an exact fit both are 0
-            once, doubled = map(float, _once_and_doubled(loss_fn, _moved(center), probe))
-        if once != 0 and abs(doubled / once - 2) < 1e-3:
-            raise ValueError(
-                "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); "
-                "divide by the batch size, or return one loss per example."
-            )
     return shape != ()
 
 
+def _check_mean(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, probe: PyTree) -> None:
+    """Raises ValueError if a scalar loss is a sum: it doubles with the batch. At an exact fit both would be 0."""
+    once, doubled = map(float, _once_and_doubled(loss_fn, center, probe))
+    if once == 0:
+        once, doubled = map(float, _once_and_doubled(loss_fn, _moved(center), probe))
+    if once != 0 and abs(doubled / once - 2) < 1e-3:
+        raise ValueError(
+            "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); "
+            "divide by the batch size, or return one loss per example."
+        )
+
+
 @eqx.filter_jit
-def _once_and_doubled(loss_fn: Callable, params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+def _once_and_doubled(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> tuple[Array, Array]:
     return loss_fn(params, batch), loss_fn(params, jax.tree.map(lambda x: jnp.concatenate([x, x]), batch))
 
 
 def _moved(params: PyTree) -> PyTree:
-    """Params away from w*, by a tenth of their size or of 1."""
+    """Params moved away from w* at random, by a tenth of their size or of 1."""
     rng = np.random.default_rng(0)
 
-    def move(leaf):
+    def move(leaf: Any) -> Any:
         if not eqx.is_inexact_array(leaf):
             return leaf
         size = 0.1 * max(1.0, float(jnp.sqrt(jnp.mean(leaf.astype(jnp.float32) ** 2))) if leaf.size else 1.0)
@@ -120,6 +129,6 @@ def _moved(params: PyTree) -> PyTree:
     return jax.tree.map(move, params)
 
 
-def _shapes(tree: PyTree) -> Any:
-    """Shapes of a pytree's arrays, for messages."""
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Shapes of a pytree's arrays by path, for messages."""
     return {path_name(path) or "itself": np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

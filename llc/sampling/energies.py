@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.rows import Rows, even_length, in_pieces, rows_that_fit
 
 _EVAL_ROWS = 2048  # rows of one evaluation pass; bounds the memory, not the result
 _OF_BATCH = 4  # the same as a multiple of a minibatch, whose gradient fits in memory
@@ -26,14 +27,13 @@ _SUBSET_UNITS = 32  # pieces of a subset when the loss is a scalar, for the erro
 
 
 class Evaluation(eqx.Module):
-    """The rows on which losses are evaluated, in `pieces` of equal length and a `rest`.
+    """The rows on which losses are evaluated.
 
     A unit is an example where the loss comes per example and a piece where it is a scalar; `weights` add up to 1.
     `center_grad` is ∇L(w*) over all the data, None where the rows are all the data.
     """
 
-    pieces: PyTree
-    rest: PyTree
+    rows: Rows
     weights: Float[Array, "unit"]
     center_grad: PyTree
     pointwise: bool = eqx.field(static=True)
@@ -42,33 +42,28 @@ class Evaluation(eqx.Module):
     def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
         """Loss of every unit."""
         params = posterior.params_at(position)
-
-        def of(batch):
-            return jnp.atleast_1d(posterior.loss_fn(params, batch))
-
-        losses = jnp.ravel(jax.lax.map(of, self.pieces))
-        return losses if self.rest is None else jnp.concatenate([losses, of(self.rest)])
+        return self.rows.map(lambda batch: jnp.atleast_1d(posterior.loss_fn(params, batch)))
 
     def losses_and_gradient(self, posterior: LocalPosterior, position: PyTree) -> tuple[Float[Array, "unit"], PyTree]:
         """Loss of every unit, and the gradient of their weighted mean."""
 
-        def of(batch):
-            def total(z):
+        def of(batch: PyTree) -> tuple[PyTree, Array]:
+            def total(z: PyTree) -> tuple[Array, Array]:
                 losses = jnp.atleast_1d(posterior.loss_fn(posterior.params_at(z), batch))
                 return jnp.sum(losses), losses
 
             return jax.grad(total, has_aux=True)(position)
 
-        def add(total, piece):
+        def add(total: PyTree, piece: PyTree) -> tuple[PyTree, Array]:
             gradient, losses = of(piece)
             return jax.tree.map(jnp.add, total, gradient), losses
 
-        total, losses = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, position), self.pieces)
+        total, losses = self.rows.scan(add, jax.tree.map(jnp.zeros_like, position))
         losses = jnp.ravel(losses)  # the units of the pieces have one weight, and so has the rest
         mean = jax.tree.map(lambda g: jnp.asarray(self.weights[0], g.dtype) * g, total)
-        if self.rest is None:
+        if self.rows.rest is None:
             return losses, mean
-        gradient, last = of(self.rest)
+        gradient, last = of(self.rows.rest)
         mean = jax.tree.map(lambda m, g: m + jnp.asarray(self.weights[-1], g.dtype) * g, mean, gradient)
         return jnp.concatenate([losses, last]), mean
 
@@ -77,7 +72,7 @@ class Evaluation(eqx.Module):
     ) -> tuple[Float[Array, "unit"], Float[Array, "direction unit"]]:
         """Loss of every unit, and its derivatives along `directions`, which have a leading axis."""
 
-        def along(direction):
+        def along(direction: PyTree) -> tuple[Array, Array]:
             return jax.jvp(lambda z: self.losses(posterior, z), (position,), (direction,))
 
         return jax.vmap(along, out_axes=(None, 0))(directions)
@@ -106,18 +101,21 @@ def make_evaluation(
     """
     data = posterior.data if rows is None else jax.tree.map(lambda x: x[rows], posterior.data)
     num_rows = posterior.num_data if rows is None else len(rows)
-    num_pieces = math.ceil(num_rows / min(_EVAL_ROWS, _OF_BATCH * (batch_size or _EVAL_ROWS)))
+    most = min(_EVAL_ROWS, _OF_BATCH * (batch_size or _EVAL_ROWS))
+
+    def gradient(batch: PyTree) -> PyTree:
+        return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
+
+    num_pieces = math.ceil(num_rows / rows_that_fit(gradient, data, most, least=batch_size or 1))
     if rows is not None and not posterior.per_example:
         num_pieces = max(num_pieces, min(_SUBSET_UNITS, num_rows))
-    num_pieces = next((k for k in range(num_pieces, 2 * num_pieces) if num_rows % k == 0), num_pieces)
-    length = num_rows // num_pieces
-    split = num_pieces * length
-    pieces = jax.tree.map(lambda x: x[:split].reshape(num_pieces, length, *x.shape[1:]), data)
-    rest = jax.tree.map(lambda x: x[split:], data) if split < num_rows else None
+    length = even_length(num_rows, num_pieces)
+    pieces = in_pieces(data, length)
     if posterior.per_example:
         weights = np.full(num_rows, 1 / num_rows)
     else:
-        weights = np.array([length] * num_pieces + ([num_rows - split] if split < num_rows else [])) / num_rows
+        rest = num_rows - pieces.num_pieces * length
+        weights = np.array([length] * pieces.num_pieces + [rest] * (rest > 0)) / num_rows
     return Evaluation(
-        pieces, rest, jnp.asarray(weights), center_grad, posterior.per_example or rows is not None, rows is None
+        pieces, jnp.asarray(weights), center_grad, posterior.per_example or rows is not None, rows is None
     )

@@ -283,19 +283,6 @@ def per_example_regression(w, batch):
     return 0.5 * jnp.sum((batch["x"] @ w["w"] + w["b"] - batch["y"]) ** 2, axis=1)
 
 
-@pytest.mark.parametrize("loss_fn", [regression, per_example_regression], ids=["scalar", "per example"])
-def test_init_loss_weights_a_ragged_last_piece(loss_fn, monkeypatch):
-    monkeypatch.setattr(llc.posterior.rows, "_PIECE", 9)
-    assert len(INPUTS) % 9 == 2
-    posterior = LocalPosterior(loss_fn, center(), DATA)
-    exact = regression_in_numpy(center(), DATA)
-    np.testing.assert_allclose(posterior.init_loss(), exact, rtol=1e-14)
-
-    pieces = [jax.tree.map(lambda x, s=start: x[s : s + 9], DATA) for start in (0, 9, 18)]
-    unweighted = np.mean([regression_in_numpy(center(), piece) for piece in pieces])
-    assert abs(unweighted - exact) > 1e-3 * exact  # what the tolerance above would catch
-
-
 def test_init_loss_on_some_rows():
     rows = np.array([1, 4, 5])
     expected = regression_in_numpy(center(), jax.tree.map(lambda x: x[rows], DATA))

@@ -27,9 +27,9 @@ def scalar(w, batch):
 def test_loss_and_gradient_are_those_of_the_rows(loss_fn, rows, batch_size):
     posterior = llc.LocalPosterior(loss_fn, jnp.full(3, 0.3), DATA, gamma=1.0)
     evaluation = make_evaluation(posterior, rows, batch_size=batch_size)
-    assert (evaluation.rest is not None) == (rows is None or loss_fn is scalar or batch_size is not None)
+    assert (evaluation.rows.rest is not None) == (rows is None or loss_fn is scalar or batch_size is not None)
     if batch_size is not None:
-        assert max(len(leaf[0]) for leaf in jax.tree.leaves(evaluation.pieces)) <= 4 * batch_size
+        assert evaluation.rows.length <= 4 * batch_size
     w = jnp.array([0.5, -0.2, 1.0])
     data = DATA if rows is None else jax.tree.map(lambda leaf: leaf[rows], DATA)
     exact, slope = jax.value_and_grad(scalar)(w, data)

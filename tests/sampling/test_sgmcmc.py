@@ -176,7 +176,7 @@ def test_control_variates_take_off_the_noise_of_the_labels():
 def test_gradient_at_the_center(rows, monkeypatch):
     monkeypatch.setattr("llc.sampling.energies._EVAL_ROWS", 100)
     data = {"x": X[:rows], "y": Y[:rows]}
-    assert (make_evaluation(LocalPosterior(loss, jnp.zeros(5), data), None).rest is None) == (rows == 256)
+    assert (make_evaluation(LocalPosterior(loss, jnp.zeros(5), data), None).rows.rest is None) == (rows == 256)
     found = center_gradient(LocalPosterior(loss, jnp.zeros(5), data))
     exact = -CURVATURES * (data["x"] * data["y"]).mean(axis=0, dtype=np.float64)
     np.testing.assert_allclose(found, exact, rtol=1e-5)

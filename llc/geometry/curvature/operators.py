@@ -9,24 +9,30 @@ G = H where the outputs fit or are linear in w. All of it by forward-over-revers
 data after the other, in float64 (ranks are decided on it), in the parameters that move.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 
 from llc.geometry.curvature.output_loss import OutputLoss, scaled_output_loss
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import as_float64
+from llc.posterior.rows import Rows, even_length, in_pieces, num_rows, rows_that_fit
 
-_PIECE = 1024  # rows of data that one product keeps in memory at a time
+_PIECE = 1024  # rows of data that one product keeps in memory at a time, and fewer where the model is large
+_OF_A_GRADIENT = 2.0  # bytes that a product keeps alive, in units of those of a gradient (it is its derivative)
 _ASYMMETRY = 1e-3  # ‖A − Aᵀ‖ / ‖A‖; round-off stays below it up to d = 10⁷ even where the loss computes in float32
 _MOVES = (0.1, 1.0, 10.0)  # of the params, in units of a typical one; outputs that ignore them all ignore the params
+
+
+_OfBatch = Callable[[Array, PyTree], Array]  # of flat params and a batch
 
 
 @runtime_checkable
@@ -47,24 +53,22 @@ class _DataOperator(eqx.Module):
     """w* and the data in pieces that fit in memory."""
 
     posterior: LocalPosterior
-    pieces: PyTree
-    rest: PyTree
-    rest_weight: float = eqx.field(static=True)
+    rows: Rows
 
     @property
     def dim(self) -> int:
         """d, the number of parameters that move."""
         return self.posterior.num_params
 
-    def _flat_outputs(self):
-        flat, unravel = ravel_pytree(self.posterior.position)
-        predict_fn: Any = self.posterior.predict_fn
-        return flat, lambda z, batch: predict_fn(self.posterior.params_at(unravel(z)), batch)
+    @property
+    def flat(self) -> Float[Array, "dim"]:
+        """w*, flat."""
+        return ravel_pytree(self.posterior.position)[0]
 
-    def _sum(self, of_piece: Callable, pieces: PyTree) -> Array:
-        """Σ of_piece(piece), flat vectors of the params: two of them in memory, however many pieces there are."""
-        flat, _ = ravel_pytree(self.posterior.position)
-        return jax.lax.scan(lambda total, piece: (total + of_piece(piece), None), jnp.zeros_like(flat), pieces)[0]
+    def _flat_outputs(self) -> tuple[Float[Array, "dim"], _OfBatch]:
+        flat, unravel = ravel_pytree(self.posterior.position)
+        predict_fn = require_predict_fn(self.posterior)
+        return flat, lambda z, batch: predict_fn(self.posterior.params_at(unravel(z)), batch)
 
 
 class CurvatureOperator(_DataOperator):
@@ -73,35 +77,23 @@ class CurvatureOperator(_DataOperator):
     def loss(self) -> Float[Array, ""]:
         """L(w*)."""
         flat, loss_of = self._flat_loss()
-        num_pieces = len(jax.tree.leaves(self.pieces)[0])
-        head = jnp.sum(jax.lax.map(lambda batch: loss_of(flat, batch), self.pieces)) / num_pieces
-        rest = 0.0 if self.rest is None else loss_of(flat, self.rest)
-        return (1 - self.rest_weight) * head + self.rest_weight * rest
+        return self.rows.mean(lambda batch: loss_of(flat, batch), jnp.zeros((), flat.dtype))
 
     def gradient(self) -> Float[Array, "dim"]:
         """∇L(w*), flat."""
         flat, loss_of = self._flat_loss()
         return self._average(lambda batch: jax.grad(loss_of)(flat, batch))
 
-    @property
-    def flat(self) -> Float[Array, "dim"]:
-        """w*, flat."""
-        return ravel_pytree(self.posterior.position)[0]
-
     @abstractmethod
     def product(self, vector: Float[Array, "dim"]) -> Float[Array, "dim"]:
         """The matrix times `vector`, flat."""
 
-    def _flat_loss(self):
+    def _flat_loss(self) -> tuple[Float[Array, "dim"], _OfBatch]:
         flat, unravel = ravel_pytree(self.posterior.position)
         return flat, lambda z, batch: self.posterior.loss(self.posterior.params_at(unravel(z)), batch)
 
-    def _average(self, of_piece: Callable) -> Array:
-        num_pieces = len(jax.tree.leaves(self.pieces)[0])
-        head = self._sum(of_piece, self.pieces) / num_pieces
-        if self.rest is None:
-            return head
-        return (1 - self.rest_weight) * head + self.rest_weight * of_piece(self.rest)
+    def _average(self, of_batch: Callable[[PyTree], Array]) -> Float[Array, "dim"]:
+        return self.rows.mean(of_batch, jnp.zeros_like(self.flat))
 
 
 def displaced(operator: CurvatureOperator, flat: Float[Array, "dim"]) -> CurvatureOperator:
@@ -129,32 +121,30 @@ class GaussNewtonOperator(CurvatureOperator):
         """Jᵀ A J v, flat. Costs about two gradients."""
         flat, outputs_of = self._flat_outputs()
 
-        def of_piece(batch):
+        def of_batch(batch: PyTree) -> Float[Array, "dim"]:
             outputs, tangent = jax.jvp(lambda z: outputs_of(z, batch), (flat,), (vector,))
             gradient_fn = jax.grad(lambda f: self.scale * jnp.mean(self.output_loss(f, batch)))
             cotangent = jax.jvp(gradient_fn, (outputs,), (tangent,))[1]
             return jax.vjp(lambda z: outputs_of(z, batch), flat)[1](cotangent)[0]
 
-        return self._average(of_piece)
+        return self._average(of_batch)
 
     def output_curvature(self) -> Float[Array, "input output output"]:
         """A of every example: examples do not mix in the mean loss, so one product a column serves all."""
         flat, outputs_of = self._flat_outputs()
 
-        def of_piece(batch):
+        def of_batch(batch: PyTree) -> Float[Array, "row output output"]:
             outputs = outputs_of(flat, batch)
             rows = outputs.reshape(len(outputs), -1)
 
-            def gradient(rows):
+            def gradient(rows: Float[Array, "row output"]) -> Float[Array, "row output"]:
                 of_outputs = lambda f: len(f) * self.scale * jnp.mean(self.output_loss(f, batch))  # noqa: E731
                 return jax.grad(lambda f: of_outputs(f.reshape(outputs.shape)))(rows)
 
             columns = jnp.eye(rows.shape[1])[:, None] * jnp.ones_like(rows)
             return jax.lax.map(lambda column: jax.jvp(gradient, (rows,), (column,))[1], columns).transpose(1, 2, 0)
 
-        head = jax.lax.map(of_piece, self.pieces)
-        head = head.reshape(-1, *head.shape[2:])
-        return head if self.rest is None else jnp.concatenate([head, of_piece(self.rest)])
+        return self.rows.map(of_batch)
 
 
 class JacobianOperator(_DataOperator):
@@ -165,8 +155,7 @@ class JacobianOperator(_DataOperator):
     @property
     def num_inputs(self) -> int:
         """n, the number of inputs."""
-        num_pieces, length = jax.tree.leaves(self.pieces)[0].shape[:2]
-        return num_pieces * length + (0 if self.rest is None else len(jax.tree.leaves(self.rest)[0]))
+        return self.rows.num_rows
 
     @property
     def num_outputs(self) -> int:
@@ -176,35 +165,28 @@ class JacobianOperator(_DataOperator):
     def product(self, vector: Float[Array, "dim"]) -> Float[Array, "output"]:
         """J v: how the outputs change along `vector`. Costs about two evaluations."""
         flat, outputs_of = self._flat_outputs()
-        return self._each(lambda batch: jax.jvp(lambda z: outputs_of(z, batch), (flat,), (vector,))[1])
+        return self.rows.map(lambda batch: jax.jvp(lambda z: outputs_of(z, batch), (flat,), (vector,))[1]).ravel()
 
     def transpose_product(self, cotangent: Float[Array, "output"]) -> Float[Array, "dim"]:
         """Jᵀ u, the gradient of u · f. Costs about one gradient."""
         flat, outputs_of = self._flat_outputs()
 
-        def of_piece(piece):
-            batch, part = piece
+        def of_batch(batch_and_part: tuple[PyTree, Array]) -> Float[Array, "dim"]:
+            batch, part = batch_and_part
             return jax.vjp(lambda z: outputs_of(z, batch), flat)[1](part)[0]
 
-        num_pieces, length = jax.tree.leaves(self.pieces)[0].shape[:2]
-        rows = cotangent.reshape(self.num_inputs, *self.output_shape)
-        split = num_pieces * length
-        head = self._sum(of_piece, (self.pieces, rows[:split].reshape(num_pieces, length, *self.output_shape)))
-        return head if self.rest is None else head + of_piece((self.rest, rows[split:]))
+        parts = cotangent.reshape(self.num_inputs, *self.output_shape)
+        return self.rows.beside(parts).sum(of_batch, jnp.zeros_like(flat))
 
     def outputs(self) -> Float[Array, "output"]:
         """f(w*, x) of all inputs, flat."""
         flat, outputs_of = self._flat_outputs()
-        return self._each(lambda batch: outputs_of(flat, batch))
-
-    def _each(self, of_piece: Callable) -> Array:
-        head = jax.lax.map(of_piece, self.pieces).ravel()
-        return head if self.rest is None else jnp.concatenate([head, of_piece(self.rest).ravel()])
+        return self.rows.map(lambda batch: outputs_of(flat, batch)).ravel()
 
 
 def curvature_operator(posterior: LocalPosterior) -> HessianOperator:
     """Hessian operator of `posterior` in float64; to be called and used under `float64()`."""
-    return HessianOperator(*_in_pieces(posterior, posterior.data))
+    return HessianOperator(*_in_pieces(posterior, posterior.data, _loss_of))
 
 
 def gauss_newton_operator(
@@ -226,8 +208,8 @@ def gauss_newton_operator(
         ValueError: if there is no `predict_fn`, its outputs have no leading axis of examples or do not depend on the
             params, or `loss_fn` is not that function of the outputs (a regularizer in it, for instance).
     """
-    fields = _in_pieces(posterior, posterior.data)
-    _output_shape(*fields[:2])
+    fields = _in_pieces(posterior, posterior.data, _loss_of)
+    _output_shape(*fields)
     return GaussNewtonOperator(*fields, *scaled_output_loss(fields[0], posterior.data, output_loss))
 
 
@@ -245,8 +227,8 @@ def jacobian_operator(posterior: LocalPosterior, *, inputs: PyTree = None) -> Ja
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
     if inputs is not None and (not shapes or shapes[0][:1] in ((), (0,)) or len({shape[:1] for shape in shapes}) > 1):
         raise ValueError(f"inputs need arrays with the same leading axis of at least one input, got shapes {shapes}.")
-    fields = _in_pieces(posterior, posterior.data if inputs is None else inputs)
-    return JacobianOperator(*fields, _output_shape(*fields[:2]))
+    fields = _in_pieces(posterior, posterior.data if inputs is None else inputs, _sum_of_outputs)
+    return JacobianOperator(*fields, _output_shape(*fields))
 
 
 def check_symmetric(operator: SymmetricOperator, *, num_probes: int = 4, seed: int = 0) -> float:
@@ -273,8 +255,8 @@ def require_symmetry(defect: float) -> None:
 
 
 @eqx.filter_jit
-def _symmetry(operator: SymmetricOperator, keys: Array):
-    def probe(key):
+def _symmetry(operator: SymmetricOperator, keys: Key[Array, "probe"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def probe(key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, ""]]:
         u, v = jax.random.normal(key, (2, operator.dim))
         a_u, a_v = operator.product(u), operator.product(v)
         return (u @ a_v - v @ a_u) ** 2, 0.5 * (a_u @ a_u + a_v @ a_v)
@@ -283,30 +265,53 @@ def _symmetry(operator: SymmetricOperator, keys: Array):
     return jnp.sum(differences), jnp.sum(sizes)
 
 
-def _in_pieces(posterior: LocalPosterior, data: PyTree) -> tuple[LocalPosterior, PyTree, PyTree, float]:
-    """The posterior in float64 without its data, the data in pieces of equal length, and their rest with its share."""
+def _in_pieces(
+    posterior: LocalPosterior, data: PyTree, scalar_of: Callable[[LocalPosterior, PyTree, PyTree], Array]
+) -> tuple[LocalPosterior, Rows]:
+    """The posterior in float64 without its data, and the data in pieces on which a product fits in memory.
+
+    Args:
+        posterior: loss and w*.
+        data: what products walk over.
+        scalar_of: (posterior, position, batch), whose gradient tells how many rows fit.
+    """
     data = as_float64(data)
-    num_data = len(jax.tree.leaves(data)[0])
-    num_pieces = max(1, num_data // _PIECE)
-    length = num_data // num_pieces
-    split = num_pieces * length
-    pieces = jax.tree.map(lambda x: x[:split].reshape(num_pieces, length, *x.shape[1:]), data)
-    rest = jax.tree.map(lambda x: x[split:], data) if split < num_data else None
     stub = jax.tree.map(lambda x: np.zeros((2, *x.shape[1:]), x.dtype), data)  # the pieces are the data
     posterior = eqx.tree_at(lambda p: (p.center, p.data), posterior, (as_float64(posterior.center), stub))
-    return posterior, pieces, rest, 1 - split / num_data
+    total = num_rows(data)
+    length = total // max(1, total // _PIECE)
+
+    def gradient(batch: PyTree) -> PyTree:
+        return jax.grad(lambda position: scalar_of(posterior, position, batch))(posterior.position)
+
+    fit = rows_that_fit(gradient, data, length, times=_OF_A_GRADIENT)
+    return posterior, in_pieces(data, length if fit == length else even_length(total, math.ceil(total / fit)))
 
 
-def _output_shape(posterior: LocalPosterior, pieces: PyTree) -> tuple[int, ...]:
-    """Shape of the outputs of one example."""
+def _loss_of(posterior: LocalPosterior, position: PyTree, batch: PyTree) -> Array:
+    return posterior.loss(posterior.params_at(position), batch)
+
+
+def _sum_of_outputs(posterior: LocalPosterior, position: PyTree, batch: PyTree) -> Array:
+    return jnp.sum(require_predict_fn(posterior)(posterior.params_at(position), batch))
+
+
+def require_predict_fn(posterior: LocalPosterior) -> Callable[[PyTree, PyTree], Array]:
+    """`posterior.predict_fn`; raises ValueError if there is none."""
     if posterior.predict_fn is None:
         raise ValueError(
             "outputs are needed, got a posterior without predict_fn; give LocalPosterior(predict_fn=…), a function "
             "predict_fn(params, batch) that returns an array (batch, …)."
         )
-    batch = jax.tree.map(lambda x: x[0], pieces)
-    length = len(jax.tree.leaves(batch)[0])
-    outputs = eqx.filter_eval_shape(posterior.predict_fn, posterior.center, batch)
+    return posterior.predict_fn
+
+
+def _output_shape(posterior: LocalPosterior, rows: Rows) -> tuple[int, ...]:
+    """Shape of the outputs of one example."""
+    predict_fn = require_predict_fn(posterior)
+    batch = jax.tree.map(lambda x: x[0], rows.pieces)
+    length = rows.length
+    outputs = eqx.filter_eval_shape(predict_fn, posterior.center, batch)
     shape = getattr(outputs, "shape", ())
     if shape[:1] != (length,) or not jnp.issubdtype(outputs.dtype, jnp.floating):
         seen = f"{outputs.dtype} of shape {shape}" if hasattr(outputs, "dtype") else f"{outputs}"
@@ -325,7 +330,7 @@ def _output_shape(posterior: LocalPosterior, pieces: PyTree) -> tuple[int, ...]:
 @eqx.filter_jit
 def _outputs_move(posterior: LocalPosterior, batch: PyTree) -> Array:
     flat, unravel = ravel_pytree(posterior.position)
-    predict_fn: Any = posterior.predict_fn
+    predict_fn = require_predict_fn(posterior)
     here = predict_fn(posterior.center, batch)
     direction = jnp.maximum(jnp.sqrt(jnp.mean(flat**2)), 1.0) * jax.random.normal(jax.random.key(0), flat.shape)
     there = [predict_fn(posterior.params_at(unravel(flat + move * direction)), batch) for move in _MOVES]

@@ -120,12 +120,7 @@ def _finite(operator: CurvatureOperator, offset: np.ndarray) -> bool:
 
 @eqx.filter_jit
 def _losses_at(operator: CurvatureOperator, offsets: Float[Array, "offset dim"]):
-    def loss(offset):
-        posterior = _moved(operator, offset).posterior
-        total = jnp.sum(jax.lax.map(lambda batch: posterior.loss(posterior.center, batch), operator.pieces))
-        return total if operator.rest is None else total + posterior.loss(posterior.center, operator.rest)
-
-    return jax.lax.map(loss, offsets)
+    return jax.lax.map(lambda offset: _moved(operator, offset).loss(), offsets)
 
 
 def _moved(operator: CurvatureOperator, offset: Float[Array, "dim"]) -> CurvatureOperator:

@@ -15,7 +15,6 @@ are their squares and end at √ε σ_max. At a singular point N − rank G is n
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -31,6 +30,7 @@ from llc.geometry.curvature.operators import (
     curvature_operator,
     gauss_newton_operator,
     jacobian_operator,
+    require_predict_fn,
 )
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
@@ -223,17 +223,14 @@ def _transpose_product(operator: JacobianOperator, cotangent: Array) -> Array:
 def _rows(operator: JacobianOperator) -> Float[Array, "input k dim"]:
     """Gradients of all outputs of each input, an input at a time."""
     posterior = operator.posterior
-    predict_fn: Any = posterior.predict_fn
+    predict_fn = require_predict_fn(posterior)
     flat, unravel = ravel_pytree(posterior.position)
 
-    def of_input(row):
+    def of_input(row: PyTree) -> Float[Array, "k dim"]:
         batch = jax.tree.map(lambda x: x[None], row)
         return jax.jacrev(lambda z: predict_fn(posterior.params_at(unravel(z)), batch).ravel())(flat)
 
-    inputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), operator.pieces)
-    if operator.rest is not None:
-        inputs = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), inputs, operator.rest)
-    return jax.lax.map(of_input, inputs, batch_size=_AT_ONCE)
+    return jax.lax.map(of_input, operator.rows.joined(), batch_size=_AT_ONCE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,14 @@
 r"""Smooth components of the zero set near w*, each of which bounds λ(w*) from above.
 
 λ is lower semicontinuous: λ(w*) ≤ λ(w') for zeros w' of K that come arbitrarily near w*. Where g ≡ 0 at w', the zero
-set is a manifold of codimension r' = rank H(w'), and λ(w') = r'/2. Hence
+set is a manifold of codimension r' = rank H(w') there, and λ(w') = r'/2. Hence
 
 $$ \lambda(w^*) \le \tfrac12 \min_{w'} \mathrm{rank}\, H(w') . $$
 
-Zeros are found from random points around w*, with each array of parameters moved by its own scale 10^U(−e, 0), by
-damped Newton steps (Gauss–Newton at exact fit). Arrays of very different scales lead to different components: near
-A = B = 0 a product BA has one for each rank of A. The least r' that is certified has to be the same at two distances,
-and a zero of that rank has to lie beyond the nearer one too, at a tenth of its distance.
+Zeros are found by damped Newton steps (Gauss–Newton at an exact fit) from random points around w*, with each array of
+parameters moved by a scale 10^U(−e, 0) of its own. Arrays of very different scales lead to different components: near
+A = B = 0 a product BA has one for each rank of A. The least r' that is certified has to be the same at two distances
+from w*, and a zero of that rank has to exist at a tenth of the smaller distance too.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from llc.geometry.higher_order.excess import Excess, Scale, dense_metric
+from llc.geometry.higher_order.excess import Excess, Offset, Scale, dense_metric
 from llc.geometry.higher_order.splitting import remainder_profile, split, vanishes
 
 _DISTANCES = (0.3, 0.1)  # from w*, in units of a typical parameter
@@ -36,7 +36,7 @@ _EPS, _TINY = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
 
 
 class Component(NamedTuple):
-    """What the probe found.
+    """The result of the search.
 
     Attributes:
         rank: the least certified r'; None where nothing was, two distances disagree, or no such zero is nearer.
@@ -100,11 +100,13 @@ def _starts(excess: Excess, key: PRNGKeyArray) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _project(excess: Excess, starts: Float[Array, "start dim"], floor: Float[Array, ""] | float):
+def _project(
+    excess: Excess, starts: Float[Array, "start dim"], floor: Float[Array, ""] | float
+) -> tuple[Float[Array, "start dim"], Float[Array, "start"], Float[Array, "start dim"], Int[Array, "start"]]:
     """The zero next to each start, K there, the eigenvalues of its metric, and the number of steps."""
 
-    def project(start):
-        def body(state):
+    def project(start: Offset) -> tuple[Array, Array, Array, Array]:
+        def body(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
             offset, value, damping, count = state
             curvatures, vectors = jnp.linalg.eigh(excess.metric(offset))
             shift = damping * value / jnp.sum(offset**2)
@@ -120,10 +122,11 @@ def _project(excess: Excess, starts: Float[Array, "start dim"], floor: Float[Arr
                 count + 1,
             )
 
-        def unfinished(state):
+        def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
             return (state[1] > floor) & (state[2] < _STUCK) & (state[3] < _STEPS)
 
-        offset, value, _, count = jax.lax.while_loop(unfinished, body, (start, excess.value(start), 1.0, 0))
+        first = start, excess.value(start), jnp.ones(()), jnp.zeros((), int)
+        offset, value, _, count = jax.lax.while_loop(unfinished, body, first)
         return offset, value, jnp.linalg.eigvalsh(excess.metric(offset)), count
 
     return jax.lax.map(project, starts, batch_size=len(starts) if excess.dim <= _VECTORIZED else None)
@@ -142,7 +145,7 @@ def _rank(eigenvalues: np.ndarray) -> int | None:
     return len(counted)
 
 
-def _is_smooth(excess, scale, order, end, rank, key) -> bool:
+def _is_smooth(excess: Excess, scale: Scale, order: int, end: np.ndarray, rank: int, key: PRNGKeyArray) -> bool:
     """Whether the zeros near `end` are a manifold of codimension `rank`."""
     metric = np.asarray(dense_metric(excess, jnp.asarray(end)))
     splitting = split(metric, _threshold(np.linalg.eigvalsh(metric)))

@@ -1,11 +1,11 @@
-r"""The excess loss around w*, as a function of the offset from it, in float64.
+r"""The excess loss around w* as a function of the offset from it, in float64.
 
 $$ K(x) = L(w^* + x) - L(w^*), \qquad\text{or, for a squared loss at exact fit,}\qquad
    K(x) = \frac{c}{n} \sum_i \lVert f(w^* + x, x_i) - f(w^*, x_i) \rVert^2 . $$
 
-The two are the same function, but the first is known to ε L(w*) only, the second to the square of round-off: a part of
-order t⁸ is then seen down to t = 10⁻³. Whether the second holds is measured: the two agree, up to one constant c, at
-random points around w*.
+The two are the same function, but the first is known only to ε L(w*) and the second to the square of round-off. A part
+of order t⁸ is then seen down to t = 10⁻³. Whether the second form holds is measured: it does where the two agree at
+random points around w*, up to one constant c.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator
+from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator, require_predict_fn
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.rows import Rows
 
 _SAME = 1e-9  # relative: K at the probed distances is known to 1e-13, and a residual of 1e-8 shows
 _PROBES = np.array([0.03, 0.1, 0.3, 0.3])  # distances, in units of the parameters, of the points that decide on c
@@ -32,7 +33,7 @@ class Excess(eqx.Module):
     """K on flat offsets from w*, of the parameters that move. Build it with `excess_loss`."""
 
     operator: CurvatureOperator
-    outputs: PyTree  # f(w*, x) for the pieces and the rest of the data; None where K is a difference of losses
+    outputs: Array | None  # f(w*, x) of all the data; None where K is a difference of losses
     constant: Float[Array, ""]  # c, or L(w*)
 
     @property
@@ -42,39 +43,32 @@ class Excess(eqx.Module):
 
     @property
     def exact_fit(self) -> bool:
-        """Whether the loss is a squared one with zero residuals, and K is a sum of squares."""
+        """Whether the loss is a squared error with zero residuals, so that K is a sum of squares."""
         return self.outputs is not None
 
     def value(self, offset: Offset) -> Float[Array, ""]:
         """K, in nats per example."""
-        params, posterior = self._params(offset), self.operator.posterior
-        if self.outputs is None:
-            return self._average(lambda batch, _: posterior.loss(params, batch)) - self.constant
-        return self.constant * self._average(lambda batch, fitted: _mean_square(posterior, params, batch, fitted))
+        mean = self._batches.mean(lambda batch: self._of_batch(offset, batch), jnp.zeros(()))
+        return mean - self.constant if self.outputs is None else mean
 
     def gradient(self, offset: Offset) -> Offset:
-        """∇K."""
-        return jax.grad(self.value)(offset)
+        """∇K, of one batch after the other."""
+        return self._batches.mean(lambda batch: jax.grad(self._of_batch)(offset, batch), jnp.zeros_like(offset))
 
     def product(self, offset: Offset, vector: Offset) -> Offset:
         """Hessian of K at `offset`, times a vector."""
         return jax.jvp(self.gradient, (offset,), (vector,))[1]
 
     def residuals(self, offset: Offset) -> Float[Array, "output"]:
-        """F with K = ½ |F|²; at exact fit only."""
+        """F with K = ½ |F|²; only at an exact fit."""
         params, posterior = self._params(offset), self.operator.posterior
         scale = jnp.sqrt(2 * self.constant / self.num_data)
-        parts = [
-            jnp.ravel(
-                jax.vmap(lambda batch: _predict(posterior, params, batch))(self.operator.pieces) - self.outputs[0]
-            )
-        ]
-        if self.operator.rest is not None:
-            parts.append(jnp.ravel(_predict(posterior, params, self.operator.rest) - self.outputs[1]))
-        return scale * jnp.concatenate(parts)
+        outputs = self.operator.rows.map(lambda batch: _predict(posterior, params, batch))
+        fitted = jnp.zeros(()) if self.outputs is None else self.outputs
+        return scale * jnp.ravel(outputs - fitted)
 
     def metric(self, offset: Offset) -> Float[Array, "dim dim"]:
-        """The dense Hessian of K; at exact fit its Gauss–Newton part, the same wherever K = 0."""
+        """The dense Hessian of K; at an exact fit its Gauss–Newton part, which is the same wherever K = 0."""
         identity = jnp.eye(self.dim)
         if self.outputs is None:
             return jax.vmap(lambda vector: self.product(offset, vector))(identity)
@@ -82,28 +76,29 @@ class Excess(eqx.Module):
         jacobian = jax.vmap(pushforward)(identity)
         return jacobian @ jacobian.T
 
-    def _params(self, offset):
-        posterior = self.operator.posterior
-        flat, unravel = ravel_pytree(posterior.position)
-        return posterior.params_at(unravel(flat + offset))
-
-    def _average(self, of_piece):
-        operator = self.operator
-        head_outputs, rest_outputs = (None, None) if self.outputs is None else self.outputs
-        if jax.tree.leaves(operator.pieces)[0].shape[0] == 1:  # no loop: a third of the compilation
-            piece = jax.tree.map(lambda leaf: leaf[0], (operator.pieces, head_outputs))
-            head = of_piece(*piece)
-        else:
-            head = jnp.mean(jax.lax.map(lambda piece: of_piece(*piece), (operator.pieces, head_outputs)))
-        if operator.rest is None:
-            return head
-        return (1 - operator.rest_weight) * head + operator.rest_weight * of_piece(operator.rest, rest_outputs)
-
     @property
     def num_data(self) -> int:
         """The number of examples, n."""
-        pieces, rest = (jax.tree.leaves(part) for part in (self.operator.pieces, self.operator.rest))
-        return pieces[0].shape[0] * pieces[0].shape[1] + (rest[0].shape[0] if rest else 0)
+        return self.operator.rows.num_rows
+
+    @property
+    def _batches(self) -> Rows:
+        """The data, with the outputs at w* beside them where K is a sum of squares."""
+        rows = self.operator.rows
+        return rows if self.outputs is None else rows.beside(self.outputs)
+
+    def _of_batch(self, offset: Offset, batch: PyTree) -> Float[Array, ""]:
+        params, posterior = self._params(offset), self.operator.posterior
+        if self.outputs is None:
+            return posterior.loss(params, batch)
+        data, fitted = batch
+        difference = _predict(posterior, params, data) - fitted
+        return self.constant * (jnp.sum(difference**2) / difference.shape[0])
+
+    def _params(self, offset: Offset) -> PyTree:
+        posterior = self.operator.posterior
+        flat, unravel = ravel_pytree(posterior.position)
+        return posterior.params_at(unravel(flat + offset))
 
 
 class Scale(NamedTuple):
@@ -177,21 +172,15 @@ def dense_metric(excess: Excess, offset: Offset) -> Float[Array, "dim dim"]:
 
 
 @eqx.filter_jit
-def _value(excess: Excess, offset: Offset):
+def _value(excess: Excess, offset: Offset) -> Float[Array, ""]:
     return excess.value(offset)
 
 
 @eqx.filter_jit
-def _outputs(operator: CurvatureOperator):
+def _outputs(operator: CurvatureOperator) -> Array:
     posterior = operator.posterior
-    head = jax.lax.map(lambda batch: _predict(posterior, posterior.center, batch), operator.pieces)
-    return head, None if operator.rest is None else _predict(posterior, posterior.center, operator.rest)
+    return operator.rows.map(lambda batch: _predict(posterior, posterior.center, batch))
 
 
-def _predict(posterior, params, batch):
-    return jnp.asarray(posterior.predict_fn(params, batch), jnp.float64)
-
-
-def _mean_square(posterior, params, batch, fitted):
-    difference = _predict(posterior, params, batch) - fitted
-    return jnp.sum(difference**2) / difference.shape[0]
+def _predict(posterior: LocalPosterior, params: PyTree, batch: PyTree) -> Array:
+    return jnp.asarray(require_predict_fn(posterior)(params, batch), jnp.float64)

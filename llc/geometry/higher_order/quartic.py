@@ -4,9 +4,9 @@ With v in the kernel of H, minimising K over its range leaves the quartic part o
 
 $$ q(v) = \tfrac{1}{24} D^4 K[v, v, v, v] - \tfrac18 b^\top H^+ b, \qquad b = D^3 K[v, v, \cdot] , $$
 
-of which the second term is easily forgotten: (y − x²)² + x¹⁰ has D⁴-part x⁴ and q = 0. If q depends on d₄ variables,
-the rank of its gradients, then g ≤ C(|y|⁴ + |z|⁶) with y ∈ R^d₄: terms of degree five that would be larger, y z⁴ and
-z⁵, are negative somewhere. Hence, with D symmetry directions on which nothing depends,
+The second term must not be left out: (y − x²)² + x¹⁰ has the D⁴-part x⁴, and q = 0. If q depends on d₄ variables (the
+rank of its gradients), then g ≤ C(|y|⁴ + |z|⁶) with y ∈ R^d₄, since the larger terms of degree five, y z⁴ and z⁵, are
+negative somewhere. Hence, with D symmetry directions on which nothing depends,
 
 $$ \lambda \le \tfrac r2 + \tfrac{d_4}{4} + \tfrac{d - D - r - d_4}{6} . $$
 
@@ -21,9 +21,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from llc.geometry.higher_order.excess import Excess
+from llc.geometry.higher_order.excess import Excess, Offset
 from llc.geometry.higher_order.splitting import Splitting
 
 _MORE = 5  # gradients beyond d − r, which is enough for any rank
@@ -33,7 +33,7 @@ _BATCH_BYTES = 2.0**28
 
 
 class Rank(NamedTuple):
-    """A rank from singular values, and what it cost."""
+    """A rank from singular values, and the number of gradients that it took."""
 
     value: int | None  # None where singular values lie between the counted ones and round-off
     evaluations: int
@@ -56,14 +56,16 @@ def essential_variables(excess: Excess, splitting: Splitting, key: PRNGKeyArray)
 
 
 @eqx.filter_jit
-def _quartic_gradients(excess: Excess, root: Float[Array, "dim dim"], points: Float[Array, "point dim"]):
+def _quartic_gradients(
+    excess: Excess, root: Float[Array, "dim dim"], points: Float[Array, "point dim"]
+) -> tuple[Float[Array, "point dim"], Float[Array, "point"]]:
     """∇q = D⁴K[v,v,v,·]/6 − D³K[v, H⁺b, ·]/2, and the size of the first term: as q ≥ 0, the second is no larger."""
 
-    def gradient(v):
-        def once(s):
+    def gradient(v: Offset) -> tuple[Offset, Float[Array, ""]]:
+        def once(s: ArrayLike) -> Offset:
             return jax.jvp(lambda s: excess.gradient(s * v), (s,), (1.0,))[1]
 
-        def twice(s):
+        def twice(s: ArrayLike) -> Offset:
             return jax.jvp(once, (s,), (1.0,))[1]
 
         third, fourth = jax.jvp(twice, (0.0,), (1.0,))
@@ -92,7 +94,9 @@ def quadratic_rank(excess: Excess, splitting: Splitting, key: PRNGKeyArray) -> R
 
 
 @eqx.filter_jit
-def _combined_form(excess: Excess, root: Float[Array, "dim dim"], weights: Float[Array, "output"]):
+def _combined_form(
+    excess: Excess, root: Float[Array, "dim dim"], weights: Float[Array, "output"]
+) -> tuple[Float[Array, "dim dim"], Float[Array, ""], Float[Array, ""]]:
     """Second derivative of yᵀF at w*, y the part of `weights` beyond the image of J; its size for all; y's share."""
     zero = jnp.zeros(excess.dim)
     _, pull = jax.vjp(excess.residuals, zero)
@@ -101,8 +105,8 @@ def _combined_form(excess: Excess, root: Float[Array, "dim dim"], weights: Float
         image = root @ (root @ pull(beyond)[0])
         beyond = beyond - jax.jvp(excess.residuals, (zero,), (image,))[1]
 
-    def products(vector):
-        def pulled(offset):
+    def products(vector: Offset) -> tuple[Offset, Offset]:
+        def pulled(offset: Offset) -> tuple[Offset, Offset]:
             pull = jax.vjp(excess.residuals, offset)[1]
             return pull(beyond)[0], pull(weights)[0]
 

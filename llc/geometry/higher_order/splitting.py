@@ -1,13 +1,14 @@
-r"""The part of the loss beyond its Hessian: g of the splitting lemma, its order, and whether it is there at all.
+r"""The part of the loss beyond its Hessian: g of the splitting lemma, its order, and whether it is zero.
 
-In suitable coordinates an analytic K ≥ 0 is |u|² + g(v), u in the range of H and v in its kernel, so that
-λ = r/2 + λ(g) (Watanabe 2009, Theorem 6.5). g is seen without those coordinates:
+In suitable coordinates an analytic K ≥ 0 is |u|² + g(v), with u in the range of H and v in its kernel, so that
+λ = r/2 + λ(g) (Watanabe 2009, Theorem 6.5). Those coordinates are not needed to evaluate g:
 
 $$ g(v) = \min_{u \in \mathrm{range} H} K(v + u) , $$
 
-by Newton steps inside the range. Along a random v, g(tv) ∝ t^{2k} as t → 0, with 2k ≥ 4 the order of g, hence
-r/2 + 1/2k ≤ λ ≤ r/2 + (d − r)/2k (Taylor's theorem above; below, a sublevel set meets each line in e^{1/2k}). And where
-g vanishes at random points it vanishes: λ = r/2, a manifold of minima.
+by Newton steps inside the range. Along a random v, g(tv) ∝ t^{2k} as t → 0, with 2k ≥ 4 the order of g. Hence
+r/2 + 1/2k ≤ λ ≤ r/2 + (d − r)/2k: the upper bound by Taylor's theorem, the lower one since a sublevel set meets each
+line in a length of e^{1/2k}. Where g is zero at random points it is zero everywhere. The minima form a manifold then,
+and λ = r/2.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import scipy.linalg
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from llc.geometry.higher_order.excess import Excess, Scale
+from llc.geometry.higher_order.excess import Excess, Offset, Scale
 
 _NUM_DIRECTIONS = 3
 _STEPS = 0.4 ** np.arange(14.0)  # distances, in units of a typical parameter
@@ -113,14 +114,16 @@ def remainder_profile(
 
 
 @eqx.filter_jit
-def _minimize(excess: Excess, root: Float[Array, "dim dim"], starts: Float[Array, "start dim"]):
-    """K at the start, K at its minimum over start + range, the Newton newton_decrement there, and the distance."""
+def _minimize(
+    excess: Excess, root: Float[Array, "dim dim"], starts: Float[Array, "start dim"]
+) -> tuple[Float[Array, "start"], Float[Array, "start"], Float[Array, "start"], Float[Array, "start"]]:
+    """K at the start, K at its minimum over start + range, the Newton decrement there, and the distance."""
 
-    def minimize(start):
-        def gradient(y):  # in y the Hessian at the base is the projection on the range
+    def minimize(start: Offset) -> tuple[Array, Array, Array, Array]:
+        def gradient(y: Offset) -> Offset:  # in y the Hessian at the base is the projection on the range
             return root @ excess.gradient(start + root @ y)
 
-        def body(state):
+        def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             y, slope, count = state
             newton, _ = cg(lambda p: jax.jvp(gradient, (y,), (p,))[1], -slope, tol=1e-10, maxiter=_CG_STEPS)
             longest = _LONGEST * jnp.linalg.norm(slope)  # a slope that is round-off has no Newton step
@@ -130,13 +133,13 @@ def _minimize(excess: Excess, root: Float[Array, "dim dim"], starts: Float[Array
             y = trials[jnp.nanargmin(values)]  # far from w* a full step may climb; the last ones are all full
             return y, gradient(y), count + 1
 
-        def unfinished(state):
+        def unfinished(state: tuple[Array, Array, Array]) -> Array:
             y, slope, count = state
             value = jnp.abs(excess.value(start + root @ y))
             return (count < _NEWTON_STEPS) & (0.5 * jnp.sum(slope**2) > _FINISHED * value)
 
         zero = jnp.zeros_like(start)
-        y, slope, _ = jax.lax.while_loop(unfinished, body, (zero, gradient(zero), 0))
+        y, slope, _ = jax.lax.while_loop(unfinished, body, (zero, gradient(zero), jnp.zeros((), int)))
         offset = root @ y
         moved = jnp.linalg.norm(offset)
         return excess.value(start), excess.value(start + offset), 0.5 * jnp.sum(slope**2), moved
@@ -146,12 +149,13 @@ def _minimize(excess: Excess, root: Float[Array, "dim dim"], starts: Float[Array
 
 
 def order(profile: Profile) -> int | None:
-    """2k, the order of g, from the slope of log g in log t at the smallest distances that count; None if undecided."""
+    """2k, the order of g: the slope of log g in log t at the smallest distances that count; None if undecided."""
     orders = {_slope(profile, row) for row in range(len(profile.values))}
     return orders.pop() if len(orders) == 1 else None
 
 
-def _slope(profile, row):
+def _slope(profile: Profile, row: int) -> int | None:
+    """The even order along one direction; None where the distances that count show no single power law."""
     counted = profile.decided[row] & (profile.values[row] > profile.floors[row])  # not where K < 0
     last = np.flatnonzero(counted)[-1:]
     if not last.size or last[0] < _NUM_SLOPES:
@@ -165,7 +169,7 @@ def _slope(profile, row):
 
 
 def vanishes(profile: Profile, scale: Scale, hidden_order: int = _HIDDEN_ORDER) -> bool:
-    """Whether g ≡ 0: at two distances it is round-off in all directions, where a part of low order would be seen.
+    """Whether g ≡ 0: at two distances it is at round-off in all directions, although a part of low order would be seen.
 
     Args:
         profile: of g.

@@ -1,18 +1,18 @@
 r"""Continuous symmetries of the loss, and the dimension of their orbit at w*.
 
-A vector field X with X·∇K = 0 is a direction on which K does not depend. D fields that are independent at w* can be
-straightened one after the other, K is a function of d − D variables, and with r of them quadratic
+Along a vector field X with X·∇K = 0 the loss does not change. D fields that are independent at w* can be straightened
+one after the other. K is then a function of d − D variables, and with r of them quadratic
 
 $$ \lambda \le \tfrac r2 + \tfrac{d - D - r}{4} . $$
 
-Fields are proposed by the shapes of the parameters, and each is accepted only if X·∇K = 0 at random points, two close
-to w* and two as far as its parameters are large:
+The shapes of the parameters propose fields. A field is accepted only if X·∇K = 0 at random points, two of them close
+to w* and two at the distance of the size of its parameters:
 
-- exchange: P ↦ P E, Q ↦ −Q Eᵀ for single entries E of the axis that two arrays share, with biases. Accepted entries
-  are all of GL(h) between consecutive linear layers and in the products QKᵀ and VO of attention (with several heads
-  those within a head), the diagonal ones at a ReLU (rescaling), rotations where P and Q are the same array;
-- transport: a hidden bias of a linear layer moves into the next one;
-- shift: a constant added along an axis, as to all logits; and single parameters on which the loss does not depend.
+- exchange: P ↦ P E, Q ↦ −Q Eᵀ for single entries E of the axis that two arrays share, biases included. Accepted are
+  all entries (GL(h)) between consecutive linear layers and in the products QKᵀ and VO of attention (with several heads,
+  those within a head), the diagonal ones at a ReLU (rescaling), and rotations where P and Q are the same array;
+- transport: a hidden bias of a linear layer moves into the next bias;
+- shift: a constant is added along an axis, as to all logits; or a single parameter on which the loss does not depend.
 """
 
 import itertools
@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from llc.geometry.higher_order.excess import Excess, typical_size
+from llc.posterior.local_posterior import LocalPosterior
 
 Generator = Callable[[PyTree], PyTree]
 
@@ -102,16 +103,16 @@ def symmetry_dimension(excess: Excess, key: PRNGKeyArray, generators: Sequence[G
 
 
 @eqx.filter_jit
-def _gradients(excess: Excess, offsets):
+def _gradients(excess: Excess, offsets: Float[Array, "point dim"]) -> Float[Array, "point dim"]:
     return jax.lax.map(excess.gradient, offsets)
 
 
-def _is_invariant(change, size):
+def _is_invariant(change: np.ndarray | np.floating, size: np.ndarray | np.floating) -> np.ndarray | np.bool:
     return np.abs(change) <= _INVARIANT * size
 
 
-def _tangent(generator, posterior, params):
-    """The field at `params`, flat; what does not move has to be left alone."""
+def _tangent(generator: Generator, posterior: LocalPosterior, params: PyTree) -> np.ndarray:
+    """The field at `params`, flat; it has to be zero for parameters that do not move."""
     tangent = generator(params)
     there = eqx.tree_at(lambda p: p.center, posterior, tangent)
     flat, unravel = ravel_pytree(there.position)
@@ -119,7 +120,10 @@ def _tangent(generator, posterior, params):
     rest = eqx.filter(stays.params_at(unravel(flat)), eqx.is_array)
     same = jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), rest, eqx.filter(tangent, eqx.is_array))
     if not all(jax.tree.leaves(same)):
-        raise ValueError("a generator needs a zero tangent for parameters that the mask holds; drop it, or the mask.")
+        raise ValueError(
+            "generators need a zero tangent for parameters that the mask keeps at w*, got another one; leave that "
+            "generator out, or let those parameters move (mask)."
+        )
     return np.asarray(flat)
 
 
@@ -134,7 +138,7 @@ def _compressed(tangents: np.ndarray) -> np.ndarray:
 class _Arrays:
     """The parameters that move, array by array: at w*, at the points of verification, and the gradients there."""
 
-    def __init__(self, posterior, center, points, gradients):
+    def __init__(self, posterior: LocalPosterior, center: np.ndarray, points: np.ndarray, gradients: np.ndarray):
         moving = jax.tree.leaves(posterior.position)
         mask = [True] * len(moving)
         if posterior.mask is not None:
@@ -145,6 +149,7 @@ class _Arrays:
         self.center, self.points, self.gradients = center, points, gradients
 
     def array(self, vector: np.ndarray, leaf: int) -> np.ndarray:
+        """The part of a vector, or of a stack of them, that belongs to array number `leaf`."""
         end = self.ends[leaf]
         size = int(np.prod(self.shapes[leaf], dtype=int))
         return vector[..., end - size : end].reshape(*vector.shape[:-1], *self.shapes[leaf])
@@ -162,6 +167,7 @@ class _Arrays:
         return self.matrix(np.arange(int(self.ends[-1])), view)
 
     def views(self) -> Iterator[_View]:
+        """Every array as a matrix, for each choice of the axes of its columns."""
         for leaf in self.whole:
             shape = self.shapes[leaf]
             for count in range(1, max(len(shape), 2)):
@@ -189,11 +195,11 @@ def _exchanges(arrays: _Arrays) -> Iterator[_Field]:
                         )
 
 
-def _exchange(arrays, left, right, kind) -> _Field:
-    """P ↦ P E, Q ↦ −Q Eᵀ for all single entries E along which the loss stays."""
+def _exchange(arrays: _Arrays, left: Sequence[_View], right: Sequence[_View], kind: str) -> _Field:
+    """P ↦ P E, Q ↦ −Q Eᵀ for all single entries E along which the loss does not change."""
 
-    def rates(views, transpose):
-        total, size = 0.0, 0.0
+    def rates(views: Sequence[_View], *, transpose: bool) -> tuple[np.ndarray, np.ndarray]:
+        total, size = np.zeros(()), np.zeros(())
         for view in views:
             values, slopes = arrays.matrix(arrays.points, view), arrays.matrix(arrays.gradients, view)
             first, second = (slopes, values) if transpose else (values, slopes)

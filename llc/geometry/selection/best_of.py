@@ -96,17 +96,29 @@ def best_of_slope(
         )
     sigma = require_sigma(posterior, sigma)
     sizes = np.array([num_candidates // part for part in _SUBSETS])
-    logs = np.zeros((num_groups, len(sizes)))
-    with (
-        float64(),
-        tqdm(
-            total=num_candidates * num_groups,
-            disable=None if progress is None else not progress,
-            desc="best of m",
-            unit="loss",
-        ) as bar,
-    ):
+    with float64():
         losses, weights = losses_around(posterior, None), jnp.asarray(_subset_weights(num_candidates, sizes))
+        logs = _of_groups(key, losses, sigma, weights, num_groups, progress=progress)
+    return _from_logs(logs, sizes, sigma, num_candidates)
+
+
+def _of_groups(
+    key: PRNGKeyArray,
+    losses: Losses,
+    sigma: float,
+    weights: Float[Array, "candidate size"],
+    num_groups: int,
+    *,
+    progress: bool | None,
+) -> Float[np.ndarray, "group size"]:
+    """E log K_min over the subsets of each size, group by group."""
+    logs = np.zeros((num_groups, weights.shape[1]))
+    with tqdm(
+        total=len(weights) * num_groups,
+        disable=None if progress is None else not progress,
+        desc="best of m",
+        unit="loss",
+    ) as bar:
         center = losses.at(key[None], jnp.zeros((1, losses.dim)))[0]
         for group in range(num_groups):
             group_key = jax.random.fold_in(key, group)
@@ -114,18 +126,24 @@ def best_of_slope(
             if not least > 0:
                 raise ValueError(
                     f"the losses around w* need to be above that of w*, got {least:.2g} at sigma = {sigma:.3g}: w* "
-                    "is no minimum of this loss, or σ is at round-off; train on, or choose a larger sigma."
+                    "is no minimum of this loss, or the differences are round-off; train on, or choose a larger sigma."
                 )
             if not np.isfinite(logs[group]).all():
                 raise ValueError(
                     f"the losses around w* need to be finite, got too many others at sigma = {sigma:.3g}; "
                     "take a smaller one."
                 )
-            bar.update(num_candidates)
+            bar.update(len(weights))
+    return logs
+
+
+def _from_logs(logs: Float[np.ndarray, "group size"], sizes: np.ndarray, sigma: float, num_candidates: int) -> BestOf:
+    """λ̂ and its bend from the slopes of the logarithms, with errors over the groups."""
+    num_groups = len(logs)
     steps = np.diff(np.log(sizes))
     slopes = np.column_stack([np.diff(logs, axis=1) / steps, (logs[:, -1] - logs[:, 0]) / steps.sum()])
     mean = slopes.mean(axis=0)
-    # dλ̂ = d slope / slope², for each of: first half, second half, whole.
+    # dλ̂ = d slope / slope², for the first half, the second half and the whole.
     pulls = (slopes - mean) / mean**2
     error = np.std(pulls, axis=0, ddof=1) / math.sqrt(num_groups)
     first, second, value = -1 / mean
@@ -133,18 +151,18 @@ def best_of_slope(
     message = ""
     if value > _LARGEST:
         message = (
-            f"λ needs to be below about {_LARGEST:.0f} for this check, got {value:.2f}, which is low: K_min falls as "
-            "m^(−1/λ), too slowly. Sample instead (llc.estimate)."
+            f"λ needs to be below about {_LARGEST:.0f} for this check, got {value:.2f}, which is too low: K_min falls "
+            "as m^(−1/λ), and has not reached its limit yet. Sample instead (llc.estimate)."
         )
     return BestOf(
-        float(value),
-        float(error[2]),
-        float(second - first),
-        float(bend_error),
-        sigma,
-        num_candidates,
-        num_groups,
-        message,
+        value=float(value),
+        stderr=float(error[2]),
+        bend=float(second - first),
+        bend_stderr=float(bend_error),
+        sigma=sigma,
+        num_candidates=num_candidates,
+        num_groups=num_groups,
+        message=message,
     )
 
 
@@ -156,16 +174,22 @@ def _subset_weights(num_candidates: int, sizes: np.ndarray) -> Float[np.ndarray,
     return np.where(rest >= sizes - 1, np.exp(log), 0.0)
 
 
-def _log_binomial(total, part):
+def _log_binomial(total: np.ndarray | int, part: np.ndarray) -> np.ndarray:
     return gammaln(total + 1) - gammaln(part + 1) - gammaln(np.maximum(total - part, 0) + 1)
 
 
 @eqx.filter_jit
-def _group(key, losses: Losses, center, sigma, weights: Float[Array, "candidate size"]):
+def _group(
+    key: PRNGKeyArray,
+    losses: Losses,
+    center: Float[Array, ""],
+    sigma: Float[Array, ""],
+    weights: Float[Array, "candidate size"],
+) -> tuple[Float[Array, "size"], Float[Array, ""]]:
     """E log K_min over the subsets of one group, and the least K."""
     point_key, noise_key = jax.random.split(key)
     z = jax.random.normal(point_key, (len(weights), losses.dim))
-    keys = jax.random.split(noise_key, len(weights))  # of no use to a loss without noise
+    keys = jax.random.split(noise_key, len(weights))  # only a loss with noise uses them
     excess = jnp.sort(losses.at(keys, sigma * z) - center)
     parts = jnp.where(weights > 0, jnp.log(excess)[:, None] * weights, 0.0)  # losses that are not finite come last
     return jnp.sum(parts, axis=0), excess[0]

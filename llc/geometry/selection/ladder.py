@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from llc.geometry.selection.laws import stein_edge
 from llc.geometry.selection.sampling import checked_winners, default_sigmas, require_sigma, select
-from llc.geometry.selection.winners import SelectedSamples, stein_edge
+from llc.geometry.selection.winners import SelectedSamples
 from llc.posterior.local_posterior import LocalPosterior
 
 

@@ -1,15 +1,15 @@
-r"""Selection around w*: draw m points from N(w*, σ² I), keep the one of least loss, repeat.
+r"""Selection around w*: draw m points from N(w*, σ² I), keep the one of least loss, and repeat.
 
 $$ C = \frac{1}{R} \sum_{g=1}^{R} z_g z_g^\top, \quad z_g = \arg\min_{z \in \text{group } g} L(w^* + \sigma z), \qquad
    S = \frac{1}{N} \sum_j s_j (z_j z_j^\top - 1) \to E\, \nabla_z^2\, E[s \mid z] $$
 
-(Shir & Yehudayoff, arXiv 1806.03674; Stein's identity for S). Only the order of the losses within a group enters, never
-a gradient or the loss itself, so that any comparison will do. What the two say is in `selected_samples`.
+(Shir & Yehudayoff, arXiv 1806.03674; Stein's identity for S). Only the order of the losses within a group enters, and
+neither a gradient nor the loss itself, so that any comparison is enough. winners.py says what follows from C and S.
 
-When to use it: where there is no gradient, and few directions are curved among many parameters. A flat spectrum shows
-all its r directions from N ≈ 16 d r losses in C, and about half of that in S. From d²/2 losses on, least squares of a
-quadratic (to the losses, or to the normal scores of their ranks) takes fewer, and Hessian-vector products always do
-(`llc.spectrum`; validation/selected_samples.py).
+Use it where there is no gradient, and where few directions are curved among many parameters. All r directions of a flat
+spectrum are seen in C from N ≈ 16 d r losses on, and in S from about half as many. From d²/2 losses on, a least-squares
+fit of a quadratic (to the losses, or to the normal scores of their ranks) takes fewer losses, and Hessian-vector
+products always do (`llc.spectrum`; validation/selected_samples.py).
 """
 
 import dataclasses
@@ -26,9 +26,11 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator
-from llc.geometry.selection.winners import SelectedSamples, flat_rank, normal_scores
+from llc.geometry.selection.laws import flat_rank, normal_scores
+from llc.geometry.selection.winners import SelectedSamples
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
+from llc.posterior.programs import bytes_alive
 
 _CHUNK_BYTES = 2**27  # of candidates, and of losses computed at a time
 _CHUNK = 2**14  # candidates at a time, at most
@@ -61,32 +63,21 @@ class Losses(eqx.Module):
             losses = jax.lax.map(lambda x: self._one(*x), (flat_keys, rows), batch_size=self.batch)
         return jnp.where(jnp.isfinite(losses), losses, jnp.inf).reshape(offsets.shape[:-1])
 
-    def _one(self, key, offset):
+    def _one(self, key: PRNGKeyArray, offset: Float[Array, "dim"]) -> Float[Array, ""]:
         operator = self.operator
         params = self._params(offset)
         if self.noisy_loss_fn is not None:
             return self.noisy_loss_fn(key, params)
-        head = jnp.mean(jax.lax.map(lambda piece: operator.posterior.loss(params, piece), operator.pieces))
-        if operator.rest is None:
-            return head
-        return (1 - operator.rest_weight) * head + operator.rest_weight * operator.posterior.loss(params, operator.rest)
+        return operator.rows.mean(lambda batch: operator.posterior.loss(params, batch), jnp.zeros(()))
 
-    def _params(self, offset):
+    def _params(self, offset: Float[Array, "dim"]) -> PyTree:
         posterior = self.operator.posterior
         flat, unravel = ravel_pytree(posterior.position)
         return posterior.params_at(unravel(flat + offset))
 
     def bytes(self) -> int:
-        """Memory of one loss, about: all that is computed on the way from one piece of the data."""
-
-        def one(offset, piece):
-            if self.noisy_loss_fn is not None:
-                return self.noisy_loss_fn(jax.random.key(0), self._params(offset))
-            return self.operator.posterior.loss(self._params(offset), piece)
-
-        piece = jax.tree.map(lambda x: x[0], self.operator.pieces)
-        equations = jax.make_jaxpr(one)(jnp.zeros(self.dim), piece).eqns
-        return 8 * sum(math.prod(getattr(v.aval, "shape", ())) for equation in equations for v in equation.outvars)
+        """Memory of one loss: what one piece of the data keeps alive."""
+        return bytes_alive(self._one, jax.random.key(0), jnp.zeros(self.dim))
 
 
 def losses_around(posterior: LocalPosterior, noisy_loss_fn: Callable[[PRNGKeyArray, PyTree], Array] | None) -> Losses:
@@ -238,19 +229,27 @@ def select(
 
 
 @eqx.filter_jit
-def _accumulate(sums: _Sums, key, losses: Losses, scores, sigma, span, groups: int) -> _Sums:
-    """`sums` with the groups start … start + `groups`, as far as there are any."""
-    start, num_winners = span
+def _accumulate(
+    sums: _Sums,
+    key: PRNGKeyArray,
+    losses: Losses,
+    scores: Float[Array | np.ndarray, "candidate"],
+    sigma: Float[Array | np.ndarray, ""],
+    span: tuple[Array | np.ndarray, Array | np.ndarray],
+    groups: int,
+) -> _Sums:
+    """`sums` with those of the groups start … start + `groups`, as far as they exist; `span` is (start, R)."""
+    start, num_winners = map(jnp.asarray, span)
     index = start + jnp.arange(groups)
 
-    def draw(number):
+    def draw(number: Array) -> tuple[Float[Array, "candidate dim"], Key[Array, "candidate"]]:
         point_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
         # Drawn with 24 bits, which no statistic sees, and exact from there on.
         z = jax.random.normal(point_key, (len(scores), losses.dim), jnp.float32)
         return z.astype(jnp.float64), jax.random.split(noise_key, len(scores))
 
     z, noise_keys = jax.vmap(draw)(index)
-    values = losses.at(noise_keys, sigma * z)
+    values = losses.at(noise_keys, jnp.asarray(sigma) * z)
     order = jnp.argsort(values, axis=1)
     exists = (index < num_winners).astype(z.dtype)
     winners = exists[:, None] * jnp.take_along_axis(z, order[:, :1, None], axis=1)[:, 0]

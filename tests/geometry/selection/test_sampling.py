@@ -10,8 +10,8 @@ import scipy.integrate
 import scipy.stats
 
 import llc
+from llc.geometry.selection import laws
 from llc.geometry.selection import sampling as selection
-from llc.geometry.selection import winners as selected_samples
 from llc.geometry.selection.winners import SelectedSamples
 from llc.posterior.precision import float64
 
@@ -45,7 +45,7 @@ def _many(posterior, num_candidates, num_winners, sigma=0.1):
     with float64():
         dim = posterior.num_params
         losses = selection.losses_around(posterior, None)
-        scores = jnp.asarray(selected_samples.normal_scores(num_candidates))
+        scores = jnp.asarray(laws.normal_scores(num_candidates))
         zero = selection._Sums(jnp.zeros((2, dim, dim)), jnp.zeros((dim, dim)), jnp.zeros(dim), jnp.zeros(()))
         span = jnp.asarray(0), jnp.asarray(num_winners)
 
@@ -97,7 +97,7 @@ def test_moments_of_winners_are_those_of_order_statistics(repeats):
 
 def test_stein_matrix_is_the_mean_of_scores_times_order_statistics(repeats):
     rank, m = 3, 5
-    scores = selected_samples.normal_scores(m)
+    scores = laws.normal_scores(m)
     assert abs(scores.sum()) < 1e-12
     np.testing.assert_allclose(np.mean(scores**2), 1)
     exact = sum(s * _order_moment(rank, m, j + 1) for j, s in enumerate(scores)) / (m * rank)
@@ -109,22 +109,22 @@ def test_stein_matrix_is_the_mean_of_scores_times_order_statistics(repeats):
 
 def test_winners_of_many_directions_shrink_by_the_largest_of_normals():
     """Flat spectrum: E χ²(r)_(1:m) / r → 1 − √2 κ_m / √r, the remainder of order 1/r."""
-    kappa = selected_samples.expected_maximum(5)
+    kappa = laws.expected_maximum(5)
     np.testing.assert_allclose(kappa, 1.1629644736, rtol=1e-9)  # Harter 1961
     remainders = [r * (_order_moment(r, 5, 1) / r - 1 + np.sqrt(2 / r) * kappa) for r in (100, 10_000)]
     assert max(map(abs, remainders)) < 1
     assert abs(100 * (_order_moment(100, 5, 1) / 100 - 1 + np.sqrt(2 / 100) * 1.1 * kappa)) > 1
-    costs = {m: m / selected_samples.expected_maximum(m) ** 2 for m in range(2, 12)}
+    costs = {m: m / laws.expected_maximum(m) ** 2 for m in range(2, 12)}
     assert min(costs, key=costs.get) == 5
 
 
 def test_slope_of_the_shape():
     """−(m − 1)/m at r = 2, −1 for m → ∞, −√2 κ_m/√r for r → ∞, and as measured on a nearly flat spectrum."""
-    slope = selected_samples.shape_slope
+    slope = laws.shape_slope
     np.testing.assert_allclose([slope(m, 2) for m in (2, 5, 10**6)], [-1 / 2, -4 / 5, 1e-6 - 1], rtol=1e-7)
     errors = [1 + slope(m, 4) for m in (10**4, 10**6)]  # ∝ m^(−2/r)
     assert errors[0] / errors[1] == pytest.approx(10, rel=0.02)
-    kappa = selected_samples.expected_maximum(5)
+    kappa = laws.expected_maximum(5)
     large = [slope(5, r) / (-np.sqrt(2 / r) * kappa) - 1 for r in (10**4, 10**6)]  # ∝ r^(−1/2)
     assert abs(large[0]) < 0.01
     assert large[0] / large[1] == pytest.approx(10, rel=0.1)
@@ -240,14 +240,14 @@ def test_edges():
         z = rng.normal(size=(2000, samples, dim))
         least = np.linalg.eigvalsh(np.einsum("rni,rnj->rij", z, z) / samples)[:, 0]
         low, high = scipy.stats.binom.ppf([0.001, 0.999], 2000, [0.035, 0.055])
-        assert low <= np.sum(least < selected_samples.lower_edge(np.array([dim]), samples)) <= high
+        assert low <= np.sum(least < laws.lower_edge(np.array([dim]), samples)) <= high
         assert np.sum(least < (1 - np.sqrt(dim / samples)) ** 2) > high
-    assert selected_samples.lower_edge(np.array([5.0, 6.0]), 5).tolist() == [0, 0]
+    assert laws.lower_edge(np.array([5.0, 6.0]), 5).tolist() == [0, 0]
 
 
 def test_edges_of_all_samples():
     rng = np.random.default_rng(4)
-    scores = selected_samples.normal_scores(5)
+    scores = laws.normal_scores(5)
     for dim, samples in ((2, 200), (10, 100), (60, 400)):
         weights = np.tile(scores, samples // 5)[:, None]
         largest = np.empty(1000)
@@ -255,13 +255,13 @@ def test_edges_of_all_samples():
             z = rng.normal(size=(samples, dim))
             largest[i] = np.linalg.eigvalsh((weights * z).T @ z / samples)[-1]
         low, high = scipy.stats.binom.ppf([0.001, 0.999], 1000, [0.035, 0.055])
-        assert low <= np.sum(largest > selected_samples.stein_edge(np.array([dim]), samples, scores)[0]) <= high
+        assert low <= np.sum(largest > laws.stein_edge(np.array([dim]), samples, scores)[0]) <= high
     # The edge of N ≫ d is passed too often.
     assert np.sum(largest > np.sqrt(dim / samples) * (2 + 0.9793 * dim ** (-2 / 3))) > high
-    far = selected_samples.stein_edge(np.array([100]), 10**9, scores)[0] / np.sqrt(1e-7)
+    far = laws.stein_edge(np.array([100]), 10**9, scores)[0] / np.sqrt(1e-7)
     assert far == pytest.approx(2 + 0.9793 * 100 ** (-2 / 3), rel=1e-5)
     # Marchenko–Pastur: equal weights.
-    ones = selected_samples.stein_edge(np.array([10**9]), 4 * 10**9, np.ones(1))[0]
+    ones = laws.stein_edge(np.array([10**9]), 4 * 10**9, np.ones(1))[0]
     assert ones == pytest.approx(1.5**2, rel=1e-5)
 
 
@@ -278,7 +278,7 @@ def test_all_samples_show_more_than_winners():
 def test_flat_rank_is_what_shows():
     """N = 16 d r shows a flat spectrum of rank r; a quarter of it does not (below the edge for most)."""
     dim, rank, needed = 12, 3, 116
-    assert selected_samples.flat_rank(dim, 5, needed) == pytest.approx(rank, rel=0.01)
+    assert laws.flat_rank(dim, 5, needed) == pytest.approx(rank, rel=0.01)
     runs = _many(_flat(dim, rank), 5, needed)
     assert np.mean([run.rank >= rank for run in runs]) > 0.9
     assert np.mean([run.complete for run in runs]) > 0.9
