@@ -14,8 +14,9 @@ import xarray as xr
 from arviz_stats.base.array import array_stats
 from matplotlib.axes import Axes
 
-from llc.analysis.checks import MIN_ESS
-from llc.analysis.series import constant, effective_sample_size, finite_chains, monte_carlo_error, plus_minus, variable
+from llc.analysis.chain_checks import MIN_ESS
+from llc.analysis.schema import constant, variable
+from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error, plus_minus
 from llc.plotting import canvas
 
 if TYPE_CHECKING:

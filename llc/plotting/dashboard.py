@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llc.analysis import files
-from llc.analysis.series import constant, plus_minus
+from llc.analysis.schema import constant
+from llc.analysis.series import plus_minus
 from llc.plotting import canvas
 from llc.plotting.chains import plot_autocorrelation, plot_distance, plot_ess, plot_rank, plot_running, plot_trace
 from llc.plotting.spectrum import plot_effective_dimension, plot_spectrum

@@ -113,7 +113,7 @@ def higher_bounds(
     if not any(record.status == "not used" and record.name == ORDER for record in records):
         return tighten(bounds, records)
     message = "the loss falls from w* in the kernel of the Hessian: w* is a saddle, train further"
-    saddle = Assumption("no descent in the kernel", False, message)  # noqa: FBT003
+    saddle = Assumption("no descent in the kernel", False, message, "minimum")  # noqa: FBT003
     return replace(bounds, lower=np.nan, upper=np.nan, assumptions=(*bounds.assumptions, saddle), records=records)
 
 
