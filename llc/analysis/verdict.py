@@ -102,7 +102,9 @@ def _refused(found: Findings) -> Judgement | None:
             "gradient",
         )
     chains = [check for check in found.failed if check.kind == "chains"]
-    hot = [check for check in found.failed if check.kind == "minimum" and check.direction == "hot"]
+    # Rare high energies are the chains' fault, unless draws below L(w*) show that it is L(w*) which is wrong.
+    energies = [check for check in found.failed if check.kind == "minimum" and check.direction is not None]
+    hot = energies if all(check.direction == "hot" for check in energies) else []
     if chains or hot:
         short = all(check.cured_by_draws for check in (*chains, *hot))
         seen = "there are too few draws to trust the chains" if short else "the chains do not sample their posterior"
