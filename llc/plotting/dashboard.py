@@ -39,7 +39,7 @@ _VERDICTS = {
     "BELOW": "#B34700",
     "ABOVE": "#B34700",
 }
-_NAME, _VALUE, _NOTE = 19, 22, 34  # characters of the columns of numbers; longer notes go on a line of their own
+_NAME, _VALUE, _NOTE = 19, 22, 36  # characters of the columns of numbers; longer notes go on a line of their own
 _CHARACTER = 5.6  # points of one in a size of 10
 _WIDE = 78  # characters across the summary
 
