@@ -55,7 +55,7 @@ from .analysis.estimators import singular_fluctuation as singular_fluctuation
 from .analysis.temperature import temperature_curve as temperature_curve
 from .analysis.temperature import TemperatureCurve as TemperatureCurve
 from .plotting.temperature import plot_temperature as plot_temperature
-from .analysis.checks import Check as Check
+from .analysis.check import Check as Check
 from .analysis.files import save as save
 from .analysis.files import load as load
 from .plotting.chains import plot_trace as plot_trace
@@ -66,6 +66,7 @@ from .plotting.chains import plot_autocorrelation as plot_autocorrelation
 from .plotting.chains import plot_distance as plot_distance
 from .plotting.spectrum import plot_spectrum as plot_spectrum
 from .plotting.spectrum import plot_effective_dimension as plot_effective_dimension
+from .plotting.spectrum import plot_curve as plot_curve
 from .plotting.calibration import plot_calibration as plot_calibration
 from .plotting.selection import plot_selected as plot_selected
 from .plotting.selection import plot_sigma_ladder as plot_sigma_ladder

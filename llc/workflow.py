@@ -7,9 +7,12 @@ import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray
 
+from llc.analysis import schema
+from llc.analysis.assembly import assemble
 from llc.analysis.files import same
-from llc.analysis.report import Report, assemble
-from llc.analysis.series import constant, finite_chains, variable
+from llc.analysis.report import Report
+from llc.analysis.schema import constant, variable
+from llc.analysis.series import finite_chains
 from llc.bounds.rank import Bounds, at_scale, rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
@@ -220,11 +223,13 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
     """Report on draws: estimates, checks and the verdict against bounds.
 
     Args:
-        draws: of `llc.sample`, or `llc.load`ed from a file. A `curvature` group serves where no spectrum is given; a
-            spectrum that is given becomes that group, so that the file holds all of the report.
+        draws: of `llc.sample`, or `llc.load`ed from a file; they are left as they are. A `curvature` group serves where
+            no spectrum is given; a spectrum that is given becomes that group of `Report.draws`, so that a file of those
+            holds all of the report.
         bounds: on the asymptotic λ; None makes them from the spectrum at the draws' nβ and γ, with what is known beyond
             the rank if the draws' file holds it (`llc bounds --higher`). Bounds that were made at another scale are
-            made anew where there is a spectrum, so that λ_quad belongs to the draws.
+            made anew where there is a spectrum, so that λ_quad belongs to the draws. Without a spectrum, bounds are
+            compared with λ̂ itself, and on their upper side only, unless they were made at the draws' nβ and γ.
         spectrum: of the Hessian at w*.
 
     Raises:
@@ -233,33 +238,34 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
     Example:
         See the quickstart in the README.
     """
-    beyond = str(draws["curvature"].attrs.get("beyond", "")) if "curvature" in draws else ""
+    schema.require(draws)
+    draws = draws.copy()  # shallow: the arrays are shared, the groups are not
+    beyond = str(draws[schema.CURVATURE].attrs.get("beyond", "")) if schema.CURVATURE in draws else ""
     given, spectrum = spectrum, _spectrum_of(draws, spectrum)
-    if spectrum is not None and "constant_data" in draws:
-        nbeta, gamma = constant(draws, "nbeta"), constant(draws, "gamma")
+    if spectrum is not None:
+        nbeta, gamma = constant(draws, schema.NBETA), constant(draws, schema.GAMMA)
         if bounds is None:
             bounds = add_beyond(rank_bounds(spectrum, nbeta=nbeta, gamma=gamma), beyond)
         elif bounds.localization_scale != gamma / nbeta:
             bounds = at_scale(bounds, spectrum, nbeta=nbeta, gamma=gamma)
     if given is not None:
-        draws["curvature"] = xr.DataTree(to_dataset(given, bounds))
+        draws[schema.CURVATURE] = xr.DataTree(to_dataset(given, bounds))
     return assemble(draws, bounds=bounds, spectrum=spectrum)
 
 
 def _spectrum_of(draws: xr.DataTree, spectrum: Spectrum | None) -> Spectrum | None:
     """The given spectrum or the one among the draws, if it is of the same parameters and the same w*."""
-    if spectrum is None and "curvature" not in draws:
+    if spectrum is None and schema.CURVATURE not in draws:
         return None
-    constants = "constant_data" in draws
     if spectrum is None:
-        spectrum = Spectrum.from_dataset(draws["curvature"])
-        written = float(draws["curvature"].attrs.get("init_loss", math.nan))
-        if constants and not same(written, here := constant(draws, "init_loss")):
+        spectrum = Spectrum.from_dataset(draws[schema.CURVATURE])
+        written = float(draws[schema.CURVATURE].attrs.get("init_loss", math.nan))
+        if not same(written, here := constant(draws, schema.INIT_LOSS)):
             raise ValueError(
                 f"draws need a spectrum at their own w*, got one where L(w*) = {written:.9g} for draws around one "
                 f"where it is {here:.9g}; compute it anew (llc bounds --out)."
             )
-    if constants and spectrum.dim != (num_params := constant(draws, "num_params")):
+    if spectrum.dim != (num_params := constant(draws, schema.NUM_PARAMS)):
         raise ValueError(
             f"draws need a spectrum of their own {num_params:.0f} parameters, got one of {spectrum.dim}; compute it "
             "for this posterior (llc.spectrum, or llc bounds --out)."

@@ -3,10 +3,14 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import xarray as xr
 
 import llc
 from llc import cli
+from llc.cli.parser import parser
+from tests.analysis.test_estimators import make_draws
 
 MODEL = """
 import jax.numpy as jnp
@@ -58,14 +62,14 @@ def test_calibrate_names_settings_that_sample_takes(folder, capsys):
     assert any(row.split()[:2] == ["gamma", "1"] for row in table)
     words = line.split()
     assert words[:3] == ["llc", "sample", "model.py:posterior"]
-    assert cli._parser().parse_args(words[1:]).num_draws == 100
+    assert parser().parse_args(words[1:]).num_draws == 100
 
 
 def test_calibrate_repeats_what_was_given(folder, capsys):
     flags = ["--nbeta", "5", "--num-warmup", "1234567", "--num-draws", "100", "--out", "run.nc"]
     assert cli.main(["calibrate", "model.py:posterior", *flags]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("llc sample"))
-    arguments = cli._parser().parse_args(line.split()[1:])
+    arguments = parser().parse_args(line.split()[1:])
     assert (arguments.nbeta, arguments.num_warmup, str(arguments.out)) == (5.0, 1234567, "run.nc")
     assert set(llc.load("run.nc").children) == {"curvature"}
 
@@ -171,17 +175,90 @@ def test_bounds_beyond_the_rank_stay_with_the_draws(folder, capsys):
     assert source in capsys.readouterr().out
 
 
-def test_exit_status(folder, capsys):
-    assert cli.main(["sample", "model.py:posterior", "--sampler", "hmc", "--out", "run.nc", *QUICK]) == 0
-    assert cli.main(["report", "run.nc"]) == 1, "no bounds in the file: unresolved"
-    assert "no bounds to compare with" in capsys.readouterr().out
-    cli.main(["bounds", "model.py:posterior", "--out", "run.nc"])
-    draws = llc.load("run.nc")
-    draws["posterior"] = draws["posterior"].dataset.assign(llc=draws["posterior"]["llc"] + 5)
-    llc.save(draws, "run.nc")
-    assert cli.main(["report", "run.nc"]) == 2
+def energies(shift=0.0, num_draws=1000, shape=1.5):
+    """Draws of a Gamma law with a right virial ratio: sound chains around a minimum."""
+    rng = np.random.default_rng(0)
+    draws = make_draws(shift + rng.gamma(shape, size=(4, num_draws)), num_params=3)
+    virial = 1 + rng.normal(scale=0.1, size=(4, num_draws))
+    draws["sample_stats"] = draws["sample_stats"].to_dataset().assign(virial=(("chain", "draw"), virial))
+    return draws
+
+
+def spectrum_of(eigenvalues):
+    """An exact spectrum at a point without gradient."""
+    nodes = np.array([eigenvalues])
+    zero = np.zeros(1)
+    return llc.Spectrum(nodes, np.ones_like(nodes), nodes.size, "hessian", "dense", zero, zero)
+
+
+PINNED, OPEN = spectrum_of([3.0, 2.0, 1.0]), spectrum_of([3.0, 2.0, 0.0])
+FILES = {  # draws, spectrum → status, status with --require-converged
+    "consistent": (energies, PINNED, 0, 0),
+    "scale-dependent": (lambda: energies(shape=1.1), OPEN, 0, 1),
+    "no bounds": (energies, None, 0, 1),
+    "few draws": (lambda: energies(num_draws=10), PINNED, 1, 1),
+    "outside": (lambda: energies(shift=5.0), PINNED, 2, 2),
+}
+
+
+def write(path, draws, spectrum):
+    """A file of draws with the spectrum, if there is one."""
+    if spectrum is not None:
+        draws["curvature"] = xr.DataTree(spectrum.to_dataset())
+    llc.save(draws, path)
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_exit_status_is_that_of_the_verdict(case, tmp_path, capsys):
+    draws, spectrum, status, required = FILES[case]
+    write(tmp_path / "run.nc", draws(), spectrum)
+    assert cli.main(["report", str(tmp_path / "run.nc")]) == status, capsys.readouterr().out
+    assert cli.main(["report", str(tmp_path / "run.nc"), "--require-converged"]) == required
+
+
+def test_bounds_that_do_not_hold_have_a_status(folder, capsys):
     assert cli.main(["bounds", "model.py:saddle"]) == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["at import", "in the function"])
+def test_exit_of_the_model_is_no_verdict(place, folder, capsys):
+    stop = {"at import": "import sys\nsys.exit(0)\n", "in the function": "import sys\ndef f():\n    sys.exit(0)\n"}
+    (folder / "stops.py").write_text(stop[place])
+    assert cli.main(["sample", "stops.py:f", "--out", "run.nc"]) == 3
+    assert "sys.exit(0)" in capsys.readouterr().err
+    assert not (folder / "run.nc").exists()
+
+
+@pytest.mark.parametrize("case", ["consistent", "few draws", "outside"])
+def test_a_closed_pipe_keeps_the_status(case, tmp_path):
+    draws, spectrum, status, _ = FILES[case]
+    write(tmp_path / "run.nc", draws(), spectrum)
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"import sys; from llc import cli; sys.exit(cli.main(['report', {str(tmp_path / 'run.nc')!r}]))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
+    os.close(writer)
+    assert result.returncode == status, result.stderr
+    assert not result.stderr
+
+
+def test_a_report_in_json_loads_neither_figures_nor_jax(tmp_path):
+    """Negative control: the figures load matplotlib."""
+    draws, spectrum, *_ = FILES["consistent"]
+    write(tmp_path / "run.nc", draws(), spectrum)
+    for flags, loaded in ((["--json"], False), (["--figures", str(tmp_path)], True)):
+        words = ["report", str(tmp_path / "run.nc"), *flags]
+        code = f"import sys; from llc import cli; cli.main({words!r}); sys.exit('matplotlib' in sys.modules)"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == loaded, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -215,20 +292,6 @@ def test_help_needs_no_jax():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for command in ("demo", "calibrate", "sample", "bounds", "report"):
         assert command in result.stdout
-
-
-@pytest.mark.parametrize(("main", "fails"), [("cli.main(['report', 'x.nc'])", False), ("cli._report(None)", True)])
-def test_a_closed_pipe_is_no_error(main, fails):
-    """A command that prints; negative control: without `main` around it."""
-    code = f"import sys; from llc import cli; cli._report = lambda _: print('λ') or 0; sys.exit({main})"
-    reader, writer = os.pipe()
-    os.close(reader)
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment
-    )
-    os.close(writer)
-    assert (result.returncode != 0) == ("BrokenPipeError" in result.stderr) == fails
 
 
 @pytest.mark.slow

@@ -122,7 +122,8 @@ def test_no_draws_are_added_where_they_cure_nothing():
     sampler = llc.SGLD(step_size, integrator="euler_maruyama")
     report = llc.estimate(jax.random.key(0), posterior, sampler=sampler, num_draws=300, target_mcse=1e-6)
     assert report.settings["num_draws"] == 300
-    assert "not converged" in str(report)
+    assert report.failed_of_chains
+    assert report.verdict == "UNRESOLVED"
 
 
 def test_the_correction_is_accepted_where_gamma_does_not_matter():
@@ -131,17 +132,17 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
     quadratic = llc.LocalPosterior(lambda w, batch: 0.5 * jnp.sum(w**2), jnp.zeros(2), data, gamma=1.0)
     regular = llc.estimate(jax.random.key(0), quadratic, num_draws=500)
     assert regular.gamma_converged is True
-    assert "accepted as λ" in str(regular)
+    assert regular.verdict == "CONSISTENT", str(regular)
     # Chains that do not move at all do not move with γ either.
     dead = dataclasses.replace(regular, checks=(*regular.checks, dataclasses.replace(regular.checks[0], passed=False)))
     assert dead.gamma_converged is None
-    assert "undecided: a check failed" in str(dead)
     # Where all of λ_corr is r/2, a localization may hide the rest: only bounds that meet accept it.
     hidden = llc.LocalPosterior(lambda w, batch: 0.5 * w[0] ** 2 + 1e-6 * w[1] ** 4, jnp.zeros(2), data, gamma=1.0)
     half = llc.estimate(jax.random.key(0), hidden, num_draws=500)
     assert abs(half.gamma_sensitivity.value) + 2 * half.gamma_sensitivity.mcse < 0.01
     assert half.gamma_converged is None
-    assert "λ_corr is r/2" in str(half)
+    assert half.gaussian_only
+    assert half.verdict == "SCALE_DEPENDENT"
     pinned = dataclasses.replace(half, bounds=dataclasses.replace(half.bounds, lower=0.5, upper=0.5))
     assert pinned.gamma_converged is True
     singular = llc.estimate(jax.random.key(0), quartic(gamma=1.0))
@@ -150,21 +151,21 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
     assert abs(singular.gamma_sensitivity.value - (near - far)) < 4 * singular.gamma_sensitivity.mcse
     assert singular.gamma_sensitivity.mcse < 0.1 * (near - far)
     assert singular.gamma_converged is False
-    assert "not the asymptotic λ" in str(singular)
+    assert singular.verdict == "SCALE_DEPENDENT"
     # An error that leaves both open decides nothing.
     vague = dataclasses.replace(singular, gamma_sensitivity=dataclasses.replace(singular.gamma_sensitivity, mcse=0.01))
     assert vague.gamma_converged is None
-    assert "undecided" in str(vague)
-    # A lower bound that λ_corr = .737 has not reached yet is no contradiction: it still grows by .01 a factor 3 of γ.
+    # A lower bound that λ̂ = .737 has not reached yet is no contradiction: it still grows by .01 a factor 3 of γ.
     spectrum = llc.spectrum(quartic())
     bounds = dataclasses.replace(singular.bounds, lower=0.757, upper=1.0)
     assert singular.corrected.value + 3 * singular.corrected.mcse < 0.98 * 0.757
     near = llc.report(singular.draws, bounds=bounds, spectrum=spectrum)
-    assert near.verdict == "CONSISTENT", str(near)
+    assert near.verdict == "SCALE_DEPENDENT", str(near)
+    assert "below_bounds" not in {check.name for check in near.failed}
     bounds = dataclasses.replace(singular.bounds, lower=0.8, upper=1.0)
     held = llc.report(singular.draws, bounds=bounds, spectrum=spectrum)
     assert "below_bounds" in {check.name for check in held.failed}
-    assert held.verdict == "UNRESOLVED"
+    assert held.verdict == "SCALE_DEPENDENT"
     alone = singular.draws.copy()
     del alone["localized"]
     assert llc.report(alone, bounds=bounds, spectrum=spectrum).verdict == "BELOW"
@@ -202,7 +203,7 @@ def test_a_spectrum_and_bounds_that_are_given_serve():
     report = llc.estimate(jax.random.key(0), posterior, spectrum=spectrum, bounds=bounds, num_draws=500)
     assert report.spectrum is spectrum
     assert (report.bounds.lower, report.bounds.upper) == (6, 6)
-    assert "upper bound: " in str(report)
+    assert report.bounds.source in str(report)
     again = llc.report(report.draws)
     assert again.bounds.source == report.bounds.source, "from the draws alone"
     assert again.bounds.records == report.bounds.records
@@ -221,9 +222,10 @@ def test_a_report_keeps_what_was_proved_beyond_the_rank():
     spectrum = llc.spectrum(posterior)
     bounds = llc.higher_bounds(posterior, spectrum, llc.rank_bounds(spectrum), key=jax.random.key(0))
     draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(1e-3), num_warmup=10, num_draws=100)
-    llc.report(draws, spectrum=spectrum, bounds=bounds)
-    assert llc.report(draws, spectrum=spectrum).bounds.records == bounds.records
-    assert llc.report(draws).bounds.records == bounds.records
+    first = llc.report(draws, spectrum=spectrum, bounds=bounds)
+    assert llc.report(first.draws, spectrum=spectrum).bounds.records == bounds.records
+    assert llc.report(first.draws).bounds.records == bounds.records
+    assert "curvature" not in draws
 
 
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e6, True)])
@@ -233,7 +235,7 @@ def test_a_localization_that_hides_what_has_no_rank(gamma, hidden):
     report = llc.estimate(jax.random.key(0), posterior)
     (check,) = (check for check in report.checks if check.name == "localization")
     assert check.passed != hidden, str(report)
-    assert (report.verdict == "CONSISTENT") != hidden
+    assert report.verdict == "SCALE_DEPENDENT", str(report)
     exact = [log_grid(lambda w: w**4, 1, 1000 / np.log(1000), g).mean for g in (gamma, 3 * gamma)]
     error = (
         4 * report.gamma_sensitivity.mcse / report.corrected.value + 4 * report.corrected.mcse / report.corrected.value
@@ -256,7 +258,7 @@ def test_a_localization_that_hides_what_is_counted_where_the_rank_is_open(gamma,
     assert report.corrected.mcse < 0.01
     (check,) = (check for check in report.checks if check.name == "localization")
     assert check.passed != hidden, str(report)
-    assert (report.verdict == "CONSISTENT") != hidden
+    assert report.verdict == "SCALE_DEPENDENT", str(report)
 
 
 @pytest.mark.parametrize("key", [0, np.zeros(2, np.float32), jax.random.split(jax.random.key(0), 3), None])

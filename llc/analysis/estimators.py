@@ -14,21 +14,24 @@ Where the losses come from a fixed subset of the data, its sampling error is par
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from llc.analysis.pointwise import moments_of, subset_stderr, subset_variance
-from llc.analysis.series import (
-    constant,
-    effective_sample_size,
-    finite_chains,
-    monte_carlo_error,
-    split_rhat,
-    variable,
+from llc.analysis import schema
+from llc.analysis.pointwise import (
+    Moments,
+    moments_of,
+    small_sample_factor,
+    subset_share,
+    subset_stderr,
+    subset_variance,
 )
+from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
+from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error, split_rhat
 
 _BATCHES = 10  # a chain, whose means count as independent: ten effective draws each, where ESS is 100 a chain
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a difference of two sums in the precision of the draws
@@ -55,13 +58,21 @@ class Estimate:
     rhat: float
 
 
-def mean_energy(draws: xr.DataTree) -> Estimate:
-    """λ̂ = nβ (E[L(w)] − L(w*)), the LLC."""
-    llc = variable(draws, "posterior", "llc")
-    return _of_series("mean energy", llc, llc.mean(axis=1), stderr=constant(draws, "nbeta") * subset_stderr(draws))
+def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate:
+    """λ̂ = nβ (E[L(w)] − L(w*)), the LLC.
+
+    Args:
+        draws: of `llc.sample`.
+        moments: of `moments_of(draws)`; None computes them.
+    """
+    energy = variable(draws, POSTERIOR, schema.ENERGY)
+    subset = constant(draws, schema.NBETA) * subset_stderr(draws, moments=moments)
+    return _of_series("mean energy", energy, energy.mean(axis=1), stderr=subset)
 
 
-def zero_variance(draws: xr.DataTree, coefficients: tuple[float, float] | None = None) -> Estimate | None:
+def zero_variance(
+    draws: xr.DataTree, coefficients: tuple[float, float] | None = None, *, moments: Moments | None = None
+) -> Estimate | None:
     """λ̂ less its control variates x·A∇U − tr A, whose means are zero; None where the draws do not have them.
 
     The harmonic part of the loss drops out with c = 1: of the variance, and of the sampler's bias with it. Only for
@@ -71,22 +82,24 @@ def zero_variance(draws: xr.DataTree, coefficients: tuple[float, float] | None =
         draws: of `llc.sample` with a spectrum.
         coefficients: c of the curved directions and of the rest; None fits them to the draws, by least squares, and
             the standard error has their part.
+        moments: of `moments_of(draws)`; None computes them.
 
     References:
         Mira, Solgi & Imparato, Zero variance Markov chain Monte Carlo for Bayesian estimators, 2013, eq. 7.
     """
-    if "stein_curved" not in draws["sample_stats"]:
+    if not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED):
         return None
-    llc = variable(draws, "posterior", "llc")
-    controls = np.stack([variable(draws, "sample_stats", f"stein_{name}") for name in ("curved", "flat")], axis=-1)
+    llc = variable(draws, POSTERIOR, schema.ENERGY)
+    names = schema.STEIN_CURVED, schema.STEIN_FLAT
+    controls = np.stack([variable(draws, SAMPLE_STATS, name) for name in names], axis=-1)
     finite = finite_chains(llc) & np.isfinite(controls).all(axis=(1, 2))
     if not finite.any():
         return _nothing("zero variance", llc)
     batches = _batches(np.concatenate([llc[finite][..., None], controls[finite]], axis=-1))
     fitted = _fitted(batches) if coefficients is None else np.asarray(coefficients, float)
     series = np.where(finite[:, None], llc - controls @ fitted, np.nan)
-    subset = constant(draws, "nbeta") * subset_stderr(draws, (1.0, *-fitted))
-    rounding = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, "trace_curved"))
+    subset = constant(draws, schema.NBETA) * subset_stderr(draws, (1.0, *-fitted), moments=moments)
+    rounding = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, schema.TRACE_CURVED))
     estimate = _of_series("zero variance", series, series.mean(axis=1), stderr=float(np.hypot(subset, rounding)))
     return estimate if coefficients is not None else replace(estimate, mcse=max(estimate.mcse, _jackknife(batches)))
 
@@ -117,15 +130,20 @@ def _jackknife(batches: Float[np.ndarray, "batch 3"]) -> float:
     return float(np.sqrt((len(batches) - 1) * np.var(values)))
 
 
-def best_energy(draws: xr.DataTree) -> Estimate:
+def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate:
     """The zero-variance estimate, or the mean energy where there is none or where trajectories diverged.
 
     Trajectories that diverge miss the narrow arms of a singular minimum. The energy is nearly the same in them, so its
     mean hardly suffers; x·∇U grows along them, so its mean is no longer tr A (NUTS on (w₁w₂)²/2: 63 % of the 95 %
     intervals covered with control variates, 96 % without).
+
+    Args:
+        draws: of `llc.sample`.
+        moments: of `moments_of(draws)`; None computes them.
     """
-    diverged = variable(draws, "sample_stats", "diverging")[finite_chains(variable(draws, "posterior", "llc"))].any()
-    return (None if diverged else zero_variance(draws)) or mean_energy(draws)
+    finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
+    diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any()
+    return (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
 
 
 def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
@@ -139,14 +157,14 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     Raises:
         ValueError: if the two are at the same nβ, or differ in more than nβ.
     """
-    first, second = constant(hot, "nbeta"), constant(cold, "nbeta")
+    first, second = constant(hot, schema.NBETA), constant(cold, schema.NBETA)
     if not 0 < first < second:
         raise ValueError(f"two_temperatures needs two nβ, the smaller one first, got {first:g} and {second:g}.")
-    for name in ("init_loss", "gamma", "num_data", "eval_size"):
+    for name in (schema.INIT_LOSS, schema.GAMMA, schema.NUM_DATA, schema.EVAL_SIZE):
         here, there = constant(hot, name), constant(cold, name)
         if not math.isclose(here, there, rel_tol=1e-9, abs_tol=1e-12):
             raise ValueError(f"two_temperatures needs the same {name} in both runs, got {here:g} and {there:g}.")
-    parts = [(best_energy(draws), constant(draws, "nbeta")) for draws in (hot, cold)]
+    parts = [(best_energy(draws), constant(draws, schema.NBETA)) for draws in (hot, cold)]
     width = 1 / first - 1 / second
     return Estimate(
         method="two temperatures",
@@ -158,41 +176,65 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     )
 
 
-def energy_variance(draws: xr.DataTree) -> Estimate:
-    """(nβ)² Var[L(w)], which needs no L(w*); the noise of an evaluation subset is subtracted."""
-    llc = variable(draws, "posterior", "llc")
+def energy_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate:
+    """(nβ)² Var[L(w)], which needs no L(w*); the noise of an evaluation subset is subtracted.
+
+    Args:
+        draws: of `llc.sample`.
+        moments: of `moments_of(draws)`; None computes them.
+    """
+    llc = variable(draws, POSTERIOR, schema.ENERGY)
     finite = llc[finite_chains(llc)]
     if not finite.size:
         return _nothing("energy variance", llc)
-    noise = constant(draws, "nbeta") ** 2 * subset_variance(draws)
+    noise = constant(draws, schema.NBETA) ** 2 * subset_variance(draws, moments=moments)
     return _of_series("energy variance", (llc - finite.mean()) ** 2 - noise, llc.var(axis=1) - noise)
 
 
-def wbic(draws: xr.DataTree) -> Estimate | None:
-    """WBIC = n E[L(w)] in nats, an estimate of the free energy; None unless nβ = n / log n, where it is defined."""
-    num_data = constant(draws, "num_data")
-    if not math.isclose(constant(draws, "nbeta"), num_data / math.log(num_data), rel_tol=1e-6):
+def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | None:
+    """WBIC = n E[L(w)] in nats, an estimate of the free energy; None unless nβ = n / log n, where it is defined.
+
+    Args:
+        draws: of `llc.sample`.
+        moments: of `moments_of(draws)`; None computes them.
+    """
+    num_data = constant(draws, schema.NUM_DATA)
+    if not math.isclose(constant(draws, schema.NBETA), num_data / math.log(num_data), rel_tol=1e-6):
         return None
-    loss = num_data * variable(draws, "posterior", "loss")  # that of w* is over all the data
-    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * subset_stderr(draws))
+    loss = num_data * variable(draws, POSTERIOR, schema.LOSS)  # that of w* is over all the data
+    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * subset_stderr(draws, moments=moments))
 
 
-def singular_fluctuation(draws: xr.DataTree) -> Estimate | None:
-    """ν = (β/2) Σ Var[ℓ_i]; None unless the loss came per example."""
-    beta, num_data = constant(draws, "nbeta") / constant(draws, "num_data"), constant(draws, "num_data")
-    return _of_moments(
-        "singular fluctuation", draws, lambda first, second, _: 0.5 * beta * num_data * (second - first**2)
-    )
+def singular_fluctuation(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | None:
+    """ν = (β/2) Σ Var[ℓ_i]; None unless the loss came per example.
+
+    Args:
+        draws: of `llc.sample`.
+        moments: of `moments_of(draws)`; None computes them.
+    """
+    num_data = constant(draws, schema.NUM_DATA)
+    beta = constant(draws, schema.NBETA) / num_data
+
+    def of_example(first: np.ndarray, second: np.ndarray, _: np.ndarray) -> np.ndarray:
+        return 0.5 * beta * num_data * (second - first**2)
+
+    return _of_moments("singular fluctuation", draws, of_example, moments)
 
 
-def waic(draws: xr.DataTree) -> Estimate | None:
-    """WAIC in nats per example, at the sampler's β; None unless the loss came per example."""
-    beta, init_loss = constant(draws, "nbeta") / constant(draws, "num_data"), constant(draws, "init_loss")
+def waic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | None:
+    """WAIC in nats per example, at the sampler's β; None unless the loss came per example.
 
-    def of_example(first, second, exponential):
+    Args:
+        draws: of `llc.sample`.
+        moments: of `moments_of(draws)`; None computes them.
+    """
+    beta = constant(draws, schema.NBETA) / constant(draws, schema.NUM_DATA)
+    init_loss = constant(draws, schema.INIT_LOSS)
+
+    def of_example(first: np.ndarray, second: np.ndarray, exponential: np.ndarray) -> np.ndarray:
         return init_loss - np.log(exponential) + beta * (second - first**2)
 
-    return _of_moments("WAIC", draws, of_example)
+    return _of_moments("WAIC", draws, of_example, moments)
 
 
 def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:
@@ -214,20 +256,25 @@ def _nothing(method: str, series: np.ndarray) -> Estimate:
     return Estimate(method, np.nan, np.inf, (np.nan,) * len(series), 0.0, np.nan)
 
 
-def _of_moments(method, draws, of_example) -> Estimate | None:
+def _of_moments(
+    method: str,
+    draws: xr.DataTree,
+    of_example: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    moments: Moments | None,
+) -> Estimate | None:
     """The mean over examples of a function of their pooled moments, with a delete-one-group jackknife error.
 
     That of the examples being a subset of the data is added in quadrature.
     """
-    moments = moments_of(draws)
-    if moments is None or "example" not in draws["pointwise"].dims:
+    moments = moments or moments_of(draws)
+    if moments is None or "example" not in draws[schema.POINTWISE].dims:
         return None
 
-    def values(weights):
+    def values(weights: np.ndarray) -> np.ndarray:
         arrays = moments.first, moments.second, moments.exponential
         return of_example(*(np.average(x, axis=0, weights=weights) for x in arrays))
 
-    def pooled(weights):
+    def pooled(weights: np.ndarray) -> float:
         return float(np.mean(values(weights)))
 
     groups = np.arange(len(moments.weights))
@@ -235,12 +282,18 @@ def _of_moments(method, draws, of_example) -> Estimate | None:
     if len(groups) > 1:
         left_out = np.array([pooled(moments.weights * (groups != g)) for g in groups])
         error = np.sqrt((len(groups) - 1) * np.var(left_out))
-    num_chains = draws["posterior"].sizes["chain"]
+    num_chains = draws[POSTERIOR].sizes["chain"]
     per_chain = [
         pooled(moments.weights * (moments.chains == c)) if (moments.chains == c).any() else np.nan
         for c in range(num_chains)
     ]
-    share = constant(draws, "eval_size") / constant(draws, "num_data")
-    if share < 1:
-        error = np.hypot(error, np.std(values(moments.weights), ddof=1) * np.sqrt((1 - share) / len(moments.units)))
+    if (share := subset_share(draws)) < 1:
+        error = np.hypot(error, _subset_error(values(moments.weights), share))
     return Estimate(method, pooled(moments.weights), float(error), tuple(per_chain), np.nan, np.nan)
+
+
+def _subset_error(values: Float[np.ndarray, "example"], share: float) -> float:
+    """Standard error of the mean over examples that are a share of all; inf for one example."""
+    if len(values) < 2:
+        return np.inf
+    return float(np.std(values, ddof=1) * np.sqrt((1 - share) / len(values))) * small_sample_factor(len(values))

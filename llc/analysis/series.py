@@ -1,22 +1,16 @@
-"""Numbers of the draws' DataTree, and the error of the mean of a series of draws (chain, draw)."""
+"""The error of the mean of a series of draws (chain, draw), and how a number is written with its error."""
 
 import math
 from typing import cast
 
 import numpy as np
-import xarray as xr
 from arviz_stats.base.array import array_stats
 from jaxtyping import Float
 
+from llc.analysis.schema import constant as constant
+from llc.analysis.schema import variable as variable
 
-def constant(draws: xr.DataTree, name: str) -> float:
-    """A number from the `constant_data` group."""
-    return float(variable(draws, "constant_data", name))
-
-
-def variable(draws: xr.DataTree, group: str, name: str) -> np.ndarray:
-    """A variable of a group, as a NumPy array."""
-    return draws[group].dataset[name].to_numpy()
+LEAST_DRAWS = 4  # of a chain, below which ArviZ defines neither ESS nor R-hat
 
 
 def finite_chains(values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
@@ -27,7 +21,7 @@ def finite_chains(values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
 def effective_sample_size(values: Float[np.ndarray, "chain draw"]) -> float:
     """ESS of the mean; 0 for chains that do not move (ArviZ gives the number of draws there) or are too short."""
     values = values[finite_chains(values)]
-    if values.size == 0 or values.shape[1] < 4 or np.any(np.ptp(values, axis=1) == 0):
+    if values.size == 0 or values.shape[1] < LEAST_DRAWS or np.any(np.ptp(values, axis=1) == 0):
         return 0.0
     return float(cast("float", array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")))
 
@@ -41,7 +35,7 @@ def monte_carlo_error(values: Float[np.ndarray, "chain draw"]) -> float:
 def split_rhat(values: Float[np.ndarray, "chain draw"]) -> float:
     """Rank-normalized split R-hat over finite chains; inf for chains that do not move."""
     values = values[finite_chains(values)]
-    if values.size == 0 or values.shape[1] < 4:
+    if values.size == 0 or values.shape[1] < LEAST_DRAWS:
         return np.nan
     if np.any(np.ptp(values, axis=1) == 0):
         return np.inf

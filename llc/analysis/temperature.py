@@ -17,7 +17,9 @@ import xarray as xr
 from arviz_stats.base.array import array_stats
 from jaxtyping import Bool, Float
 
-from llc.analysis.series import constant, effective_sample_size, finite_chains, monte_carlo_error, variable
+from llc.analysis import schema
+from llc.analysis.schema import constant, variable
+from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error
 
 _MAX_TAIL = 0.7  # Vehtari et al., Pareto smoothed importance sampling, 2024, §3.2.3
 _MIN_ESS = 100.0  # below it the standard error itself is unreliable
@@ -71,23 +73,23 @@ def temperature_curve(draws: xr.DataTree, nbetas: Sequence[float] | np.ndarray |
     References:
         Vehtari, Simpson, Gelman, Yao & Gabry, Pareto smoothed importance sampling, JMLR 2024.
     """
-    own = constant(draws, "nbeta")
+    own = constant(draws, schema.NBETA)
     grid = own * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS) if nbetas is None else np.sort(np.asarray(nbetas, float))
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
         raise ValueError(f"nbetas needs positive numbers, got {nbetas}; nβ of the run is {own:.4g}.")
-    if constant(draws, "eval_size") < constant(draws, "num_data"):
+    if constant(draws, schema.EVAL_SIZE) < constant(draws, schema.NUM_DATA):
         raise ValueError(
             f"temperature_curve needs the loss on all {constant(draws, 'num_data'):.0f} examples, got it on "
             f"{constant(draws, 'eval_size'):.0f}, whose noise would be in the weights; sample with eval_size=None."
         )
-    energy = variable(draws, "posterior", "llc")
+    energy = variable(draws, schema.POSTERIOR, schema.ENERGY)
     energy = energy[finite_chains(energy)]
     if not energy.size:
         raise ValueError("temperature_curve needs at least one chain with finite losses, got none; see the report.")
     points = [_reweighted(energy, float(nbeta) / own) for nbeta in grid]
     value, mcse, ess, tail = (np.array(column) for column in zip(*points, strict=True))
     trusted = (tail < _MAX_TAIL) & (ess >= _MIN_ESS)
-    return TemperatureCurve(grid, value, mcse, ess, tail, trusted, own, constant(draws, "gamma"))
+    return TemperatureCurve(grid, value, mcse, ess, tail, trusted, own, constant(draws, schema.GAMMA))
 
 
 def _reweighted(energy: Float[np.ndarray, "chain draw"], ratio: float) -> tuple[float, float, float, float]:

@@ -5,6 +5,8 @@ allowed as long as they are small beside λ_quad.
 """
 
 from dataclasses import dataclass
+from typing import Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,11 +20,19 @@ NO_DESCENT = "no descent in the kernel"  # of the Hessian; judged by the probes 
 
 @dataclass(frozen=True)
 class Assumption:
-    """A condition of the bounds at this point: whether it holds, and how that was seen."""
+    """A condition of the bounds at this point: whether it holds, and how that was seen.
+
+    Attributes:
+        name: of the condition.
+        holds: whether it holds.
+        message: how that was seen.
+        kind: `"minimum"` if it is one of gradient or curvature, that w* is a minimum; else `"bounds"`.
+    """
 
     name: str
     holds: bool
     message: str
+    kind: Literal["minimum", "bounds"] = "bounds"
 
 
 def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: float) -> tuple[Assumption, ...]:
@@ -47,12 +57,12 @@ def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: 
     else:
         holds = -smallest <= _IMPERFECT * largest
         seen = f"h_min / h_max = {smallest / largest:.2g}"
-    minimum = Assumption("no negative curvature", bool(holds), seen)
+    minimum = Assumption("no negative curvature", bool(holds), seen, "minimum")
     tilt = 2 * (nbeta or 0.0) * spectrum.newton_decrement(localization_scale)
     message = (
         f"the gradient at w* shifts λ̂ by up to {tilt:.2g}" if localization_scale else "not judged without nβ and γ"
     )
-    stationary = Assumption("stationary", bool(not localization_scale or tilt <= _TILT * unit), message)
+    stationary = Assumption("stationary", bool(not localization_scale or tilt <= _TILT * unit), message, "minimum")
     assumptions = minimum, stationary, _smooth(spectrum.smoothness)
     if spectrum.matrix != "ggn":
         return assumptions

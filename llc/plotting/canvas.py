@@ -45,6 +45,12 @@ def draws_of(source: Any) -> xr.DataTree:
     return source if isinstance(source, xr.DataTree) else source.draws
 
 
+def symbol(source: Any) -> str:
+    """What a report compares with the bounds: λ_corr, or λ̂ where nothing was added to it."""
+    findings = getattr(source, "findings", None)
+    return CORR if findings is None or findings.symbol == "λ_corr" else HAT
+
+
 def note(ax: Axes, message: str) -> None:
     """Says in the middle of a panel why it is empty."""
     if not ax.has_data():

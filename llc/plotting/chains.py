@@ -14,8 +14,10 @@ import xarray as xr
 from arviz_stats.base.array import array_stats
 from matplotlib.axes import Axes
 
-from llc.analysis.checks import MIN_ESS
-from llc.analysis.series import constant, effective_sample_size, finite_chains, monte_carlo_error, plus_minus, variable
+from llc.analysis import schema
+from llc.analysis.chain_checks import MIN_ESS
+from llc.analysis.schema import constant, variable
+from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error, plus_minus
 from llc.plotting import canvas
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ _stats: Any = array_stats  # its types know neither chain_axis=None nor several 
 
 _RUNNING_POINTS = 30  # of the pooled running mean, each with its standard error
 _ESS_POINTS = 20
+_FAR = 4.0  # times the draws' own axis, up to which a line may stretch it
 _HUGE = 1e100  # beyond it a dying chain in float64 overflows the axis
 _BAND_LEVEL = 0.95  # of the rank plot's band, for all chains at once
 
@@ -39,7 +42,8 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
     """
     draws, ax = canvas.draws_of(source), canvas.axes(ax)
     bounds, corrected, quad = (getattr(source, name, None) for name in ("bounds", "corrected", "quad"))
-    llc = variable(draws, "posterior", "llc")
+    symbol = canvas.symbol(source)
+    llc = variable(draws, schema.POSTERIOR, schema.ENERGY)
     num_draws, finite = llc.shape[1], finite_chains(llc)
     shown: list[Any] = []  # what the vertical axis must hold
     dead = []  # chain, last draw and mean there
@@ -77,15 +81,15 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
     if dead:
         ax.plot([], [], "x", color=canvas.BLACK, ms=7, mew=2, label="dead chain")
     if bounds is not None:
-        _draw_bounds(ax, bounds, corrected)
+        _draw_bounds(ax, bounds, corrected, symbol)
     return canvas.finish(ax, f"Running {canvas.HAT}", _draw_label(draws), f"mean of {canvas.LLC}")
 
 
-def _draw_bounds(ax: Axes, bounds: Bounds, corrected: Any) -> None:
-    """A strip at the right of the running means, on the same scale, with λ_corr and the bounds."""
+def _draw_bounds(ax: Axes, bounds: Bounds, corrected: Any, symbol: str) -> None:
+    """A strip at the right of the running means, on the same scale, with what is compared and the bounds."""
     strip = ax.inset_axes((1.02, 0, 0.13, 1), sharey=ax)
     strip.axhspan(bounds.lower, bounds.upper, color=canvas.GREEN, alpha=0.3, lw=0)
-    label = f"bounds of {canvas.CORR}: {canvas.bounds_text(bounds)}"
+    label = f"bounds of λ: {canvas.bounds_text(bounds)}"
     ax.fill_between([], [], [], color=canvas.GREEN, alpha=0.3, lw=0, label=label)
     if bounds.upper > ax.get_ylim()[1]:
         corner: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "top"}
@@ -93,36 +97,56 @@ def _draw_bounds(ax: Axes, bounds: Bounds, corrected: Any) -> None:
     if corrected is not None and np.isfinite(corrected.value):
         error = corrected.mcse if np.isfinite(corrected.mcse) else 0.0
         strip.errorbar([0.25], [corrected.value], [error], fmt="D", color=canvas.BLUE, capsize=4, ms=5)
-        label = f"{canvas.CORR} = {plus_minus(corrected.value, corrected.mcse)}"
+        label = f"{symbol} = {plus_minus(corrected.value, corrected.mcse)}"
         ax.plot([], [], "D", color=canvas.BLUE, ms=5, label=label)
     strip.set(xlim=(0, 1), xticks=[])
-    strip.set_xlabel(canvas.CORR, fontsize=9)
+    strip.set_xlabel(symbol, fontsize=9)
     strip.tick_params(left=False, labelleft=False)
 
 
 def plot_trace(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     """Loss of every draw and chain, the warm-up shaded before draw 0, and L(w*)."""
     draws, ax = canvas.draws_of(source), canvas.axes(ax)
-    init_loss = constant(draws, "init_loss")
-    _draw_chains(ax, draws, "posterior", "loss", include=init_loss)
+    init_loss = constant(draws, schema.INIT_LOSS)
+    _draw_chains(ax, draws, schema.POSTERIOR, schema.LOSS, include=init_loss)
     ax.axhline(init_loss, color=canvas.BLACK, ls="--", lw=1.5, label=f"$L(w^*)$ = {init_loss:.4g}")
     return canvas.finish(ax, "Loss of the draws", _draw_label(draws), "loss (nats per example)")
 
 
 def plot_distance(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
-    """Distance ‖w − w*‖ of every draw and chain, the warm-up shaded before draw 0."""
+    """Distance ‖w − w*‖ of every draw and chain, the warm-up shaded before draw 0.
+
+    √(d/γ) is where localization alone would hold the draws: near it the loss says little of them, and λ̂ is about the
+    prior. ‖w*‖, where it was recorded, is the distance of w* from zero.
+    """
     draws, ax = canvas.draws_of(source), canvas.axes(ax)
-    _draw_chains(ax, draws, "sample_stats", "distance", include=0.0)
+    levels = {}
+    if (gamma := constant(draws, schema.GAMMA)) > 0:
+        levels["√(d/γ), localization alone"] = (math.sqrt(constant(draws, schema.NUM_PARAMS) / gamma), canvas.PURPLE)
+    if schema.has(draws, schema.CONSTANTS, schema.CENTER_NORM):
+        levels["‖w*‖"] = (constant(draws, schema.CENTER_NORM), canvas.BLACK)
+    _draw_chains(ax, draws, schema.SAMPLE_STATS, schema.DISTANCE, include=0.0)
+    _draw_levels(ax, levels)
     return canvas.finish(ax, "Distance from w*", _draw_label(draws), "‖w − w*‖ (unit of parameters)")
+
+
+def _draw_levels(ax: Axes, levels: dict[str, tuple[float, str]]) -> None:
+    """Horizontal lines with their values; those far above the draws leave the axis to them and stand in the legend."""
+    low, top = ax.get_ylim()
+    near = [value for value, _ in levels.values() if value <= _FAR * top]
+    ax.set_ylim(low, max([top, *(1.06 * value for value in near)]))
+    for name, (value, color) in levels.items():
+        place = "" if value in near else ", above the axis"
+        ax.axhline(value, color=color, ls="--", lw=1.5, label=f"{name} = {value:.3g}{place}")
 
 
 def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include: float) -> None:
     """A line for each chain, warm-up and draws, on an axis that heavy tails can't stretch."""
     main, warmup = variable(draws, group, name), 0
-    values, llc = main, variable(draws, "posterior", "llc")
+    values, llc = main, variable(draws, schema.POSTERIOR, schema.ENERGY)
     if f"warmup_{group}" in draws:
         values = np.concatenate([variable(draws, f"warmup_{group}", name), values], axis=1)
-        llc = np.concatenate([variable(draws, "warmup_posterior", "llc"), llc], axis=1)
+        llc = np.concatenate([variable(draws, f"warmup_{schema.POSTERIOR}", schema.ENERGY), llc], axis=1)
         warmup = values.shape[1] - main.shape[1]
         ax.axvspan(-warmup, 0, color=canvas.PALE, lw=0, zorder=0, label="warm-up")
     x = np.arange(values.shape[1]) - warmup
@@ -159,7 +183,7 @@ def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include
 
 
 def _draw_label(draws: xr.DataTree) -> str:
-    thinning = json.loads(draws.attrs.get("settings", "{}")).get("thinning", 1)
+    thinning = json.loads(draws.attrs.get(schema.SETTINGS, "{}")).get("thinning", 1)
     return "draw" if thinning == 1 else f"draw (one in {thinning} steps)"
 
 
@@ -180,7 +204,7 @@ def plot_rank(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
         Säilynoja, Bürkner & Vehtari, Graphical test for discrete uniformity, Statistics and Computing 32, 2022.
     """
     draws, ax = canvas.draws_of(source), canvas.axes(ax)
-    llc, title = variable(draws, "posterior", "llc"), "Ranks of the chains"
+    llc, title = variable(draws, schema.POSTERIOR, schema.ENERGY), "Ranks of the chains"
     finite = finite_chains(llc)
     if finite.sum() < 2 or llc.shape[1] < 4 or np.ptp(llc[finite]) == 0:
         canvas.note(ax, "ranks need two finite chains that move")
@@ -205,7 +229,7 @@ def plot_rank(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
 def plot_ess(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     """Effective sample size of llc as draws come in, for its mean and its tails, with the least to trust."""
     draws, ax = canvas.draws_of(source), canvas.axes(ax)
-    llc = variable(draws, "posterior", "llc")
+    llc = variable(draws, schema.POSTERIOR, schema.ENERGY)
     live = llc[finite_chains(llc)]
     counts = np.unique(np.linspace(0, llc.shape[1], _ESS_POINTS + 1).astype(int))
     counts = counts[counts >= 4]
@@ -232,7 +256,7 @@ def _tail_size(values: np.ndarray) -> float:
 def plot_autocorrelation(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axes:
     """Autocorrelation of llc in every chain, up to thrice the lag where it has died out."""
     draws, ax = canvas.draws_of(source), canvas.axes(ax)
-    llc = variable(draws, "posterior", "llc")
+    llc = variable(draws, schema.POSTERIOR, schema.ENERGY)
     num_draws = llc.shape[1]
     moving = np.flatnonzero(finite_chains(llc) & (llc.max(axis=1) > llc.min(axis=1)))
     if moving.size and num_draws >= 4:

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llc.analysis import files
-from llc.analysis.series import constant, plus_minus
+from llc.analysis.schema import constant
+from llc.analysis.series import plus_minus
 from llc.plotting import canvas
 from llc.plotting.chains import plot_autocorrelation, plot_distance, plot_ess, plot_rank, plot_running, plot_trace
 from llc.plotting.spectrum import plot_effective_dimension, plot_spectrum
@@ -31,7 +32,16 @@ _OF_DRAWS = {
 _OF_SPECTRUM = {"spectrum": plot_spectrum, "curve": plot_effective_dimension}
 _PAGE = 19.0, 13.0  # inches, of the dashboard
 _DPI = 150  # of the files
-_VERDICTS = {"CONSISTENT": "#00785A", "UNRESOLVED": "#9A6700", "BELOW": "#B34700", "ABOVE": "#B34700"}
+_VERDICTS = {
+    "CONSISTENT": "#00785A",
+    "SCALE_DEPENDENT": "#0060A0",
+    "UNRESOLVED": "#9A6700",
+    "BELOW": "#B34700",
+    "ABOVE": "#B34700",
+}
+_NAME, _VALUE, _NOTE = 19, 22, 36  # characters of the columns of numbers; longer notes go on a line of their own
+_CHARACTER = 5.6  # points of one in a size of 10
+_WIDE = 78  # characters across the summary
 
 
 def plot_report(report: Report) -> Figure:
@@ -63,10 +73,15 @@ def _write_summary(report: Report, ax: Axes) -> None:
         top += step * size
 
     write(report.verdict, size=22, color=_VERDICTS.get(report.verdict, canvas.BLACK), fontweight="bold")
+    for line in textwrap.wrap(report.reason, _WIDE):
+        write(line, parse_math=False)
+    top += 8
     for name, value, note in _numbers(report):
         write(name, step=0.0)
-        write(value, left=112, step=0.0, fontweight="bold")
-        write(note, left=232, color=canvas.GREY)
+        fits = len(value) <= _VALUE and len(note) <= _NOTE
+        write(value, left=_column(_NAME), step=0.0 if fits else 1.5, fontweight="bold")
+        for line in textwrap.wrap(note, _NOTE if fits else _NOTE + _VALUE) or [""] * fits:
+            write(line, left=_column(_NAME + _VALUE if fits else _NAME), color=canvas.GREY)
     failed = [check for check in report.checks if not check.passed]
     top += 12
     write(f"{len(failed)} of {len(report.checks)} checks failed", size=12, fontweight="bold", step=1.7)
@@ -83,6 +98,11 @@ def _write_summary(report: Report, ax: Axes) -> None:
         top += 4
 
 
+def _column(characters: int) -> int:
+    """Points from the left of a column that so many characters precede."""
+    return round(_CHARACTER * characters)
+
+
 def _numbers(report: Report) -> list[tuple[str, str, str]]:
     """Rows of the summary: name, value, note."""
     draws, llc, bounds, corrected = report.draws, report.llc, report.bounds, report.corrected
@@ -94,12 +114,13 @@ def _numbers(report: Report) -> list[tuple[str, str, str]]:
             singular = plus_minus(llc.value - report.quad, math.hypot(llc.mcse, bounds.quad_stderr))
             rows.append((canvas.QUAD, plus_minus(report.quad, bounds.quad_stderr), "Gaussian part, at the same γ/nβ"))
             rows.append((f"{canvas.HAT} − {canvas.QUAD}", singular, "singular contribution"))
-        if corrected is not None:
-            rows.append((canvas.CORR, plus_minus(corrected.value, corrected.mcse), "γ-corrected, for the bounds"))
+        symbol = canvas.symbol(report)
+        if corrected is not None and symbol == canvas.CORR:
+            rows.append((symbol, plus_minus(corrected.value, corrected.mcse), "γ-corrected, for the bounds"))
         if report.gamma_sensitivity is not None:
             moved = plus_minus(report.gamma_sensitivity.value, report.gamma_sensitivity.mcse)
-            told = {True: "accepted as λ", False: "not yet λ", None: "undecided"}[report.gamma_converged]
-            rows.append((f"change of {canvas.CORR}", moved, f"from a larger γ: {told}"))
+            told = {True: "accepted as λ", False: "changes with γ", None: "undecided"}[report.gamma_converged]
+            rows.append((f"change of {symbol}", moved, f"from a larger γ: {told}"))
         rows.append(("bounds", canvas.bounds_text(bounds), "of the asymptotic λ"))
         rows.append(("rank", canvas.rank_text(bounds), f"of d = {bounds.dim}, above τ = {bounds.threshold:.2g}"))
     rows += [(estimate.method, plus_minus(estimate.value, estimate.mcse), "") for estimate in report.estimates[1:]]

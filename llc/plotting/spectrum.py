@@ -1,5 +1,6 @@
 """The panels of the geometry: the spectrum of the Hessian, and the directions that a sampler sees of it."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,11 @@ else:  # at run time any object with the same fields serves
     Bounds = Spectrum = Any
 
 _VISIBLE = 10  # the sampler sees an eigenvalue above 10 γ/nβ almost in full
+_LARGE = 200  # parameters from which the index axis is logarithmic: the few large eigenvalues would share a pixel
 
 
 def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: Axes | None = None) -> Axes:
-    """Eigenvalues of the Hessian, largest first, with the floor τ of round-off, the scale 10 γ/nβ and the rank."""
+    """Eigenvalues of the Hessian, largest first, with the threshold τ and its cause, the scale 10 γ/nβ and the rank."""
     ax, title, label = canvas.axes(ax), "Spectrum of the Hessian", "|eigenvalue| (nats / parameter²)"
     if spectrum is None:
         canvas.note(ax, "no spectrum")
@@ -37,15 +39,20 @@ def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax
         if mask.any():
             ax.plot(index[mask], np.maximum(size[mask], bottom), marker, ms=5, color=color, label=text)
     if floor > 0:
-        ax.axhline(floor, color=canvas.BLACK, ls="--", lw=1.2, label=f"τ = {floor:.2g}, round-off")
+        ax.axhline(floor, color=canvas.BLACK, ls="--", lw=1.2, label=f"τ = {floor:.2g}, {_cause(spectrum)}")
     if scale > 0:
-        visible = f"{_VISIBLE} γ/nβ = {scale:.2g}, seen by sampler"
+        visible = f"{_VISIBLE} γ/nβ = {scale:.2g}, above it seen"
         ax.axhline(scale, color=canvas.PURPLE, ls="-.", lw=1.2, label=visible)
     if bounds is not None:
         rank = f"rank {canvas.rank_text(bounds)}"
-        ax.axvspan(*bounds.rank_interval, color=canvas.ORANGE, alpha=0.3, lw=2, zorder=0, label=rank)
+        low, high = bounds.rank_interval
+        left = max(low, 0.5) if low < high else low  # a logarithmic axis has no 0
+        ax.axvspan(left, high, color=canvas.ORANGE, alpha=0.3, lw=2, zorder=0, label=rank)
     ax.set_yscale("log")
-    ax.set(xlim=(0, 1.02 * spectrum.dim), ylim=(bottom / 2, None))
+    large = spectrum.dim > _LARGE
+    if large:
+        ax.set_xscale("log")
+    ax.set(xlim=(0.8, 1.2 * spectrum.dim) if large else (0, 1.02 * spectrum.dim), ylim=(bottom / 2, None))
     matrix = "Gauss–Newton matrix" if spectrum.matrix == "ggn" else "Hessian"
     how = "" if spectrum.method == "dense" else f" ({spectrum.method})"
     if not spectrum.exact:
@@ -70,7 +77,7 @@ def plot_effective_dimension(
     ax.plot(grid, seen, color=canvas.BLUE, lw=2)
     shown: list[Any] = [seen]
     if floor > 0:
-        ax.axvspan(grid[0], floor, color=canvas.PALE, lw=0, zorder=0, label="below τ: round-off")
+        ax.axvspan(grid[0], floor, color=canvas.PALE, lw=0, zorder=0, label=f"below τ: {_cause(spectrum)}")
     if bounds is not None and scale > 0:
         label = f"the draws: γ/nβ = {scale:.2g}, 2{canvas.QUAD} = {2 * bounds.quad:.4g}"
         ax.axvline(scale, color=canvas.PURPLE, ls="-.", lw=1.2)
@@ -82,6 +89,18 @@ def plot_effective_dimension(
     ax.set_xscale("log")
     ax.set(xlim=(grid[0], grid[-1]), ylim=(0, canvas.padded(*shown)[1]))
     return canvas.finish(ax, title, "γ/nβ (nats / parameter²)", f"2{canvas.QUAD}")
+
+
+def plot_curve(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: Axes | None = None) -> Axes:
+    """Deprecated: use `plot_effective_dimension`."""
+    message = "llc.plot_curve will go in the next release; use llc.plot_effective_dimension."
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return plot_effective_dimension(spectrum, bounds, ax=ax)
+
+
+def _cause(spectrum: Spectrum | None) -> str:
+    """What sets τ."""
+    return str(getattr(spectrum, "threshold_cause", "round-off"))
 
 
 def _measure(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:

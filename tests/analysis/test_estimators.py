@@ -8,12 +8,13 @@ import pytest
 import xarray as xr
 
 import llc
+from llc.analysis.pointwise import small_sample_factor
 from llc.analysis.series import monte_carlo_error, split_rhat
 
 N, NBETA = 1000, 1000 / np.log(1000)
 
 
-def make_draws(values, *, num_data=N, nbeta=NBETA, eval_size=None, init_loss=0.3):
+def make_draws(values, *, num_data=N, nbeta=NBETA, eval_size=None, init_loss=0.3, num_params=4, gamma=1.0):
     """Draws with the given llc (chain, draw) and nothing else to see."""
     values = np.asarray(values, float)
     ones = np.ones_like(values)
@@ -30,9 +31,9 @@ def make_draws(values, *, num_data=N, nbeta=NBETA, eval_size=None, init_loss=0.3
             "constant_data": {
                 "init_loss": init_loss,
                 "nbeta": nbeta,
-                "gamma": 1.0,
+                "gamma": gamma,
                 "num_data": num_data,
-                "num_params": 4,
+                "num_params": num_params,
                 "eval_size": num_data if eval_size is None else eval_size,
             },
         }
@@ -206,9 +207,32 @@ def test_error_of_an_evaluation_subset():
         )
         z.append((llc.mean_energy(draws).value - full) / subset_only)
     z = np.array(z)
-    # 300 values of t with 19 degrees of freedom: mean 0 ± 1/√300, variance 19/17 ± its sampling error.
     assert abs(z.mean()) < 4 * z.std() / np.sqrt(repeats)
-    assert abs(z.var() - 19 / 17) < 4 * np.sqrt(2.4 / repeats) * 19 / 17
+    # Without the factor of Student's law: 300 values of t with 19 degrees of freedom, variance 19/17 ± its error.
+    plain = z * small_sample_factor(size)
+    assert abs(plain.var() - 19 / 17) < 4 * np.sqrt(2.4 / repeats) * 19 / 17
+
+
+@pytest.mark.parametrize("size", [3, 6, 20])
+def test_intervals_from_a_small_normal_subset_cover(size):
+    """1.96 errors hold 95 %; negative control: without Student's law they do not."""
+    rng, repeats = np.random.default_rng(0), 20_000
+    values = rng.normal(size=(repeats, size))
+    errors = values.std(axis=1, ddof=1) / np.sqrt(size)
+    z, binomial = values.mean(axis=1) / errors / 1.96, np.sqrt(0.95 * 0.05 / repeats)
+    assert abs(np.mean(np.abs(z) < small_sample_factor(size)) - 0.95) < 4 * binomial
+    assert abs(np.mean(np.abs(z) < 1) - 0.95) > 4 * binomial
+
+
+def test_a_subset_of_one_example_has_no_finite_error():
+    rng = np.random.default_rng(3)
+    _, _, losses, init = _normal_model(rng, 400, (2, 500))
+    draws = _with_pointwise((losses - init)[..., :1], init[:1], num_data=400, eval_size=1)
+    for estimate in (llc.mean_energy(draws), llc.waic(draws), llc.singular_fluctuation(draws)):
+        assert np.isfinite(estimate.value)
+        assert estimate.mcse == np.inf
+    report = llc.report(draws)
+    assert report.verdict == "UNRESOLVED"
 
 
 def test_energy_variance_subtracts_the_subset_noise():

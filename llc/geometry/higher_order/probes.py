@@ -112,7 +112,7 @@ def higher_bounds(
     if not seen.is_saddle:
         return tighten(bounds, seen.records)
     message = "the loss falls below that of w* in the kernel of the Hessian, so that w* is a saddle; train further"
-    saddle = Assumption(NO_DESCENT, holds=False, message=message)
+    saddle = Assumption(NO_DESCENT, holds=False, message=message, kind="minimum")
     assumptions = (*bounds.assumptions, saddle)
     return replace(bounds, lower=np.nan, upper=np.nan, assumptions=assumptions, records=seen.records, is_saddle=True)
 

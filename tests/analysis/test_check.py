@@ -1,5 +1,6 @@
 """Every check has a run that must fail it, by name, and one good run passes them all."""
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -47,11 +48,20 @@ def _good():
 
 
 def _report(draws, spectrum=None):
-    return llc.report(draws, spectrum=_spectrum() if spectrum is None else spectrum)
+    """With what is known of λ = 6 beyond the rank, so that bounds meet where they hold and a good run is CONSISTENT."""
+    spectrum = _spectrum() if spectrum is None else spectrum
+    constants = draws["constant_data"]
+    bounds = llc.rank_bounds(spectrum, nbeta=float(constants["nbeta"]), gamma=float(constants["gamma"]))
+    if bounds.valid and bounds.lower == 6:
+        bounds = dataclasses.replace(bounds, upper=6.0)
+    return llc.report(draws, bounds=bounds, spectrum=spectrum)
 
 
 def _failed(report):
     return {check.name for check in report.failed}
+
+
+ONLY_SOMETIMES = {"spectrum_resolution", "evaluation_rows"}
 
 
 def _euler(share):
@@ -140,6 +150,10 @@ SABOTAGE = {
         {"rhat", "ess", "virial", "below_bounds"},
         lambda: _report(_run(_euler(5e-4), num_warmup=0, num_draws=200, thinning=1)),
     ),
+    "few rows evaluated": (
+        {"evaluation_rows"},
+        lambda: _report(_run(llc.SGLD(_step_size(_posterior())), num_draws=100, eval_size=20)),
+    ),
     "few draws": ({"ess", "virial_error"}, lambda: _report(_run(llc.SGLD(_step_size(_posterior())), num_draws=10))),
     "chains still rising": ({"drift"}, lambda: _report(_shift(_good(), np.linspace(-0.5, 0.5, 2000)))),
     "minibatch heating": ({"virial"}, lambda: _sabotaged(_noisy(), batch_size=2)),
@@ -153,10 +167,38 @@ SABOTAGE = {
     "kink at w*": ({"smooth"}, _kinked),
     "energy of another shape": ({"mean_variance"}, lambda: _report(_two_temperatures())),
 }
-VERDICTS = {
-    "step too small, few draws": "BELOW",
+VERDICTS = {  # UNRESOLVED else
     "L(w*) too low": "ABOVE",
     "L(w*) too high": "BELOW",
+    "gamma too large": "SCALE_DEPENDENT",
+    "Lanczos too short": "SCALE_DEPENDENT",
+    "kink at w*": "SCALE_DEPENDENT",
+}
+KINDS = {
+    "chains": {
+        "finite_chains",
+        "divergences",
+        "rhat",
+        "ess",
+        "drift",
+        "virial",
+        "virial_error",
+        "virial_curved",
+        "evaluation_rows",
+        "step_size_bias",
+    },
+    "minimum": {"positive", "lower_loss", "mean_variance", "no_negative_curvature", "stationary"},
+    "bounds": {"smooth", "spectrum_resolution", "below_bounds", "above_bounds"},
+    "scale": {"localization"},
+}
+CURED_BY_DRAWS = {"rhat", "ess", "drift", "virial_error"}
+DIRECTIONS = {  # of the failed checks that tell one
+    "step too large": {"virial": "hot"},
+    "unstable step": {"finite_chains": "hot"},
+    "step too small, few draws": {"virial": "cold"},
+    "minibatch heating": {"virial": "hot"},
+    "untrained": {"lower_loss": "cold", "positive": "cold"},
+    "energy of another shape": {"mean_variance": "hot"},
 }
 
 
@@ -165,7 +207,7 @@ def test_a_good_run_passes_every_check():
     assert not report.failed, str(report)
     assert report.verdict == "CONSISTENT"
     every = set().union(*(names for names, _ in SABOTAGE.values()))
-    assert {check.name for check in report.checks} >= every - {"spectrum_resolution"}
+    assert {check.name for check in report.checks} >= every - ONLY_SOMETIMES
     assert report.corrected.value == pytest.approx(6, abs=4 * report.corrected.mcse + 0.02 * 6)
 
 
@@ -175,15 +217,16 @@ def test_sabotage_is_named(name):
     expected, run = SABOTAGE[name]
     report = run()
     assert expected <= _failed(report), str(report)
-    assert report.verdict == VERDICTS.get(name, report.verdict)
-    assert report.verdict != "CONSISTENT"
+    assert report.verdict == VERDICTS.get(name, "UNRESOLVED"), str(report)
+    found = {check.name: check.direction for check in report.failed}
+    assert DIRECTIONS.get(name, {}).items() <= found.items()
     for check in report.failed:
         assert check.name in str(report)
-        assert len(check.message.split(":", 1)[1]) > 20, "a failed check says what to change"
+        assert len(check.message) > 40, "a failed check says what to change"
 
 
 def test_every_check_has_a_sabotage():
-    every = {check.name for check in _report(_good()).checks} | {"spectrum_resolution"}
+    every = {check.name for check in _report(_good()).checks} | ONLY_SOMETIMES
     assert every == set().union(*(names for names, _ in SABOTAGE.values()))
 
 
@@ -193,9 +236,27 @@ def test_rmsprop_gets_no_prediction_of_its_bias():
     assert "step_size_bias" not in {check.name for check in report.checks}
 
 
-def test_without_geometry_nothing_is_resolved():
+def test_without_geometry_the_number_is_that_of_its_scale():
     draws = _good()
     report = llc.report(draws.drop_nodes("curvature") if "curvature" in draws else draws)
-    assert report.verdict == "UNRESOLVED"
+    assert report.verdict == "SCALE_DEPENDENT"
     assert report.bounds is None
-    assert "no bounds" in str(report)
+    assert report.corrected is None
+
+
+def test_kinds_and_cures_of_the_checks():
+    checks = (*_report(_good()).checks, *_short_lanczos().checks)
+    assert {check.name: check.kind for check in checks}.items() <= {n: k for k, ns in KINDS.items() for n in ns}.items()
+    assert {check.name for check in checks if check.cured_by_draws} == CURED_BY_DRAWS
+    assert {check.direction for check in checks if check.passed} == {None}
+
+
+@pytest.mark.parametrize("num_draws", [1, 2, 3])
+def test_fewer_draws_than_r_hat_takes(num_draws):
+    """R-hat is not defined, and that is not the chains' disagreement."""
+    report = _report(_good().isel(draw=slice(num_draws)))
+    (check,) = (check for check in report.failed if check.name == "rhat")
+    assert np.isnan(check.value)
+    assert check.cured_by_draws
+    assert "R-hat nan" not in check.message
+    assert report.verdict == "UNRESOLVED"

@@ -1,0 +1,242 @@
+"""Checks of kind "chains": whether the draws are those of their posterior, whatever w* is and wherever bounds lie."""
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from llc.analysis import schema
+from llc.analysis.check import Check, make_check
+from llc.analysis.estimators import Estimate
+from llc.analysis.pointwise import Moments, subset_share, subset_stderr
+from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
+from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
+from llc.bounds.spectral_measure import Spectrum, shrink
+
+MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
+MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
+
+_MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
+_MAX_Z = 4.0
+_MAX_VIRIAL = 0.05  # THEORY §7: every unmixed run had .37–.9, every trusted one is within .05
+_MAX_VIRIAL_CURVED = 0.03  # the same where λ_quad comes from
+_MIN_ROWS = 100  # of an evaluation subset: at 15 and 30 rows errors were 1.4 to 1.75 times too small, at 100 right
+_STABLE, _SAFE = 4.0, 2.0  # ε (nβ h + γ) from which Euler–Maruyama is unstable, and up to which it is trusted
+
+
+def chain_checks(
+    draws: xr.DataTree, mean: Estimate, spectrum: Spectrum | None, moments: Moments | None
+) -> tuple[Check, ...]:
+    """All checks of the chains that the draws have the variables for.
+
+    Args:
+        draws: of one run.
+        mean: the mean energy λ̂.
+        spectrum: of the Hessian, from which the bias of the step size is predicted; None if unknown.
+        moments: of `moments_of(draws)`.
+    """
+    checks = [
+        _finite(draws),
+        _divergences(draws),
+        _rhat(draws, mean),
+        _ess(mean),
+        _drift(draws),
+        _virial(draws, mean),
+        _virial_error(draws),
+        _virial_curved(draws, moments),
+        _evaluation_rows(draws),
+        None if spectrum is None else _step_size(draws, spectrum),
+    ]
+    return tuple(check for check in checks if check is not None)
+
+
+def _finite(draws: xr.DataTree) -> Check:
+    finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
+    dead = [str(i) for i in np.flatnonzero(~finite)]
+    names = f" (chain {', '.join(dead)})" if dead else ""
+    return make_check(
+        "finite_chains",
+        "chains",
+        len(dead),
+        0,
+        passed=not dead,
+        seen=f"{len(dead)} of {len(finite)} chains have non-finite losses{names}",
+        cure="they are left out of the estimates; lower step_size or raise gamma",
+        direction="hot",
+    )
+
+
+def _divergences(draws: xr.DataTree) -> Check:
+    share = float(variable(draws, SAMPLE_STATS, schema.DIVERGING).mean())
+    return make_check(
+        "divergences",
+        "chains",
+        share,
+        0,
+        passed=share == 0,
+        seen=f"{share:.2%} of the draws diverged",
+        cure="narrow regions of the posterior are missed; lower step_size, or raise target_accept",
+    )
+
+
+def _rhat(draws: xr.DataTree, mean: Estimate) -> Check:
+    num_draws = draws[POSTERIOR].sizes["draw"]
+    seen, cure = f"R-hat {mean.rhat:.3f}", "the chains disagree; take more draws and warm-up, or a larger step_size"
+    if num_draws < LEAST_DRAWS:
+        seen = f"{num_draws} draws a chain"
+        cure = f"too few to compare the chains with each other, which takes at least {LEAST_DRAWS}; take more draws"
+    passed = mean.rhat <= _MAX_RHAT
+    return make_check("rhat", "chains", mean.rhat, _MAX_RHAT, passed=passed, seen=seen, cure=cure, cured_by_draws=True)
+
+
+def _ess(mean: Estimate) -> Check:
+    return make_check(
+        "ess",
+        "chains",
+        mean.ess,
+        MIN_ESS,
+        passed=mean.ess >= MIN_ESS,
+        seen=f"{mean.ess:.0f} effective draws",
+        cure="too few for a reliable standard error; take more draws, a larger thinning, or a larger step_size if "
+        "step_size_bias allows",
+        cured_by_draws=True,
+    )
+
+
+def _drift(draws: xr.DataTree) -> Check:
+    """Last third against first third: by the errors of the two, and by the spread of the difference over chains.
+
+    A slow drift inflates the errors of both thirds, but chains that drift alike differ little in it (Student's t).
+    """
+    energy = variable(draws, POSTERIOR, schema.ENERGY)
+    energy = energy[finite_chains(energy)]
+    third = max(1, energy.shape[1] // 3)
+    first, last = energy[:, :third], energy[:, -third:]
+    change = last.mean(axis=1) - first.mean(axis=1)
+    z = change.mean() / np.hypot(monte_carlo_error(first), monte_carlo_error(last)) if len(energy) else np.nan
+    if len(energy) > 1 and change.std() > 0:
+        student = change.mean() / (change.std(ddof=1) / np.sqrt(len(change)))
+        normal = np.sign(student) * stats.norm.isf(stats.t.sf(abs(student), len(change) - 1))
+        z = max(z, normal, key=abs)
+    return make_check(
+        "drift",
+        "chains",
+        z,
+        _MAX_Z,
+        passed=abs(z) <= _MAX_Z,
+        seen=f"the last third of the draws differs from the first by {z:+.1f} standard errors",
+        cure="the chains have not reached their stationary law; raise num_warmup, then num_draws",
+        cured_by_draws=True,
+    )
+
+
+def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
+    virial = variable(draws, SAMPLE_STATS, schema.VIRIAL)
+    finite = virial[finite_chains(virial)]
+    value = float(finite.mean()) if finite.size else np.nan
+    # Chains that have not mixed make its own error large, so it may excuse little: on (w₁w₂)²/2 at nβ from 3e5 on, λ̂
+    # was 6 % too high (6 mcse) at .89 ± .03 to .91 ± .03.
+    error = monte_carlo_error(virial)
+    noise = 3 * error
+    # Heating sits in the stiff directions: an excess of x·∇U/d by δ moves λ̂ by δ d/2.
+    dim = constant(draws, schema.NUM_PARAMS)
+    hot = max(_MAX_VIRIAL * min(1.0, 2 * max(mean.value, 0.0) / dim), noise)
+    cold = max(_MAX_VIRIAL, noise)
+    above = value > 1
+    threshold = hot if above else cold
+    return make_check(
+        "virial",
+        "chains",
+        value,
+        threshold,
+        passed=abs(value - 1) <= threshold,
+        seen=f"x·∇U/d = {value:.3f} ± {error:.2g}, 1 is exact",
+        cure="the chains are hotter than the posterior; lower step_size or raise batch_size"
+        if above
+        else "the chains have not filled the posterior; take more draws and warm-up, or raise gamma",
+        direction="hot" if above else "cold",
+    )
+
+
+def _virial_error(draws: xr.DataTree) -> Check:
+    """Whether `virial` can see what it is there for."""
+    error = monte_carlo_error(variable(draws, SAMPLE_STATS, schema.VIRIAL))
+    return make_check(
+        "virial_error",
+        "chains",
+        error,
+        _MAX_VIRIAL,
+        passed=error <= _MAX_VIRIAL,
+        seen=f"x·∇U/d has a standard error of {error:.2g}",
+        cure="too large to see chains that have not filled the posterior; take more draws or a larger thinning",
+        cured_by_draws=True,
+    )
+
+
+def _virial_curved(draws: xr.DataTree, moments: Moments | None) -> Check | None:
+    """The virial ratio weighted by A = ½ nβH (nβH + γ)⁻¹, what each direction has of λ_quad."""
+    if not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED) or constant(draws, schema.TRACE_CURVED) == 0:
+        return None
+    trace = constant(draws, schema.TRACE_CURVED)
+    ratio = 1 + variable(draws, SAMPLE_STATS, schema.STEIN_CURVED) / trace
+    finite = ratio[finite_chains(ratio)]
+    value = float(finite.mean()) if finite.size else np.nan
+    subset = constant(draws, schema.NBETA) * subset_stderr(draws, (0.0, 1.0), moments=moments) / trace
+    threshold = max(_MAX_VIRIAL_CURVED, _MAX_Z * np.hypot(monte_carlo_error(ratio), subset))
+    return make_check(
+        "virial_curved",
+        "chains",
+        value,
+        threshold,
+        passed=abs(value - 1) <= threshold,
+        seen=f"x·A∇U / tr A = {value:.3f} in the curved directions, 1 is exact",
+        cure="the sampler heats them; lower step_size or raise batch_size"
+        if value > 1
+        else "the chains have not filled them; take more draws and warm-up",
+    )
+
+
+def _evaluation_rows(draws: xr.DataTree) -> Check | None:
+    """Whether the subset on which losses are evaluated is large enough for its error to be known."""
+    if subset_share(draws) >= 1:
+        return None
+    rows = constant(draws, schema.EVAL_SIZE)
+    return make_check(
+        "evaluation_rows",
+        "chains",
+        rows,
+        _MIN_ROWS,
+        passed=rows >= _MIN_ROWS,
+        seen=f"the losses of draws were evaluated on {rows:.0f} of {constant(draws, schema.NUM_DATA):.0f} rows",
+        cure=f"the standard error is too small with so few; raise eval_size to at least {_MIN_ROWS}",
+    )
+
+
+def _step_size(draws: xr.DataTree, spectrum: Spectrum) -> Check | None:
+    settings = schema.settings_of(draws)["sampler"]
+    if settings["name"] != "SGLD" or settings["preconditioner"]["name"] != "Identity":
+        return None
+    nbeta, gamma, step_size = constant(draws, schema.NBETA), constant(draws, schema.GAMMA), settings["step_size"]
+    stiffest = step_size * (nbeta * spectrum.largest + gamma)
+    scale = gamma / nbeta
+    bias = 0.0
+    if settings["integrator"] == "euler_maruyama":
+        # Variance 1 / (a (1 − εa/4)) instead of 1 / a, a = nβh + γ; unstable from εa = 4 on.
+
+        def excess(h: np.ndarray) -> np.ndarray:
+            a = np.minimum(step_size * (nbeta * np.maximum(h, 0.0) + gamma), _STABLE - 0.01)
+            return shrink(h, scale) * a / (_STABLE - a)
+
+        quad = spectrum.quad(scale)
+        bias = spectrum.sum(excess) / quad if quad > 0 else 0.0
+    too_stiff = stiffest > _SAFE
+    value, threshold = (stiffest, _SAFE) if too_stiff else (bias, MAX_BIAS)
+    return make_check(
+        "step_size_bias",
+        "chains",
+        value,
+        threshold,
+        passed=bias <= MAX_BIAS and not too_stiff,
+        seen=f"ε (nβ h_max + γ) = {stiffest:.2g} (stable below 4); predicted bias of λ̂ on the Gaussian part "
+        f"{bias:+.1%}",
+        cure="lower step_size to about 0.5 / (nβ h_max + γ), or take integrator='leimkuhler_matthews'",
+    )

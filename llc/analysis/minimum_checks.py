@@ -1,0 +1,118 @@
+"""Checks of kind "minimum": whether w* is a minimum with the loss L(w*), by the draws and by the geometry."""
+
+import numpy as np
+import xarray as xr
+
+from llc.analysis import schema
+from llc.analysis.chain_checks import MAX_BIAS
+from llc.analysis.check import Check, make_check
+from llc.analysis.estimators import Estimate
+from llc.analysis.pointwise import Moments, subset_stderr
+from llc.analysis.schema import constant, variable
+from llc.analysis.series import finite_chains
+from llc.bounds.assumptions import Assumption
+from llc.bounds.rank import Bounds
+from llc.bounds.spectral_measure import Spectrum, shrink
+
+_SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every exact finite-n case of THEORY §2
+
+
+def minimum_checks(
+    draws: xr.DataTree,
+    mean: Estimate,
+    variance: Estimate,
+    bounds: Bounds | None,
+    spectrum: Spectrum | None,
+    moments: Moments | None,
+) -> tuple[Check, ...]:
+    """The checks of w*: of the energies of the draws, and of the bounds' assumptions on gradient and curvature.
+
+    Args:
+        draws: of one run.
+        mean: the mean energy λ̂.
+        variance: the energy variance.
+        bounds: on the asymptotic λ, if the geometry is known.
+        spectrum: of the Hessian, if known.
+        moments: of `moments_of(draws)`.
+    """
+    assumed = () if bounds is None else tuple(assumption_check(a) for a in bounds.assumptions if a.kind == "minimum")
+    return (
+        _positive(mean),
+        _lower_loss(draws, mean, moments),
+        _mean_variance(draws, mean, variance, spectrum),
+        *assumed,
+    )
+
+
+def assumption_check(assumption: Assumption) -> Check:
+    """An assumption of the bounds, as a check of the assumption's kind."""
+    cure = "the bounds do not hold here" + ("; train w* to a sharper minimum" if assumption.kind == "minimum" else "")
+    return make_check(
+        assumption.name.replace(" ", "_"),
+        assumption.kind,
+        float(not assumption.holds),
+        0,
+        passed=assumption.holds,
+        seen=assumption.message,
+        cure=cure,
+    )
+
+
+def _positive(mean: Estimate) -> Check:
+    return make_check(
+        "positive",
+        "minimum",
+        mean.value,
+        0,
+        passed=mean.value >= 0,
+        seen=f"λ̂ = {mean.value:.4g}",
+        cure="the draws have lower losses than w* on average, so w* is no minimum of this loss on these data; train "
+        "further",
+        direction="cold",
+    )
+
+
+def _lower_loss(draws: xr.DataTree, mean: Estimate, moments: Moments | None) -> Check:
+    energy = variable(draws, schema.POSTERIOR, schema.ENERGY)
+    finite = energy[finite_chains(energy)]
+    deficit = max(0.0, -float(finite.min())) if finite.size else np.nan
+    noise = constant(draws, schema.NBETA) * subset_stderr(draws, moments=moments)
+    threshold = MAX_BIAS * abs(mean.value) + 3 * noise
+    return make_check(
+        "lower_loss",
+        "minimum",
+        deficit,
+        threshold,
+        passed=deficit <= threshold,
+        seen=f"draws go {deficit:.2g} below L(w*) in units of nβ·loss",
+        cure="w* is no minimum, and λ̂ is too low by at least that; train further, to a smaller gradient",
+        direction="cold",
+    )
+
+
+def _mean_variance(draws: xr.DataTree, mean: Estimate, variance: Estimate, spectrum: Spectrum | None) -> Check:
+    # The localization lowers the Gaussian parts differently: ½ Σ p in the mean, ½ Σ p² in the variance, p = h / (h +
+    # γ/nβ).
+    expected = 0.0
+    if spectrum is not None:
+        scale = schema.localization_scale(draws)
+        expected = spectrum.quad(scale) - spectrum.sum(lambda h: 2 * shrink(h, scale) ** 2)
+    gap = mean.value - variance.value - expected
+    # Errors as they would be under a Gamma law of shape λ: those of the draws grow with the outliers to be caught.
+    shape = max(mean.value, 0.0)
+    error = np.hypot(mean.mcse, np.sqrt((2 * shape**2 + 6 * shape) / max(variance.ess, 1.0)))
+    threshold = 3 * error + _SHAPE_GAP * abs(mean.value)
+    if spectrum is None:
+        threshold += mean.value  # without a spectrum, the localization may take all of the variance
+    return make_check(
+        "mean_variance",
+        "minimum",
+        gap,
+        threshold,
+        passed=abs(gap) <= threshold,
+        seen=f"mean energy {mean.value:.3g}, energy variance {variance.value:.3g}; {expected:.2g} of the difference is "
+        "expected from γ",
+        cure="the energy is not Gamma-distributed: the chains have not mixed, L(w*) is wrong, or they sample another "
+        "basin; look at the trace",
+        direction="hot" if gap < 0 else None,
+    )

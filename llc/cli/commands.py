@@ -1,0 +1,177 @@
+"""The commands: each takes the parsed arguments, prints its result, and returns an exit status."""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import lazy_loader
+
+import llc
+from llc.cli import inputs
+
+if TYPE_CHECKING:
+    import jax
+
+    from llc.calibration.pipeline import Calibration
+    from llc.posterior.local_posterior import LocalPosterior
+else:  # --help answers without it
+    jax = lazy_loader.load("jax")
+
+SAMPLERS = {"sgld": "SGLD", "sghmc": "SGHMC", "sgnht": "SGNHT", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
+_STOCHASTIC = ("sgld", "sghmc", "sgnht")
+
+_EXIT = {"CONSISTENT": 0, "SCALE_DEPENDENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
+_OF_SAMPLER = {  # flags of some samplers only
+    "control_variates": ("sgld",),
+    "integrator": ("sgld",),
+    "preconditioner": ("sgld",),
+    "friction": ("sghmc", "sgnht"),
+}
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """`llc demo`: trains a small network and estimates its LLC."""
+    inputs.check_writable(arguments.out, arguments.figure)
+    say("Training a network with 6 hidden units on scikit-learn's digits to a minimum ...")
+    train_key, key = jax.random.split(jax.random.key(arguments.seed))
+    posterior = llc.demo.digits_posterior(train_key)
+    say(f"... {posterior.num_params} parameters, {posterior.num_data} images. Spectrum, then SGLD ...")
+    result = llc.estimate(key, posterior)
+    say(f"\n{result}\n")
+    llc.save(result.draws, arguments.out)
+    llc.save_figure(llc.plot_report(result), arguments.figure)
+    say(f"Dashboard: {arguments.figure}. Draws and spectrum: {arguments.out} (llc report {arguments.out}).")
+    return 0
+
+
+def calibrate(arguments: argparse.Namespace) -> int:
+    """`llc calibrate`: settings, and the words of `llc sample` that take them."""
+    inputs.check_writable(arguments.out, arguments.figure)
+    posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    inputs.kept(arguments.out, posterior, spectrum=False)  # refused before the work
+    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "budget")
+    settings = {name: getattr(arguments, name) for name in names}
+    calibration = llc.calibrate(jax.random.key(arguments.seed), posterior, **settings)
+    say(str(calibration))
+    words = _words_of_sample(calibration, arguments.nbeta)
+    say(f"\nllc sample {arguments.posterior} {words} --out {arguments.out or 'run.nc'}")
+    if arguments.out is not None:
+        if arguments.out.exists() and "curvature" in llc.load(arguments.out):
+            say(f"\n{arguments.out} has a spectrum, which stays.")
+        else:
+            inputs.put_spectrum(arguments.out, calibration.posterior, calibration.spectrum)
+            say(f"\nSpectrum written to {arguments.out}.")
+    if arguments.figure is not None:
+        figure = llc.plot_calibration(calibration).get_figure(root=True)
+        assert figure is not None
+        llc.save_figure(figure, arguments.figure)
+        say(f"\nFigure: {arguments.figure}")
+    return 0
+
+
+def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
+    """The flags of `llc sample` that repeat a calibration."""
+    flags = {"nbeta": nbeta, "step_size": getattr(calibration.sampler, "step_size", None)}
+    flags |= {"gamma": calibration.posterior.gamma} | calibration.lengths.keywords()
+    flags = {name: value for name, value in flags.items() if value is not None}
+    words = " ".join(
+        f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"
+        for name, value in flags.items()
+    )
+    return words + " --control-variates" * getattr(calibration.sampler, "control_variates", False)
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """`llc sample`: draws into a file, and a report on them."""
+    inputs.check_writable(arguments.out)
+    posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    before = inputs.kept(arguments.out, posterior, spectrum=True)
+    given = _sampler_settings(arguments)
+    posterior, given = _completed(arguments, posterior, given)
+    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
+    names += ("chain_method", "keep_params")
+    draws = llc.sample(
+        jax.random.key(arguments.seed),
+        posterior,
+        getattr(llc, SAMPLERS[arguments.sampler])(**given),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    if "curvature" in before:
+        draws["curvature"] = before["curvature"]
+    llc.save(draws, arguments.out)
+    say(str(llc.report(draws)))
+    say(f"\nWritten to {arguments.out}.")
+    return 0
+
+
+def _sampler_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given of the sampler, refused where it has no such setting."""
+    given = {name: getattr(arguments, name) for name in _OF_SAMPLER if getattr(arguments, name) is not None}
+    for name in given:
+        if arguments.sampler not in _OF_SAMPLER[name]:
+            flag, of = f"--{name.replace('_', '-')}", " or ".join(_OF_SAMPLER[name])
+            raise ValueError(f"{flag} needs --sampler {of}, got {arguments.sampler}.")
+    if "preconditioner" in given:
+        given["preconditioner"] = {"identity": llc.Identity, "rmsprop": llc.RMSProp}[given["preconditioner"]]()
+    return given
+
+
+def _completed(
+    arguments: argparse.Namespace, posterior: "LocalPosterior", given: dict[str, Any]
+) -> tuple["LocalPosterior", dict[str, Any]]:
+    """Posterior and settings, with γ, step size and friction from the curvature where they were not given."""
+    given, stochastic = dict(given), arguments.sampler in _STOCHASTIC
+    momentum = arguments.sampler in _OF_SAMPLER["friction"]
+    if arguments.step_size is not None:
+        given["step_size"] = arguments.step_size
+    if not (posterior.gamma is None or (stochastic and arguments.step_size is None) or momentum):
+        return posterior, given
+    num_steps = arguments.num_warmup + arguments.num_draws * arguments.thinning
+    settings = llc.settings_from_curvature(posterior, llc.top_eigenvalue(posterior), num_steps)
+    if stochastic:
+        given.setdefault("step_size", settings.step_size)
+    if momentum:
+        given.setdefault("friction", 2 * (0.5 / settings.step_size) ** 0.5)  # 2 √(nβ h_max + γ)
+    return posterior.with_scale(gamma=settings.gamma), given
+
+
+def bounds(arguments: argparse.Namespace) -> int:
+    """`llc bounds`: the spectrum, the rank, and bounds on λ; the status is 1 where an assumption fails."""
+    inputs.check_writable(arguments.out)
+    posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    inputs.kept(arguments.out, posterior, spectrum=False)  # refused before the work
+    names = ("matrix", "method", "num_matvecs", "num_probes", "seed")
+    spectrum = llc.spectrum(posterior, **{name: getattr(arguments, name) for name in names})
+    scale = {} if posterior.gamma is None else {"nbeta": float(posterior.nbeta), "gamma": float(posterior.gamma)}
+    result = llc.rank_bounds(spectrum, **scale)
+    if arguments.higher:
+        result = llc.higher_bounds(posterior, spectrum, result, key=jax.random.key(arguments.seed))
+    say(str(result))
+    if arguments.out is not None:
+        inputs.put_spectrum(arguments.out, posterior, spectrum, result)
+        say(f"\nSpectrum{' and bounds' * arguments.higher} written to {arguments.out}.")
+    return 0 if result.valid else 1
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """`llc report`: text, JSON, page and figures of a file; the status is that of the verdict."""
+    inputs.check_writable(arguments.html)
+    result = llc.report(llc.load(arguments.file))
+    say(result.to_json() if arguments.json else str(result))
+    if arguments.html is not None:
+        llc.save_html(result, arguments.html)
+    if arguments.figures is not None:
+        for path in llc.save_figures(result, arguments.figures):
+            print(path, file=sys.stderr)
+    if arguments.require_converged and result.verdict == "SCALE_DEPENDENT":
+        return 1
+    return _EXIT[result.verdict]
+
+
+def say(text: str) -> None:
+    """Prints a text at once. A reader that has seen enough (head, a pager) does not stop the command."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

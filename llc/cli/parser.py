@@ -1,0 +1,156 @@
+"""The parser of the command line, and `main`, which turns what happens into an exit status.
+
+Flags equal the keyword names of the functions they call. `llc --help` answers without JAX, so nothing that needs it is
+imported here.
+"""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from llc.cli import commands
+
+_WRONG = 3  # exit status of wrong input
+_EXECUTED = "FILE.py is executed as a Python program; give it only files that you trust."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: the words after `llc`; None takes those of the process.
+
+    Returns:
+        The exit status: 0 consistent or scale-dependent, 1 unresolved, 2 outside of the bounds, 3 wrong input.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        status = arguments.run(arguments)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"llc {arguments.command}: {error}", file=sys.stderr)
+        status = _WRONG
+    except SystemExit as stop:  # of the model's file: its status is no verdict
+        print(f"llc {arguments.command}: the model's file called sys.exit({stop.code!r}); remove it.", file=sys.stderr)
+        status = _WRONG
+    except Exception:  # of the model's file or of llc: its traceback tells, and its status must be no verdict
+        traceback.print_exc()
+        status = _WRONG
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors end with the status of wrong input: argparse's own, 2, is a verdict here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(_WRONG, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(
+        prog="llc",
+        description="Local learning coefficients of trained models: sampled, bounded by the geometry, and checked.",
+        epilog="Exit status: 0 consistent or scale-dependent, 1 unresolved, 2 outside of the bounds, 3 wrong input. "
+        + _EXECUTED,
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, description, flags in (
+        ("demo", commands.demo, "estimate the LLC of a small network, in about a minute", _demo_flags),
+        ("calibrate", commands.calibrate, "settings for llc sample, with the reason for each", _calibrate_flags),
+        ("sample", commands.sample, "draws from a posterior into a netCDF file", _sample_flags),
+        ("bounds", commands.bounds, "spectrum of the Hessian at w*, its rank, and bounds on λ", _bounds_flags),
+        ("report", commands.report, "estimates, bounds, checks and verdict from a file", _report_flags),
+    ):
+        _add(subparsers, name, run, description, flags)
+    return parser
+
+
+def _add(
+    subparsers: "argparse._SubParsersAction[_Parser]",
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str,
+    flags: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    command = subparsers.add_parser(
+        name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.set_defaults(run=run)
+    flags(command)
+
+
+def _demo_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, help="of training and sampling")
+    command.add_argument("--out", type=Path, default=Path("llc-demo.nc"), help="draws and spectrum (netCDF)")
+    command.add_argument("--figure", type=Path, default=Path("llc-demo.png"), help="dashboard")
+
+
+def _calibrate_flags(command: argparse.ArgumentParser) -> None:
+    _posterior_flag(command)
+    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
+    command.add_argument("--gamma", type=float, help="default: the posterior's, or chosen")
+    command.add_argument("--num-chains", type=int, default=4)
+    command.add_argument("--num-warmup", type=int, help="default: chosen")
+    command.add_argument("--num-draws", type=int, default=2000)
+    command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
+    command.add_argument("--batch-size", type=int, help="default: chosen")
+    command.add_argument("--budget", type=int, help="most steps of a chain; default: no limit")
+    command.add_argument("--seed", type=int, default=0, help="of the pilot runs")
+    command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into, which llc sample keeps there")
+    command.add_argument("--figure", type=Path, help="predicted bias and cost over ε and γ, with the pilots (PNG)")
+
+
+def _sample_flags(command: argparse.ArgumentParser) -> None:
+    _posterior_flag(command)
+    command.add_argument("--out", type=Path, required=True, help="netCDF file; a spectrum that is in it stays")
+    command.add_argument("--sampler", choices=sorted(commands.SAMPLERS), default="sgld")
+    command.add_argument("--step-size", type=float, help="default: from the curvature (sg…), adapted (others)")
+    command.add_argument("--control-variates", action="store_true", default=None, help="of sgld: for noisy labels")
+    command.add_argument("--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="of sgld")
+    command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="of sgld")
+    command.add_argument("--friction", type=float, help="of sghmc and sgnht; default: critical at h_max")
+    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
+    command.add_argument("--gamma", type=float, help="default: the posterior's, or from the curvature and run length")
+    command.add_argument("--num-chains", type=int, default=4)
+    command.add_argument("--num-warmup", type=int, default=1000)
+    command.add_argument("--num-draws", type=int, default=1000)
+    command.add_argument("--thinning", type=int, default=1, help="steps between draws")
+    command.add_argument("--batch-size", type=int, help="default: all data")
+    command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument("--chain-method", choices=("auto", "vectorized", "sequential", "parallel"), default="auto")
+    command.add_argument("--keep-params", action="store_true", help="keep the parameters of every draw")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _bounds_flags(command: argparse.ArgumentParser) -> None:
+    _posterior_flag(command)
+    command.add_argument("--matrix", choices=("hessian", "ggn"), default="hessian")
+    command.add_argument(
+        "--method", choices=("auto", "dense", "gram", "range_finder", "sketch", "lanczos"), default="auto"
+    )
+    command.add_argument("--num-matvecs", type=int, help="Lanczos steps a probe; default: what resolves γ/nβ")
+    command.add_argument("--num-probes", type=int, default=8)
+    command.add_argument("--seed", type=int, default=0, help="of the probes")
+    command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (dense, minutes)")
+    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
+    command.add_argument("--gamma", type=float, help="scale for λ_quad; default: the posterior's")
+    command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into (made, or added to)")
+
+
+def _report_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help="netCDF file of llc sample, best with a spectrum of llc bounds")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+    command.add_argument("--html", type=Path, help="write a self-contained page")
+    command.add_argument(
+        "--require-converged", action="store_true", help="exit with 1 unless the verdict is CONSISTENT (or outside: 2)"
+    )
+    command.add_argument("--figures", type=Path, help="folder for the figures (PNG)")
+
+
+def _posterior_flag(command: argparse.ArgumentParser) -> None:
+    text = "a LocalPosterior of that file, or a function without arguments that returns one; the file is executed"
+    command.add_argument("posterior", metavar="FILE.py:NAME", help=text)
