@@ -21,9 +21,10 @@ from unittest import mock
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from no_knobs import HALVES, NAMES, WIDTH, half
+from no_knobs_results import WIDTH
 from study import Column, Row, Study, table
 from zoo import CASES
+from zoo_halves import HALVES, NAMES, half
 
 import llc
 
