@@ -58,7 +58,7 @@ class Problem(NamedTuple):
 class Counter:
     """A loss function that counts how often it is traced or called."""
 
-    def __init__(self, loss_fn: LossFn):
+    def __init__(self, loss_fn: LossFn) -> None:
         self.loss_fn, self.calls = loss_fn, 0
 
     def __call__(self, params: PyTree, batch: PyTree) -> Array:

@@ -62,7 +62,7 @@ class Study:
         full: Any,
         quick: Any,
         flags: Callable[[argparse.ArgumentParser], object] | None = None,
-    ):
+    ) -> None:
         parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="small size, about a minute; files go to a new folder")
         parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results")

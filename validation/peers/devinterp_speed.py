@@ -29,7 +29,7 @@ Loss = Callable[[nn.Module, list[torch.Tensor]], torch.Tensor]
 class TensorLoader(DataLoader):
     """Minibatches indexed out of tensors; a DataLoader because devinterp insists on one."""
 
-    def __init__(self, dataset: TensorDataset, batch_size: int):
+    def __init__(self, dataset: TensorDataset, batch_size: int) -> None:
         super().__init__(dataset, batch_size=batch_size, drop_last=True)
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
