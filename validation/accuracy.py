@@ -23,7 +23,7 @@ import statistics
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from study import Column, Row, Study, table
+from study import Column, Row, Study, sample_keywords, table
 from verdicts import counts, listed
 from zoo import CASES
 
@@ -123,14 +123,15 @@ def judged(report: llc.Report, exact: float) -> Row:
     }
 
 
-def with_momentum(key: jax.Array, posterior: llc.LocalPosterior, make: type, lengths: dict[str, int]) -> llc.Report:
+def with_momentum(key: jax.Array, posterior: llc.LocalPosterior, make: type, asked: dict[str, int]) -> llc.Report:
     """SGHMC or SGNHT with the step and the lengths of SGLD, and friction that is critical in the stiffest direction."""
     pilot_key, key = jax.random.split(key)
-    calibration = llc.calibrate(pilot_key, posterior, **lengths)
+    calibration = llc.calibrate(pilot_key, posterior, **asked)
     step_size = float(np.asarray(calibration.sampler.step_size))  # pyright: ignore[reportAttributeAccessIssue] - of SGLD
     sampler = make(step_size, friction=2 * math.sqrt(COURANT / step_size))
     spectrum = calibration.spectrum
-    draws = llc.sample(key, calibration.posterior, sampler, spectrum=spectrum, progress=False, **calibration.lengths)
+    lengths = sample_keywords(calibration)
+    draws = llc.sample(key, calibration.posterior, sampler, spectrum=spectrum, progress=False, **lengths)
     return llc.report(draws, spectrum=spectrum)
 
 

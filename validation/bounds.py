@@ -24,13 +24,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from study import Column, Row, Study, table
+from study import Column, Row, Study, constant, table
 from verdicts import COLORS, counts, verdict_today
 from zoo import CASES
 from zoo_case import Build
 
 import llc
-from llc.analysis.series import constant
 
 FAILS = "an assumption fails"
 FAR = 0.05  # of λ
@@ -177,6 +176,7 @@ def verdict_of(row: Row) -> str:
         row["verdict"],
         [name for name in row["failed"].split(", ") if name],
         bounds=None if row["lower"] is None else (row["lower"], row["upper"]),
+        corrected=None if row["corrected"] is None else (row["corrected"], row["corrected_mcse"]),
         gamma_converged=row["gamma_converged"],
     )
 

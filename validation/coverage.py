@@ -57,7 +57,7 @@ def run(case: str, settings: Settings) -> Row:
     sampler, name = case.split(" | ")
     model = next(c for c in CASES if c.name == name)
     posterior = model.build(jax.random.key(settings.seed), settings.num_data)
-    exact = model.moments(float(posterior.nbeta), float(posterior.gamma)).mean
+    exact = model.moments(*posterior.scale).mean
     keys = jax.random.split(jax.random.key(settings.seed), settings.num_repeats)
     reports = [
         llc.estimate(key, posterior, sampler=SAMPLERS[sampler], progress=False)

@@ -41,11 +41,10 @@ from deep_linear_results import COLUMNS, plot, report, summarize
 from linear_nets import Law, Net, generate, make_posterior, sufficient
 from nuts_reference import ReferenceLengths, committed, reference
 from strata import hessian_rank, local_coefficient, profile
-from study import Row, Study, table
+from study import Row, Study, constant, table
 from theory import deep_linear
 
 import llc
-from llc.analysis.series import constant
 
 RESULTS = Path(__file__).parent / "results" / "deep_linear.json"
 SAME = (  # settings on which a reference depends

@@ -49,6 +49,7 @@ def verdict_of(row: Row) -> str:
         row["verdict"],
         row["failed"],
         bounds=None if bounds is None else tuple(bounds),
+        corrected=(row["corrected"], _error(row)) if np.isfinite(row["corrected"]) else None,
         gamma_converged=row.get("gamma_converged"),
     )
 
@@ -56,8 +57,12 @@ def verdict_of(row: Row) -> str:
 def wrong(row: Row) -> bool:
     """Whether λ_corr is off λ(w*) by more than 5 % and by more than two standard errors."""
     nearest = _nearest(row, row["corrected"])
-    off, error = abs(row["corrected"] - nearest), row.get("corrected_mcse") or row["mcse"]
-    return not off <= max(FAR * nearest, ERRORS * error)  # NaN is wrong
+    return not abs(row["corrected"] - nearest) <= max(FAR * nearest, ERRORS * _error(row))  # NaN is wrong
+
+
+def _error(row: Row) -> float:
+    """Standard error of λ_corr; older rows have that of λ̂ only, which is the same where λ_quad is exact."""
+    return row.get("corrected_mcse", row["mcse"])
 
 
 # Summary

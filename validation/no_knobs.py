@@ -34,12 +34,11 @@ import numpy as np
 from linear_nets import Law, generate, posterior_at
 from no_knobs_results import COLUMNS, WIDTH, figure, grouped, summarize, text
 from nuts_reference import ReferenceLengths, reference
-from study import Row, Study, table
+from study import Row, Study, constant, table
 from zoo import CASES
 from zoo_halves import NAMES, half
 
 import llc
-from llc.analysis.series import constant
 
 SWEEP = {"SGLD": (0.01, 0.03, 0.1, 0.3, 1.0, 2.0), "RMSProp": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)}
 RANGE = (0.02, 0.1, 0.5, 2.0)
@@ -170,7 +169,7 @@ def truth(
     group, *names = case.split(" | ")
     if group == "exact":
         model = next(c for c in CASES if c.name == names[0])
-        return Truth(model.moments(float(posterior.nbeta), float(posterior.gamma)).mean, 0.0)
+        return Truth(model.moments(*posterior.scale).mean, 0.0)
     names = ("reference_warmup", "reference_draws", "reference_error")
     lengths = ReferenceLengths(**{name: getattr(settings, name) for name in names})
     found = reference(key, posterior, spectrum, lengths)

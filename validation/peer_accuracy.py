@@ -35,7 +35,7 @@ import numpy as np
 from peer_accuracy_results import COLUMNS, SUMMARY, TOOLS, figure, summarize
 from peer_models import Model, model
 from peers.losses import LOSSES
-from study import Row, Study, table
+from study import Row, Study, constant, table
 
 import llc
 
@@ -131,13 +131,13 @@ def run_llc(posterior: llc.LocalPosterior, seed: int) -> tuple[Row, float]:
         "verdict": report.verdict,
         "failed": ", ".join(check.name for check in report.failed),
     }
-    return result, float(report.draws["constant_data"]["gamma"])
+    return result, constant(report.draws, "gamma")
 
 
 def reference(chosen: Model, posterior: llc.LocalPosterior, settings: Settings) -> tuple[float, float]:
     """E[nβK] and its standard error: by integration (no error), or by NUTS."""
     if chosen.moments is not None:
-        return chosen.moments(float(posterior.nbeta), float(posterior.gamma)).mean, 0.0
+        return chosen.moments(*posterior.scale).mean, 0.0
     draws = llc.sample(
         jax.random.key(settings.seed + 1),
         posterior,
@@ -171,7 +171,7 @@ def _call_peer(chosen: Model, posterior: llc.LocalPosterior, settings: Settings,
         "seed": settings.seed,
         "batch-size": settings.batch_size if chosen.minibatches else posterior.num_data,
         "nbeta": float(posterior.nbeta),
-        "gamma": float(posterior.gamma),
+        "gamma": posterior.scale.gamma,
     }
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "arrays.npz", *chosen.arrays, center=chosen.center)

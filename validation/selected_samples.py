@@ -145,7 +145,7 @@ def selected(
     num_losses: int,
     quadratic: Quadratic,
 ) -> list[Row]:
-    """Winners of 5, their all-sample matrix, winners of 500 for the inverse; nothing where N is refused as too small."""
+    """Winners of 5, their all-sample matrix, winners of 500 for the inverse; nothing where N is too small."""
     rank, inverse = len(quadratic.root), quadratic.inverse
     cells = []
     for m in (5, 500):

@@ -96,7 +96,7 @@ def run(case: str, settings: Settings) -> Row:
 def _point(
     model: Case, posterior: llc.LocalPosterior, sampler: str, settings: Settings, index: int
 ) -> tuple[Row, xr.DataTree]:
-    exact = model.moments(float(posterior.nbeta), float(posterior.gamma)).mean
+    exact = model.moments(*posterior.scale).mean
     report = llc.estimate(
         jax.random.key(settings.seed + index),
         posterior,
