@@ -42,8 +42,7 @@ Params = dict[str, jax.Array]
 def main(settings: Settings) -> Found:
     rng = np.random.default_rng(settings.seed)
     inputs = rng.normal(size=(settings.num_data, 3)).astype(np.float32)
-    targets = np.tanh(2 * inputs[:, 0]) - np.tanh(inputs[:, 1] + inputs[:, 2])
-    targets = (targets + 0.1 * rng.normal(size=settings.num_data)).astype(np.float32)
+    targets = np.tanh(2 * inputs[:, 0]) - np.tanh(inputs[:, 1] + inputs[:, 2]) + 0.1 * rng.normal(size=len(inputs))
     shapes = {"in": (3, settings.hidden), "shift": (settings.hidden,), "out": (settings.hidden,), "bias": ()}
     start = {name: (rng.normal(size=shape) / np.sqrt(3)).astype(np.float32) for name, shape in shapes.items()}
     found, scale = {}, settings.gamma / settings.nbeta
@@ -67,8 +66,7 @@ def main(settings: Settings) -> Found:
         )
     trends = zip(*[(g.rank, g.feature_sizes.sum(), r.llc.value) for g, r in found.values()], strict=True)
     for name, values in zip(("rank G", "the size of the features", "λ̂"), trends, strict=True):
-        falls = "falls at every step" if (np.diff(values) < 0).all() else "does not fall at every step"
-        print(f"{name}: from {values[0]:.4g} to {values[-1]:.4g}, {falls}")
+        print(f"{name}: from {values[0]:.4g} to {values[-1]:.4g}; falls at every step: {(np.diff(values) < 0).all()}")
     draw(found, scale).savefig(settings.out, dpi=150)
     return found
 

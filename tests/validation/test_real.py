@@ -19,7 +19,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(("name", "num_params"), [("mlp", 269_322), ("transformer", 104_128), ("language", 2_841_120)])
+@pytest.mark.parametrize(("name", "num_params"), [("mlp", 269_322), ("transformer", 102_656), ("language", 2_840_480)])
 def test_full_size(name, num_params):
     network = jax.eval_shape(lambda: real.make_network(name, real.Settings()).start)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(network)) == num_params
