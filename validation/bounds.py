@@ -13,13 +13,10 @@ off λ by more than 5 % and two standard errors.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from bounds_failing import FAILING, FAILS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,13 +24,10 @@ from matplotlib.patches import Patch
 from study import Column, Row, Study, constant, table
 from verdicts import COLORS, counts, verdict_today
 from zoo import CASES
-from zoo_case import Build
 
 import llc
 
-FAILS = "an assumption fails"
 FAR = 0.05  # of λ
-INPUTS = np.random.default_rng(0).normal(size=(64, 2)).tolist()  # of the ReLU unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,56 +53,6 @@ QUICK = Settings(
 )
 
 
-class Failing(NamedTuple):
-    """A point where the bounds do not hold.
-
-    Attributes:
-        name: unique.
-        build: as in the zoo.
-        assumption: that fails.
-        learning_coefficient: λ, where the point has one.
-        dim: d.
-    """
-
-    name: str
-    build: Build
-    assumption: str
-    learning_coefficient: float | None
-    dim: int
-    family: str = FAILS
-
-
-def _at(loss: Callable[..., Array], center: Sequence[float]) -> Build:
-    def build(_key: PRNGKeyArray, n: int) -> llc.LocalPosterior:
-        return llc.LocalPosterior(lambda w, _batch: loss(*w), np.asarray(center, float), np.zeros((n, 0)), gamma=1.0)
-
-    return build
-
-
-def _relu_unit(u: Array, v: Array) -> Array:
-    return 0.5 * jnp.mean(jax.nn.relu(jnp.asarray(INPUTS) @ jnp.stack([u, v])) ** 2)
-
-
-def _cube(a: Array, b: Array) -> Array:
-    return 0.5 * a**2 + jnp.abs(b) ** 3 / 6
-
-
-def _half_plane(a: Array, b: Array) -> Array:
-    return jnp.where(b < 0, jnp.inf, 0.5 * a**2 + jnp.abs(b) * b**2)
-
-
-def _saddle(a: Array, b: Array) -> Array:
-    return 0.5 * a**2 - 0.5 * b**2 + b**4
-
-
-FAILING = (
-    Failing("|b|^3 beside a regular direction", _at(_cube, (0, 0)), "smooth", 5 / 6, 2),
-    Failing("|a b|", _at(lambda a, b: jnp.abs(a * b), (0, 0)), "smooth", 1.0, 2),
-    Failing("ReLU unit of zero weights", _at(_relu_unit, (0, 0)), "smooth", 1.0, 2),
-    Failing("boundary, b^3 for b >= 0", _at(_half_plane, (0, 0)), "smooth", 5 / 6, 2),
-    Failing("saddle", _at(_saddle, (0, 0)), "no negative curvature", None, 2),
-    Failing("0.3 off a regular minimum", _at(lambda a, b: 0.5 * (a**2 + b**2), (0.3, 0.3)), "stationary", None, 2),
-)
 POINTS = {point.name: point for point in (*CASES, *FAILING)}
 
 
@@ -135,7 +79,7 @@ def run(case: str, settings: Settings) -> Row:
             posterior.loss_fn, posterior.center, posterior.data, predict_fn=posterior.predict_fn
         )
     report = llc.estimate(jax.random.key(settings.seed), posterior, num_draws=settings.num_draws, progress=False)
-    bounds = report.bounds
+    bounds, corrected = report.bounds, report.corrected
     return {
         "family": point.family,
         "gamma": constant(report.draws, "gamma"),
@@ -147,8 +91,8 @@ def run(case: str, settings: Settings) -> Row:
         "learning_coefficient": point.learning_coefficient,
         "value": _finite(report.llc.value),
         "mcse": _finite(report.llc.mcse),
-        "corrected": _finite(report.corrected.value),
-        "corrected_mcse": _finite(report.corrected.mcse),
+        "corrected": None if corrected is None else _finite(corrected.value),
+        "corrected_mcse": None if corrected is None else _finite(corrected.mcse),
         "gamma_sensitivity": None if report.gamma_sensitivity is None else _finite(report.gamma_sensitivity.value),
         "gamma_converged": report.gamma_converged,
         "verdict": report.verdict,
