@@ -1,9 +1,10 @@
 """Do networks that throw away information early have broader basins?
 
 Three ReLU networks 4-6-6-1 compute one and the same function of the first two of their four inputs. They differ only
-in where what they know of the other two ends: in layer 1 (its spare units are dead), in layer 2 (they carry these
-inputs, the spare units of layer 2 are dead), or at the output (all units live, it does not read the spare ones). The
-targets are that function, so each is a minimum of loss zero. Saves a figure; about a minute on two cores.
+in the place where information about the other two inputs is lost. It is layer 1 where its spare units are dead. It is
+layer 2 where the spare units of layer 1 carry these inputs, but those of layer 2 are dead. It is the output where all
+units are alive, but the output does not read the spare ones. The targets are that function, so each network is a
+minimum of loss zero. Saves a figure; about a minute on two cores.
 
     uv run python examples/information_loss.py --seed 1
 """

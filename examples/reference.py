@@ -29,10 +29,15 @@ class Settings:
 
 
 def main(settings: Settings) -> dict[str, llc.Estimate]:
-    train_key, nuts_key, sgld_key = jax.random.split(jax.random.key(settings.seed), 3)
-    posterior = llc.demo.digits_posterior(train_key).with_scale(gamma=settings.gamma)
-    largest = llc.top_eigenvalue(posterior)
-    step_size = 0.5 / (float(posterior.nbeta) * largest + settings.gamma)
+    train_key, *keys = jax.random.split(jax.random.key(settings.seed), 3)
+    return compare(keys, llc.demo.digits_posterior(train_key), settings)
+
+
+def compare(keys: list[jax.Array], posterior: llc.LocalPosterior, settings: Settings) -> dict[str, llc.Estimate]:
+    nuts_key, sgld_key = keys
+    posterior = posterior.with_scale(gamma=settings.gamma)
+    nbeta, gamma = posterior.scale
+    step_size = 0.5 / (nbeta * llc.top_eigenvalue(posterior) + gamma)
     runs = {
         "NUTS": (nuts_key, llc.NUTS(), {"num_warmup": 200, "num_draws": settings.nuts_draws}),
         "SGLD": (
@@ -41,9 +46,7 @@ def main(settings: Settings) -> dict[str, llc.Estimate]:
             {"num_warmup": 2000, "num_draws": settings.sgld_draws, "thinning": settings.thinning},
         ),
     }
-    print(
-        f"{posterior.num_params} parameters, nβ = {posterior.nbeta:.4g}, γ = {settings.gamma:g}, ε = {step_size:.3g}\n"
-    )
+    print(f"{posterior.num_params} parameters, nβ = {nbeta:.4g}, γ = {gamma:g}, ε = {step_size:.3g}\n")
     print(f"{'sampler':<8} {'λ̂':>8} {'± se':>7} {'ESS':>6} {'R-hat':>6} {'virial':>7} {'seconds':>8}")
     estimates = {}
     for name, (key, sampler, lengths) in runs.items():

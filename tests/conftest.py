@@ -23,6 +23,6 @@ gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Without most of LLVM's optimizations, but where chains run for long enough to pay for them."""
     jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("optimized"))

@@ -21,9 +21,10 @@ from unittest import mock
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from no_knobs import HALVES, NAMES, WIDTH, half
+from no_knobs_results import WIDTH
 from study import Column, Row, Study, table
 from zoo import CASES
+from zoo_halves import HALVES, NAMES, half
 
 import llc
 
@@ -73,7 +74,7 @@ def run(case: str, settings: Settings) -> Row:
     variant, name = case.split(" | ")
     model = next(c for c in CASES if c.name == name)
     posterior = model.build(jax.random.key(settings.seed), settings.num_data)
-    exact = model.moments(float(posterior.nbeta), float(posterior.gamma)).mean  # pyright: ignore[reportArgumentType]
+    exact = model.moments(*posterior.scale).mean
     patches = [
         mock.patch(f"{place}.{constant}", value)
         for constant, value in VARIANTS[variant].items()

@@ -4,7 +4,8 @@ Each case is estimated many times by `llc.estimate` with its defaults, from inde
 covers in 95 % of the repeats, up to the binomial error of the repeats (±3.0 points at 200, two standard deviations);
 "z" is the root mean square of (λ̂ − exact) / mcse, 1 for an honest error, and "spread" the standard deviation of λ̂ over
 the repeats in units of the mean mcse. Target: 95 ± 4 % in every case. The same for the mean energy, of which λ̂ is a
-variant with less variance; on a quadratic loss λ̂ has none but round-off, which its error bounds rather than measures.
+variant with less variance. On a quadratic loss λ̂ has no variance but round-off, which its
+error bounds rather than measures.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from study import Column, Row, Study, table
 from tqdm.auto import tqdm
+from verdicts import counts, listed
 from zoo import CASES
 
 import llc
@@ -55,7 +57,7 @@ def run(case: str, settings: Settings) -> Row:
     sampler, name = case.split(" | ")
     model = next(c for c in CASES if c.name == name)
     posterior = model.build(jax.random.key(settings.seed), settings.num_data)
-    exact = model.moments(float(posterior.nbeta), float(posterior.gamma)).mean
+    exact = model.moments(*posterior.scale).mean
     keys = jax.random.split(jax.random.key(settings.seed), settings.num_repeats)
     reports = [
         llc.estimate(key, posterior, sampler=SAMPLERS[sampler], progress=False)
@@ -66,7 +68,8 @@ def run(case: str, settings: Settings) -> Row:
     return row | {
         "exact": exact,
         "of_energy": _of(energies, exact),
-        "passed": float(np.mean([all(check.passed for check in report.checks) for report in reports])),
+        "passed": float(np.mean([not report.failed for report in reports])),
+        "verdicts": counts(report.verdict for report in reports),
     }
 
 
@@ -98,6 +101,7 @@ COLUMNS = [
     Column("z", lambda row: row["of_energy"]["rms_z"], "{:.2f}"),
     Column("covered", lambda row: row["of_energy"]["coverage"], "{:.1%}"),
     Column("all checks passed", "passed", "{:.0%}"),
+    Column("verdicts", lambda row: listed(row["verdicts"]) if "verdicts" in row else None),
 ]
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from matplotlib.figure import Figure
 from study import Column, Row, Study, table
 
@@ -99,7 +100,7 @@ def measure(case: str, settings: Settings) -> Row:
     index, method = case.split(" | ")
     widths, rank, num_inputs = settings.networks[int(index)]
     posterior, exact = network(widths, rank, num_inputs, settings)
-    nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)
+    nbeta, gamma = posterior.scale
     start = time.perf_counter()
     spectrum = llc.spectrum(
         posterior,
@@ -110,7 +111,7 @@ def measure(case: str, settings: Settings) -> Row:
     )
     seconds = time.perf_counter() - start
     bounds = llc.rank_bounds(spectrum, nbeta=nbeta, gamma=gamma)
-    scale = gamma / nbeta
+    scale = posterior.scale.localization
     threshold = 10 * scale
     return {
         "dim": posterior.num_params,
@@ -129,7 +130,9 @@ def measure(case: str, settings: Settings) -> Row:
     }
 
 
-def network(widths: tuple[int, ...], rank: int, num_inputs: int, settings: Settings):
+def network(
+    widths: tuple[int, ...], rank: int, num_inputs: int, settings: Settings
+) -> tuple[llc.LocalPosterior, np.ndarray]:
     """The posterior at w*, and the non-zero eigenvalues of its Hessian."""
     rng = np.random.default_rng([settings.seed, *widths, rank])
     factors = [np.linalg.qr(rng.normal(size=(width, rank)))[0] for width in widths]
@@ -142,12 +145,12 @@ def network(widths: tuple[int, ...], rank: int, num_inputs: int, settings: Setti
     return posterior.with_scale(gamma=gamma), exact
 
 
-def predict(weights, batch):
-    """f(x), by the cheaper order of the products."""
+def predict(weights: list[Array], batch: tuple[Array, Array]) -> Array:
+    """f(x), the inputs times one matrix after the other."""
     return functools.reduce(jnp.matmul, weights, batch[0])
 
 
-def loss(weights, batch):
+def loss(weights: list[Array], batch: tuple[Array, Array]) -> Array:
     """½‖f(x) − y‖²."""
     return 0.5 * jnp.sum((predict(weights, batch) - batch[1]) ** 2, axis=1)
 

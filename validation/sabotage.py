@@ -1,15 +1,19 @@
 r"""Sabotage: does the report refuse a run that was spoilt, and name the reason?
 
 Each model is run well, and spoilt in nine ways, with new data and keys in every repeat. A spoilt run counts as caught
-if its verdict is not CONSISTENT and one of the checks that are meant for it has failed. Target: 95 % of the repeats of
-each, and CONSISTENT with no failed check for the runs that were left alone.
+if one of the checks that are meant for it has failed and its verdict refuses the number: UNRESOLVED, BELOW or ABOVE.
+Four of the nine leave the chains sound, so that λ̂ may be right at its own nβ and γ; only λ is not what it seems. These
+are "gamma far too large", where the localization hides nearly all directions, "kink", where the bounds of the rank do
+not hold, and "saddle" and "untrained", where w* is no minimum. There any verdict but CONSISTENT counts, so
+SCALE_DEPENDENT too. A run that was left alone passes if no check has failed and its verdict
+is CONSISTENT or SCALE_DEPENDENT. Target: 95 % of the repeats of each.
 
-L(w*) from four minibatches of 32 rows is off by a random amount, sometimes by little: "harmless" counts the repeats in
+L(w*) from four minibatches of 32 rows is off by a random amount, sometimes by little. "Harmless" counts the repeats in
 which it moved λ̂ by less than a tenth, which nothing needs to catch; they are left out of the share.
 
 The tanh net has directions so flat that 500 examples often don't show them: λ_quad is less than half of r/2. Left alone
-it is mostly UNRESOLVED by `localization`, rightly, and stays in the table. "new" counts only the repeats in which the
-run that was left alone had passed the check that caught the spoilt one.
+it fails `localization` in most repeats, rightly, and stays in the table. "New" counts only the repeats in which the run
+that was left alone had passed the check that caught the spoilt one.
 """
 
 import dataclasses
@@ -21,9 +25,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from matplotlib.figure import Figure
-from study import Column, Row, Study, table
+from study import Column, Row, Study, sample_keywords, table
 from tqdm.auto import tqdm
+from verdicts import REFUSED, counts, listed
 
 import llc
 
@@ -40,6 +46,7 @@ EXPECTED = {
     "kink": {"smooth"},
     "minibatches of 2 rows": {"virial", "virial_curved"},
 }
+SOUND_CHAINS = {"gamma far too large", "kink", "saddle", "untrained"}  # λ̂ may be right at its nβ and γ, but not as λ
 MODELS = "regression", "linear net 4-2-4", "tanh net 2-3-1"
 NOISE = 1.0  # standard deviation of the labels
 MARGIN = 0.1  # of λ̂, below which a wrong L(w*) is harmless
@@ -83,20 +90,26 @@ def run(case: str, settings: Settings) -> Row:
         harms.append(harm >= MARGIN)
         if not harms[-1]:
             continue
-        if name == "none":
-            caught.append(report.verdict == "CONSISTENT" and not names)
-        else:
-            caught.append(report.verdict != "CONSISTENT" and bool(names & EXPECTED[name]))
+        caught.append(as_expected(name, report.verdict, names))
     return {
         "share": float(np.mean(caught)) if caught else math.nan,
         "counted": len(caught),
         "harmless": harms.count(False),
         "harms": harms,
         "values": values,
-        "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+        "verdicts": counts(verdicts),
+        "verdict_of": verdicts,
         "failed_of": failed,
         "failed": {check: sum(check in names for names in failed) for check in sorted(set().union(*failed))},
     }
+
+
+def as_expected(name: str, verdict: str, failed: set[str]) -> bool:
+    """Whether a spoilt run was refused for its reason, or the one that was left alone had nothing against it."""
+    if name == "none":
+        return verdict not in REFUSED and not failed
+    refused = verdict != "CONSISTENT" if name in SOUND_CHAINS else verdict in REFUSED
+    return refused and bool(failed & EXPECTED[name])
 
 
 def add_new(rows: list[Row]) -> None:
@@ -146,7 +159,7 @@ def _with_wrong_settings(name: str, key: jax.Array, posterior: llc.LocalPosterio
     """The settings of calibration, with the step size, the lengths or the batch changed."""
     calibration = llc.calibrate(key, posterior)
     step_size = float(np.asarray(calibration.sampler.step_size))
-    lengths: dict[str, Any] = dict(calibration.lengths.keywords())
+    lengths = sample_keywords(calibration)
     if name.startswith("minibatches"):
         lengths["batch_size"] = 2
     elif "×" in name:
@@ -162,15 +175,15 @@ def _with_wrong_settings(name: str, key: jax.Array, posterior: llc.LocalPosterio
 # Models: targets with noise, at the minimum of the loss on these data
 
 
-def _regression(w, x):
+def _regression(w: Array, x: Array) -> Array:
     return x @ w
 
 
-def _linear_net(w, x):
+def _linear_net(w: list[Array], x: Array) -> Array:
     return x @ w[0] @ w[1]
 
 
-def _tanh_net(w, x):
+def _tanh_net(w: list[Array], x: Array) -> Array:
     return jnp.tanh(x @ w[0]) @ w[1]
 
 
@@ -187,7 +200,7 @@ EXTRA = {"saddle": lambda v: 0.25 * (v**2 - 1) ** 2, "kink": lambda v: jnp.abs(v
 def loss_of(model: str, extra: str) -> Callable:
     """½‖f(x) − y‖² of an example, and what an extra parameter adds; one object, so one program, for all repeats."""
 
-    def loss_fn(params, batch):
+    def loss_fn(params: dict[str, Any], batch: tuple[Array, Array]) -> Array:
         loss = 0.5 * jnp.sum((PREDICT[model](params["w"], batch[0]) - batch[1]) ** 2, axis=-1)
         return loss + EXTRA[extra](params["v"]) if extra else loss
 
@@ -214,8 +227,8 @@ COLUMNS = [
     Column("harmless", "harmless"),
     Column("new", "new"),
     Column("median λ̂", lambda row: float(np.median(row["values"])), "{:.3g}"),
-    Column("verdicts", lambda row: ", ".join(f"{name} {count}" for name, count in row["verdicts"].items())),
-    Column("failed checks", lambda row: ", ".join(f"{name} {count}" for name, count in row["failed"].items())),
+    Column("verdicts", lambda row: listed(row["verdicts"])),
+    Column("failed checks", lambda row: listed(row["failed"])),
 ]
 
 

@@ -19,20 +19,20 @@ its d²/2 unknowns; with noise it is not run at d = 500, where that is 125,251.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
-from matplotlib.figure import Figure
-from study import Column, Row, Study, table
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from selected_samples_results import COLUMNS, METHODS, conclusion, figure, summarize, too_large
+from study import Row, Study, table
 
 import llc
 from llc.geometry.selection.laws import normal_scores, stein_edge
 
-METHODS = ("winners", "all samples", "LSQ ranks", "LSQ losses", "Lanczos", "Hessian")
-COLORS = dict(zip(METHODS, ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#CC79A7", "#000000"), strict=True))
-MARKERS = dict(zip(METHODS, "os^vPD", strict=True))
 PRODUCT = 6  # losses that a Hessian-vector product costs
 SIGMA = 0.1
 
@@ -57,8 +57,9 @@ QUICK = Settings(cases=("10 3 0.5",), noises=(0.0, 1.0), multiples=(8, 64), repe
 def main() -> None:
     """Runs, prints, writes."""
     study = Study("selected_samples", __doc__, Settings(), QUICK)
-    rows = study.rows(run, study.settings.cases)
-    lines = [line for row in rows if "cells" in row for line in summarize(row, study.settings)]
+    settings = study.settings
+    rows = study.rows(run, settings.cases)
+    lines = [line for row in rows if "cells" in row for line in summarize(row, settings.noises, settings.share)]
     excess = {method: too_large(rows, method) for method in METHODS[:4]}
     found = (
         conclusion(lines) + "\nRanks too large, of all runs: " + ", ".join(f"{m} {e:.1%}" for m, e in excess.items())
@@ -66,56 +67,86 @@ def main() -> None:
     summary = {"conclusion": found, "too large": excess, "lines": lines}
     text = "\n\n".join([found, table(lines, COLUMNS)])
     print(text)
-    study.save(rows, summary=summary, text=text, figure=figure(rows, study.settings))
+    study.save(rows, summary=summary, text=text, figure=figure(rows, settings.noises))
 
 
 # One case
 
 
+class Quadratic(NamedTuple):
+    """The loss ½‖root · w‖² of known rank.
+
+    Attributes:
+        root: the non-zero directions, scaled by the square roots of their eigenvalues.
+        inverse: the pseudo-inverse of the Hessian.
+        spread: standard deviation of the loss among the candidates, without noise.
+    """
+
+    root: Float[np.ndarray, "r d"]
+    inverse: Float[np.ndarray, "d d"]
+    spread: float
+
+
 def run(case: str, settings: Settings) -> Row:
     """All methods on one quadratic "d r low", at every noise and N."""
     dim, rank, low = int(case.split()[0]), int(case.split()[1]), float(case.split()[2])
-    rng = np.random.default_rng([settings.seed, dim, rank])
-    curvatures = np.geomspace(1, low, rank)
-    frame = np.linalg.qr(rng.normal(size=(dim, rank)))[0].T
-    root = np.sqrt(curvatures)[:, None] * frame
-    inverse = (frame.T / curvatures) @ frame
-    spread = 0.5 * SIGMA**2 * np.sqrt(2 * np.sum(curvatures**2))
-    factor = root.tolist()  # a NumPy array would be kept in the precision of its first use
+    quadratic = make_quadratic(dim, rank, low, settings.seed)
+    factor = quadratic.root.tolist()  # a NumPy array would be kept in the precision of its first use
 
-    def loss(params):
+    def loss(params: PyTree) -> Array:
         return 0.5 * jnp.sum((jnp.asarray(factor) @ params["w"]) ** 2)
 
-    def noisy(key, params):
+    def noisy(key: PRNGKeyArray, params: PyTree) -> Array:
         return loss(params) + params["noise"] * jax.random.normal(key)
 
     cells = []
     for noise in settings.noises:
-        center = {"w": np.zeros(dim), "noise": np.asarray(noise * spread)}  # one program for all noises
+        center = {"w": np.zeros(dim), "noise": np.asarray(noise * quadratic.spread)}  # one program for all noises
         posterior = llc.LocalPosterior(lambda params, _: loss(params), center, np.zeros((10, 0)), mask="w")
-        for multiple in settings.multiples:
+        for multiple, repeat in itertools.product(settings.multiples, range(settings.repeats)):
             num_losses = multiple * dim * rank
-            for repeat in range(settings.repeats):
-                at = {"noise": noise, "N": num_losses, "repeat": repeat}
-                key = jax.random.fold_in(jax.random.key(settings.seed), repeat)
-                if num_losses * dim**2 <= settings.work:
-                    cells += [at | cell for cell in selected(key, posterior, noisy, num_losses, rank, inverse)]
-                if num_losses > dim * (dim + 1) / 2 + 1 and num_losses * dim**2 <= settings.lsq_work:
-                    draws = np.random.default_rng([settings.seed, repeat, num_losses])
-                    z = draws.normal(size=(num_losses, dim))
-                    losses = 0.5 * np.sum((SIGMA * z @ root.T) ** 2, axis=1)
-                    losses += noise * spread * draws.normal(size=num_losses)
-                    scores = normal_scores(num_losses)[np.argsort(np.argsort(losses))]
-                    cells.append(at | {"method": "LSQ ranks"} | judge(*least_squares(z, scores), rank, inverse))
-                    if noise:
-                        cells.append(at | {"method": "LSQ losses"} | judge(*least_squares(z, losses), rank, inverse))
+            at = {"noise": noise, "N": num_losses, "repeat": repeat}
+            key = jax.random.fold_in(jax.random.key(settings.seed), repeat)
+            if num_losses * dim**2 <= settings.work:
+                cells += [at | cell for cell in selected(key, posterior, noisy, num_losses, quadratic)]
+            if num_losses > dim * (dim + 1) / 2 + 1 and num_losses * dim**2 <= settings.lsq_work:
+                seed = [settings.seed, repeat, num_losses]
+                cells += [at | cell for cell in fitted(seed, quadratic, num_losses, noise)]
         if not noise:
-            cells += exact(posterior, root, rank, inverse)
+            cells += exact(posterior, quadratic)
     return {"d": dim, "r": rank, "low": low, "cells": cells}
 
 
-def selected(key, posterior, noisy, num_losses, rank, inverse) -> list[Row]:
-    """Winners of 5, their all-sample matrix, and winners of 500 for the inverse; nothing where it is refused."""
+def make_quadratic(dim: int, rank: int, low: float, seed: int) -> Quadratic:
+    """Eigenvalues from 1 down to `low` in a random frame."""
+    rng = np.random.default_rng([seed, dim, rank])
+    curvatures = np.geomspace(1, low, rank)
+    frame = np.linalg.qr(rng.normal(size=(dim, rank)))[0].T
+    spread = 0.5 * SIGMA**2 * np.sqrt(2 * np.sum(curvatures**2))
+    return Quadratic(np.sqrt(curvatures)[:, None] * frame, (frame.T / curvatures) @ frame, spread)
+
+
+def fitted(seed: list[int], quadratic: Quadratic, num_losses: int, noise: float) -> list[Row]:
+    """Least squares on the ranks of the losses, and with noise on the losses themselves."""
+    draws = np.random.default_rng(seed)
+    z = draws.normal(size=(num_losses, quadratic.root.shape[1]))
+    losses = 0.5 * np.sum((SIGMA * z @ quadratic.root.T) ** 2, axis=1)
+    losses += noise * quadratic.spread * draws.normal(size=num_losses)
+    scores = normal_scores(num_losses)[np.argsort(np.argsort(losses))]
+    targets = {"LSQ ranks": scores} | ({"LSQ losses": losses} if noise else {})
+    rank, inverse = len(quadratic.root), quadratic.inverse
+    return [{"method": name} | judge(*least_squares(z, y), rank, inverse) for name, y in targets.items()]
+
+
+def selected(
+    key: PRNGKeyArray,
+    posterior: llc.LocalPosterior,
+    noisy: Callable[[PRNGKeyArray, PyTree], Array],
+    num_losses: int,
+    quadratic: Quadratic,
+) -> list[Row]:
+    """Winners of 5, their all-sample matrix, winners of 500 for the inverse; nothing where N is too small."""
+    rank, inverse = len(quadratic.root), quadratic.inverse
     cells = []
     for m in (5, 500):
         try:
@@ -128,9 +159,7 @@ def selected(key, posterior, noisy, num_losses, rank, inverse) -> list[Row]:
                 num_winners=max(1, num_losses // m),
                 progress=False,
             )
-        except ValueError as refusal:
-            if "hopeless" not in str(refusal):
-                raise
+        except ValueError:  # too few winners for so many parameters
             continue
         error = shape_error(found.inverse_hessian(rank).matrix, inverse)
         if m == 500:
@@ -150,13 +179,13 @@ def least_squares(z: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     num_losses, dim = z.shape
 
-    def centered(x):
+    def centered(x: np.ndarray) -> np.ndarray:
         return x - x.mean()
 
-    def products(flat):
+    def products(flat: np.ndarray) -> np.ndarray:
         return centered(np.einsum("ni,ni->n", z @ flat.reshape(dim, dim), z))
 
-    def adjoint(values):
+    def adjoint(values: np.ndarray) -> np.ndarray:
         return (z.T @ (centered(values)[:, None] * z)).ravel()
 
     operator = scipy.sparse.linalg.LinearOperator((num_losses, dim**2), matvec=products, rmatvec=adjoint, dtype=float)
@@ -166,9 +195,10 @@ def least_squares(z: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.nd
     return solution.reshape(dim, dim), 0.5 * residual * stein_edge(dim - np.arange(dim), free, np.array([-1.0, 1.0]))
 
 
-def exact(posterior, root, rank, inverse) -> list[Row]:
+def exact(posterior: llc.LocalPosterior, quadratic: Quadratic) -> list[Row]:
     """Interpolation, the dense Hessian and Lanczos, each at its own cost, once."""
-    dim = root.shape[1]
+    root, inverse = quadratic.root, quadratic.inverse
+    rank, dim = root.shape
     ends = SIGMA * np.concatenate([root, np.zeros((1, dim))])
     single = 0.5 * np.sum(ends**2, axis=0)
     pairs = np.zeros((dim, dim))
@@ -186,7 +216,7 @@ def exact(posterior, root, rank, inverse) -> list[Row]:
     return [{"noise": 0.0, "repeat": 0} | cell for cell in cells]
 
 
-def judge(matrix, edges, rank, inverse) -> Row:
+def judge(matrix: np.ndarray, edges: np.ndarray, rank: int, inverse: np.ndarray) -> Row:
     """Rank of an estimate of the Hessian up to scale, and the error of its inverse on the leading directions."""
     eigenvalues = np.linalg.eigvalsh(matrix)[::-1]
     above = eigenvalues > np.maximum(edges, 1e-6 * eigenvalues[0])
@@ -195,131 +225,16 @@ def judge(matrix, edges, rank, inverse) -> Row:
     return {"rank": len(above) if above.all() else int(np.argmin(above)), "error": error}
 
 
-def leading(matrix, rank):
+def leading(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Largest eigenvalues, rising, with their vectors."""
     values, vectors = np.linalg.eigh(matrix)
     return values[-rank:], vectors[:, -rank:]
 
 
-def shape_error(matrix, inverse) -> float:
+def shape_error(matrix: np.ndarray, inverse: np.ndarray) -> float:
     """min_c ‖cM − H⁺‖ / ‖H⁺‖: the sine of the angle between the two."""
     cosine = np.sum(matrix * inverse) / (np.linalg.norm(matrix) * np.linalg.norm(inverse))
     return float(np.sqrt(max(0.0, 1 - cosine**2)))
-
-
-# All cases
-
-
-def summarize(row: Row, settings: Settings) -> list[Row]:
-    """A line for each noise: evaluations to all directions, and to an inverse within 20 %."""
-    lines = []
-    for noise in settings.noises:
-        cells = [cell for cell in row["cells"] if cell["noise"] == noise]
-        line = {name: row[name] for name in ("d", "r", "low")} | {"noise": noise}
-        for method in (*METHODS, "winners of 500"):
-            right = curve(cells, method, lambda cell: float(cell.get("rank", 0) >= row["r"]))
-            close = curve(cells, method, lambda cell: float(cell.get("error", 1.0) < 0.2))
-            line[method] = first(right, settings.share)
-            line[f"inverse, {method}"] = first(close, settings.share)
-        lines.append(line)
-    return lines
-
-
-def curve(cells: list[Row], method: str, value) -> dict[int, float]:
-    """Mean of `value` over the repeats, by N."""
-    groups: dict[int, list[float]] = {}
-    for cell in cells:
-        if cell["method"] == method:
-            groups.setdefault(cell["N"], []).append(value(cell))
-    return {num_losses: float(np.mean(values)) for num_losses, values in sorted(groups.items())}
-
-
-def first(shares: dict[int, float], share: float) -> int | None:
-    """Smallest N from which on all shares are reached."""
-    found = None
-    for num_losses, reached in reversed(shares.items()):
-        if reached < share:
-            break
-        found = num_losses
-    return found
-
-
-def too_large(rows: list[Row], method: str) -> float:
-    """Share of the runs of `method` with a rank above r."""
-    cells = [(row["r"], cell) for row in rows for cell in row.get("cells", ())]
-    return float(np.mean([cell["rank"] > rank for rank, cell in cells if cell["method"] == method]))
-
-
-def conclusion(lines: list[Row]) -> str:
-    """What the numbers show: who is cheapest, line by line."""
-    selection = ("winners", "all samples")
-    clean, noisy = ([x for x in lines if bool(x["noise"]) == kind] for kind in (False, True))
-
-    def wins(group, ours, others):
-        """Lines in which one of `ours` needs fewer losses than all of `others`, of those where any finds the rank."""
-        pairs = [(cheapest(line, ours), cheapest(line, others)) for line in group]
-        won = [f"{line['d']}/{line['r']}" for line, (a, b) in zip(group, pairs, strict=True) if a < b]
-        where = f" (d/r = {', '.join(dict.fromkeys(won))})" if won else ""
-        return f"{len(won)} of {sum(min(pair) < np.inf for pair in pairs)}{where}"
-
-    return "\n".join(
-        [
-            "Selected samples find all directions of the rank from fewer evaluations",
-            f"  than Hessian-vector products, without noise: {wins(clean, selection, ('Lanczos', 'Hessian'))}",
-            f"  than interpolated losses, without noise:     {wins(clean, selection, ('LSQ losses',))}",
-            f"  than least squares on noisy losses:          {wins(noisy, selection, ('LSQ losses',))}",
-            f"  than least squares on ranks (comparisons):   {wins(lines, selection, ('LSQ ranks',))}",
-            f"All-sample matrix before winners: {wins(lines, ('all samples',), ('winners',))}",
-            f"Winners before all-sample matrix: {wins(lines, ('winners',), ('all samples',))}",
-        ]
-    )
-
-
-def cheapest(line: Row, methods) -> float:
-    """Fewest losses to all directions by any of `methods`."""
-    return min((line[m] for m in methods if line[m] is not None), default=np.inf)
-
-
-COLUMNS = [
-    Column("d", "d"),
-    Column("r", "r"),
-    Column("h_min", "low", "{:g}"),
-    Column("noise", "noise", "{:g}"),
-    Column("N to all directions: winners", "winners", "{:,}"),
-    *[Column(method, method, "{:,}") for method in METHODS[1:]],
-    Column("N to the inverse: winners", "inverse, winners", "{:,}"),
-    Column("of 500", "inverse, winners of 500", "{:,}"),
-    *[Column(method, f"inverse, {method}", "{:,}") for method in METHODS[1:4]],
-]
-
-
-def figure(rows: list[Row], settings: Settings) -> Figure:
-    """Share of the rank that is found against N: a row of panels a noise, a column a case."""
-    rows = [row for row in rows if "cells" in row]
-    fig = Figure(figsize=(max(10, 2.5 * len(rows) + 0.6), 2.3 * len(settings.noises) + 0.9), layout="constrained")
-    axes = fig.subplots(len(settings.noises), len(rows), sharey=True, sharex="col", squeeze=False)
-    for (i, noise), (j, row) in itertools.product(enumerate(settings.noises), enumerate(rows)):
-        ax = axes[i, j]
-        cells = [cell for cell in row["cells"] if cell["noise"] == noise and "rank" in cell]
-        for method in METHODS:
-            points = curve(cells, method, lambda cell, row=row: cell["rank"] / row["r"])
-            style = "-" if len(points) > 1 else ""
-            ax.plot(list(points), list(points.values()), MARKERS[method] + style, ms=4, lw=1.2, color=COLORS[method])
-        ax.axhline(1, color="#6E6E6E", lw=0.8, zorder=0)
-        ax.axvline(row["d"] * (row["d"] + 1) / 2 + 1, color="#6E6E6E", lw=0.8, ls=":", zorder=0)
-        ax.set_xscale("log")
-        ax.set_ylim(-0.08, 1.45)
-        ax.spines[["top", "right"]].set_visible(False)
-        if not i:
-            ax.set_title(f"d = {row['d']}, r = {row['r']}, h ≥ {row['low']:g}", fontsize=9)
-        if i == len(settings.noises) - 1:
-            ax.set_xlabel("N, evaluated losses", fontsize=8)
-        if not j:
-            ax.set_ylabel(f"noise {noise:g}\nrank found / r", fontsize=9)
-    handles = [axes[0, 0].plot([], [], MARKERS[m], color=COLORS[m], label=m)[0] for m in METHODS]
-    handles += axes[0, 0].plot([], [], ":", color="#6E6E6E", label="d²/2, unknowns of a quadratic")
-    fig.legend(handles=handles, loc="outside upper center", ncols=7, fontsize=9, frameon=False)
-    return fig
 
 
 if __name__ == "__main__":

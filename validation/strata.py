@@ -95,7 +95,7 @@ def zero_codimension(ranks: Ranks, tries: int, enough: float = 0.0) -> int:
     return int(best)
 
 
-def _exchanges(ranks, last):
+def _exchanges(ranks: Ranks, last: int) -> list[tuple[int, int, int, int, int]]:
     """(a, b, c, d, how often) for all exchanges that are possible."""
     size = last + 1
     padded = np.zeros((size + 1, size + 1), int)  # row i is r[i−1, ·], column j is r[·, j]

@@ -33,9 +33,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import xarray as xr
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+import llc
 from llc.analysis.files import write_whole
 
 _MAPS = 30_000  # memory maps of a process above which compiled programs are dropped: Linux allows 65,530
@@ -62,7 +64,7 @@ class Study:
         full: Any,
         quick: Any,
         flags: Callable[[argparse.ArgumentParser], object] | None = None,
-    ):
+    ) -> None:
         parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="small size, about a minute; files go to a new folder")
         parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results")
@@ -145,6 +147,17 @@ def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
         for line in lines
     ]
     return "\n".join(line.rstrip() for line in aligned)
+
+
+def sample_keywords(calibration: llc.Calibration) -> dict[str, Any]:
+    """The keywords of `llc.sample` for the lengths that calibration gives a run."""
+    lengths: Any = calibration.lengths
+    return dict(lengths) if isinstance(lengths, dict) else dict(lengths.keywords())
+
+
+def constant(draws: xr.DataTree, name: str) -> float:
+    """A constant of the draws, such as nβ or γ."""
+    return float(draws["constant_data"][name])
 
 
 def versions() -> dict[str, str]:

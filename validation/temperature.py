@@ -11,13 +11,16 @@ $$ \hat\lambda_{12} = \frac{E_{t_1}[K] - E_{t_2}[K]}{1 / t_1 - 1 / t_2} . $$
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study import Column, Row, Study, table
 from zoo import CASES
+from zoo_case import Case
 
 import llc
 
@@ -90,8 +93,10 @@ def run(case: str, settings: Settings) -> Row:
     }
 
 
-def _point(model, posterior, sampler: str, settings: Settings, index: int) -> tuple[Row, xr.DataTree]:
-    exact = model.moments(float(posterior.nbeta), float(posterior.gamma)).mean
+def _point(
+    model: Case, posterior: llc.LocalPosterior, sampler: str, settings: Settings, index: int
+) -> tuple[Row, xr.DataTree]:
+    exact = model.moments(*posterior.scale).mean
     report = llc.estimate(
         jax.random.key(settings.seed + index),
         posterior,
@@ -118,12 +123,12 @@ def line(points: list[Row], name: str) -> Row:
     return {"intercept": intercept, "slope": slope, "intercept_error": errors[0], "slope_error": errors[1]}
 
 
-def _pair(name: str, error: str):
+def _pair(name: str, error: str) -> Callable[[Row], str | None]:
     return lambda row: f"{row[name]:.4f} ± {row[error]:.4f}" if name in row else None
 
 
-def _fit(kind: str, name: str):
-    def cell(row):
+def _fit(kind: str, name: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
         if kind not in row["fits"]:
             return "fewer than 3 good points"
         fit = row["fits"][kind]
@@ -163,21 +168,23 @@ def figure(rows: list[Row]) -> Figure:
     lines = math.ceil(len(names) / columns)
     fig = Figure(figsize=(4.2 * columns, 3.2 * lines), layout="constrained")
     for ax, name in zip(fig.subplots(lines, columns, squeeze=False).ravel(), names, strict=False):
-        for row in (row for row in rows if row["case"].endswith(f" | {name}")):
-            sampler = row["case"].split(" | ")[0]
-            x, exact, y, error = (
-                np.array([p[key] for p in row["points"]]) for key in ("nbeta", "exact", "value", "mcse")
-            )
-            good = np.array([not point["failed"] for point in row["points"]])
-            x = x * (1.0 if sampler == "SGLD" else 1.12)
-            ax.plot(x, exact, color="black", lw=0.8, label="exact" if sampler == "SGLD" else None)
-            for part, fill, label in ((good, COLORS[sampler], sampler), (~good, "white", None)):
-                style = {"fmt": "o", "ms": 4, "lw": 1, "color": COLORS[sampler], "mfc": fill, "label": label}
-                ax.errorbar(x[part], y[part], 2 * error[part], **style)
-        ax.axhline(row["learning_coefficient"], color="black", lw=0.8, ls=":", label="λ")
-        ax.set(title=name, xscale="log", xlabel="nβ", ylabel="λ̂ ± 2 mcse", ylim=(0, None))
+        _panel(ax, name, [row for row in rows if row["case"].endswith(f" | {name}")])
     ax.legend(fontsize=8, title="open: a check failed", title_fontsize=8)
     return fig
+
+
+def _panel(ax: Axes, name: str, rows: list[Row]) -> None:
+    for row in rows:
+        sampler = row["case"].split(" | ")[0]
+        x, exact, y, error = (np.array([p[key] for p in row["points"]]) for key in ("nbeta", "exact", "value", "mcse"))
+        good = np.array([not point["failed"] for point in row["points"]])
+        x = x * (1.0 if sampler == "SGLD" else 1.12)
+        ax.plot(x, exact, color="black", lw=0.8, label="exact" if sampler == "SGLD" else None)
+        for part, fill, label in ((good, COLORS[sampler], sampler), (~good, "white", None)):
+            style = {"fmt": "o", "ms": 4, "lw": 1, "color": COLORS[sampler], "mfc": fill, "label": label}
+            ax.errorbar(x[part], y[part], 2 * error[part], **style)
+    ax.axhline(rows[-1]["learning_coefficient"], color="black", lw=0.8, ls=":", label="λ")
+    ax.set(title=name, xscale="log", xlabel="nβ", ylabel="λ̂ ± 2 mcse", ylim=(0, None))
 
 
 if __name__ == "__main__":

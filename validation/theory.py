@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -101,7 +101,7 @@ def newton_polyhedron(exponents: Sequence[Sequence[int]]) -> Coefficient:
     return Coefficient(1 / t, 1 + dim - int(np.linalg.matrix_rank(tight)))
 
 
-def _solve(cost, **problem) -> float:
+def _solve(cost: Sequence[float], **problem: Any) -> float:
     result = scipy.optimize.linprog(cost, **problem)
     if not result.success:
         raise ArithmeticError(result.message)
@@ -171,7 +171,7 @@ def deep_linear_rank(weights: Sequence[np.ndarray], rtol: float = 1e-6) -> int:
     uᵢ = rk Uᵢ, Uᵢ = W_L ⋯ Wᵢ₊₁ and vᵢ = rk Vᵢ, Vᵢ = Wᵢ₋₁ ⋯ W₁; singular values below `rtol` of the largest count as 0.
     """
 
-    def rank(factors, width):
+    def rank(factors: Sequence[np.ndarray], width: int) -> int:
         product = functools.reduce(lambda below, weight: weight @ below, factors, np.eye(width))
         return int(np.linalg.matrix_rank(product, rtol=rtol))
 

@@ -1,19 +1,24 @@
-"""Population losses of the zoo that are more than a line: each least at its w*, and analytic around it."""
+"""Population losses of the zoo that are more than a line: each least at its w*, and analytic around it.
+
+Functions of coordinates take arrays of NumPy or of JAX, and give the same kind.
+"""
 
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from llc.posterior.precision import float64
 
 INPUTS = np.linspace(-1.0, 1.0, 21)  # of the tanh units
 
 
-def two_gaussians(a, b):
+def two_gaussians(a: Any, b: Any) -> Any:
     """K of ½N(a, 1) + ½N(b, 1) against N(0, 1), by Gauss–Hermite quadrature (exact up to order 23 in x)."""
     library = jnp if isinstance(a, jax.Array) else np
     nodes, weights = np.polynomial.hermite_e.hermegauss(12)
@@ -23,13 +28,13 @@ def two_gaussians(a, b):
     return -logs @ weights
 
 
-def gaussian_weight(a, b):
+def gaussian_weight(a: Any, b: Any) -> Any:
     """Half the χ²-divergence of (1 − a)N(0, 1) + aN(b, 1) from N(0, 1): analytic for all a, unlike KL."""
     library = jnp if isinstance(a, jax.Array) else np
     return 0.5 * a**2 * library.expm1(b**2)
 
 
-def polynomial_net(layers: int, power: int, a, b):
+def polynomial_net(layers: int, power: int, a: Any, b: Any) -> Any:
     """Sum of the squared coefficients of the two outputs; all layers W = [[a + b, a²], [a², b²]], t^power between."""
     library = jnp if isinstance(a, jax.Array) else np
     top, corner, bottom = a + b, a**2, b**2
@@ -43,7 +48,7 @@ def polynomial_net(layers: int, power: int, a, b):
     return sum((output**2).sum(axis=0) for output in outputs)
 
 
-def _multiply(p, q):
+def _multiply(p: Any, q: Any) -> Any:
     """Coefficients of the product of two polynomials, along the first axis: row i of p qᵀ, shifted by i, summed."""
     library = jnp if isinstance(p, jax.Array) else np
     rows, columns = len(p), len(q)
@@ -52,24 +57,24 @@ def _multiply(p, q):
     return shifted.reshape(rows, rows + columns - 1, *p.shape[1:]).sum(axis=0)
 
 
-def tanh_units(params):
+def tanh_units(params: dict[str, Array]) -> Array:
     """½ the mean square of Σ b_h tanh(a_h x) over `INPUTS`."""
     outputs = params["b"] @ jnp.tanh(params["a"][:, None] * jnp.asarray(INPUTS))
     return 0.5 * jnp.mean(outputs**2)
 
 
-def tanh_curvatures(*a):
+def tanh_curvatures(*a: np.ndarray) -> np.ndarray:
     """Eigenvalues of the Hessian in b, for NumPy arrays a₁, …: given a, the loss of `tanh_units` is quadratic in b."""
     units = np.tanh(np.stack(a, axis=-1)[..., None] * INPUTS)
     gram = units @ np.swapaxes(units, -1, -2) / len(INPUTS)
     return np.moveaxis(np.maximum(np.linalg.eigvalsh(gram), 0.0), -1, 0)
 
 
-def naive_bayes(truth: np.ndarray, params):
+def naive_bayes(truth: np.ndarray, params: dict[str, Array]) -> Array:
     """KL of two classes with binary features, all in logits, from independent features of logits `truth` (float32)."""
     states = 2 * jnp.asarray(list(itertools.product([0, 1], repeat=len(truth)))) - 1
 
-    def log_likelihood(logits):
+    def log_likelihood(logits: Array) -> Array:
         return jnp.sum(jax.nn.log_sigmoid(states * logits), axis=-1)
 
     log_true = log_likelihood(jnp.asarray(truth).astype(params["class"].dtype))
@@ -78,7 +83,7 @@ def naive_bayes(truth: np.ndarray, params):
     return jnp.sum(jnp.exp(log_true) * (log_true - jnp.logaddexp(first, second)))
 
 
-def superposition(matrix, bias):
+def superposition(matrix: Array, bias: Array) -> Array:
     """Σᵢⱼ ∫₀¹ (δᵢⱼu − ReLU(aᵢⱼu + bⱼ))² du, aᵢⱼ = Wᵢ·Wⱼ: one feature i at a time, uniform in size, in closed form."""
     a, identity = matrix.T @ matrix, jnp.eye(matrix.shape[1])
     b = jnp.broadcast_to(bias, a.shape)
@@ -99,7 +104,7 @@ def superposition_minimum(columns: int) -> tuple[list[list[float]], list[float]]
     angles = 2 * np.pi * np.arange(columns) / columns
     start = np.concatenate([length * np.cos(angles), length * np.sin(angles), np.full(columns, bias)])
 
-    def loss(w):
+    def loss(w: Array) -> Array:
         return superposition(w[: 2 * columns].reshape(2, columns), w[2 * columns :])
 
     w, derivatives = start, jax.jit(lambda w: (jax.hessian(loss)(w), jax.grad(loss)(w)))

@@ -1,15 +1,17 @@
-"""Points with known Hessian rank and known λ (THEORY.md §3), as posteriors.
+"""Points with known Hessian rank and known λ (docs/theory.md §3), as posteriors.
 
 A rank is given by design: of the point, not read off a computation.
 """
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike
 
 import llc
 
@@ -22,7 +24,7 @@ class Model(NamedTuple):
     learning_coefficient: float
 
 
-def _of(excess_loss, center, rank, learning_coefficient):
+def _of(excess_loss: Callable[[Array], Array], center: ArrayLike, rank: int, learning_coefficient: float) -> Model:
     """The population loss K itself; the data carry only n."""
     posterior = llc.LocalPosterior(
         lambda w, batch: excess_loss(w) + 0 * jnp.sum(batch),
@@ -33,17 +35,17 @@ def _of(excess_loss, center, rank, learning_coefficient):
     return Model(posterior, rank, learning_coefficient)
 
 
-def _factors(rng, shape, rank):
+def _factors(rng: np.random.Generator, shape: tuple[int, int], rank: int) -> np.ndarray:
     """A matrix of given rank with all non-zero singular values 1."""
     left, _, right = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
     return left[:, :rank] @ right[:rank]
 
 
-def _half_squares(weights, batch):
+def _half_squares(weights: list[Array], batch: tuple[Array, Array]) -> Array:
     return 0.5 * jnp.sum((functools.reduce(jnp.matmul, weights, batch[0]) - batch[1]) ** 2, axis=-1)
 
 
-def deep_linear(widths, ranks, seed=0, num_data=500):
+def deep_linear(widths: Sequence[int], ranks: Sequence[int], seed: int = 0, num_data: int = 500) -> llc.LocalPosterior:
     """A deep linear net x W_1 … W_L with W_i of rank `ranks[i]`, fitting its own noiseless outputs."""
     rng = np.random.default_rng(seed)
     weights = [_factors(rng, shape, rank) for shape, rank in zip(itertools.pairwise(widths), ranks, strict=True)]
@@ -55,13 +57,13 @@ def deep_linear(widths, ranks, seed=0, num_data=500):
     return llc.LocalPosterior(_half_squares, weights, (inputs, targets), gamma=1.0)
 
 
-def _deep_linear_model(widths, ranks, learning_coefficient):
-    """Hessian rank Σ (u_i − u_{i−1}) v_i (THEORY.md §3), u and v the ranks of the products after and before."""
+def _deep_linear_model(widths: Sequence[int], ranks: Sequence[int], learning_coefficient: float) -> Model:
+    """Hessian rank Σ (u_i − u_{i−1}) v_i (docs/theory.md §3), u and v the ranks of the products after and before."""
     posterior = deep_linear(widths, ranks)
     weights = [np.asarray(w, np.float64) for w in posterior.center]
     depth = len(weights)
 
-    def product_rank(matrices, width):
+    def product_rank(matrices: list[np.ndarray], width: int) -> int:
         return int(np.linalg.matrix_rank(functools.reduce(np.matmul, matrices, np.eye(width)), tol=1e-4))
 
     after = [0] + [product_rank(weights[i + 1 :], widths[i + 1]) for i in range(depth)]
@@ -70,10 +72,10 @@ def _deep_linear_model(widths, ranks, learning_coefficient):
     return Model(posterior, rank, learning_coefficient)
 
 
-def _two_gaussians():
+def _two_gaussians() -> Model:
     """(½ N(a, 1) + ½ N(b, 1)) against N(0, 1) at a = b = 0: K has the Hessian of ((a + b) / 2)² / 2, λ = 3/4."""
 
-    def excess(w):
+    def excess(w: Array) -> Array:
         x = jnp.array([-1.0, 1.0])  # two points have the first three moments of N(0, 1), exactly
         log_p = jax.nn.logsumexp(jnp.stack([x * w[0] - 0.5 * w[0] ** 2, x * w[1] - 0.5 * w[1] ** 2]), axis=0)
         return jnp.log(2.0) - jnp.mean(log_p)
@@ -81,11 +83,11 @@ def _two_gaussians():
     return _of(excess, [0.0, 0.0], 1, 0.75)
 
 
-def _tanh_units():
+def _tanh_units() -> Model:
     """Two units b_k tanh(a_k x) at zero, true function 0: λ = 2/3."""
     inputs = np.linspace(-1.0, 1.0, 21)
 
-    def excess(w):
+    def excess(w: Array) -> Array:
         return 0.5 * jnp.mean(jnp.sum(w[:2, None] * jnp.tanh(w[2:, None] * jnp.asarray(inputs)), axis=0) ** 2)
 
     return _of(excess, np.zeros(4), 0, 2 / 3)

@@ -14,7 +14,10 @@ def _row(lower, known, upper, **fields):
         "rank": [2, 2],
         "known_rank": 2,
         "verdict": "CONSISTENT",
-        "accepted": None,
+        "gamma_converged": None,
+        "failed": "",
+        "corrected": known,
+        "corrected_mcse": 0.01,
         "broken": [],
         "expected": None,
     }
@@ -38,24 +41,27 @@ def test_violations(row, violated):
 
 
 def test_summary_counts_what_is_wrong():
-    kink = {"family": bounds.FAILS, "expected": "smooth"}
+    kink = {"family": bounds.FAILS, "expected": "smooth", "verdict": "UNRESOLVED"}
     rows = [
-        _row(1.0, 1.0, 1.0, corrected=1.01, accepted=True, case="close"),
-        _row(1.0, 1.0, 1.5, corrected=1.2, accepted=True, case="far"),
-        _row(1.0, 1.0, 1.5, corrected=1.4, accepted=False, case="not accepted"),
-        _row(1.5, 1.0, 1.5, rank=[3, 3], verdict="BELOW"),
-        _row(None, 1 / 3, None, broken=["smooth"], **kink),
-        _row(None, 1 / 3, None, broken=["stationary"], **kink),
+        _row(1.0, 1.0, 1.5, corrected=1.01, gamma_converged=True, case="close"),
+        _row(1.0, 1.0, 1.5, corrected=1.2, gamma_converged=True, case="far"),
+        _row(1.0, 1.0, 1.5, corrected=1.2, corrected_mcse=0.2, gamma_converged=True, case="far within its error"),
+        _row(1.0, 1.0, 1.5, corrected=1.4, gamma_converged=False, case="changes with γ"),
+        _row(1.5, 1.0, 1.5, rank=[3, 3], verdict="BELOW", failed="below_bounds"),
+        _row(None, 1 / 3, None, broken=["smooth"], failed="smooth", **kink),
+        _row(None, 1 / 3, None, broken=["stationary"], failed="rhat, stationary", **kink),
         _row(0.0, 1 / 3, 0.25, **kink),
         {"case": "broken", "error": "ValueError: no"},
     ]
     summary = bounds.summarize(rows)
     assert summary["known λ outside of its interval"] == 2
     assert summary["rank differs from the known one"] == 1
-    assert summary["verdicts"] == {"CONSISTENT": 3, "BELOW": 1}
-    assert summary["λ_corr accepted as λ"] == 2
-    assert summary["of them within 5 % of λ"] == 1
-    assert summary["of them off by the most"] == (pytest.approx(0.2), "far")
+    assert summary["verdicts"] == {"CONSISTENT": 3, "SCALE_DEPENDENT": 1, "BELOW": 1}
+    assert summary["verdicts when the rows were made"] == {"CONSISTENT": 4, "BELOW": 1}
+    assert summary["CONSISTENT, within 5 % of λ"] == 1
+    assert summary["CONSISTENT, off by more than 5 % and two errors"] == 1
+    assert summary["CONSISTENT, off by the most"][0] == pytest.approx(0.2)
+    assert summary["verdicts there"] == {"SCALE_DEPENDENT": 2, "UNRESOLVED": 1}
     assert summary["points where an assumption fails"] == 3
     assert summary["of them with no interval and the assumption named"] == 1
     assert summary["errors"] == 1

@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peer_accuracy
+import peer_accuracy_results as results
 import pytest
 import zoo
+from peer_models import model
 from peers.losses import HIDDEN, LOSSES, polynomial_net
+from study import table
 
 import llc
 
-SETTINGS = peer_accuracy.Settings(num_data=1_000)
+NUM_DATA = 1_000
 POPULATION = [name for name in LOSSES if name not in ("deep linear net", "tanh net on digits")]
 POLYNOMIAL_NETS = [name for name in POPULATION if name.startswith("polynomial net")]
 
@@ -36,12 +39,12 @@ def _coefficients(a, b, power, depth):
 
 @pytest.mark.parametrize("name", POLYNOMIAL_NETS)
 def test_a_polynomial_net_sums_the_squares_of_its_coefficients(name):
-    model = peer_accuracy.model(name, SETTINGS)
+    chosen = model(name, seed=0, num_data=NUM_DATA)
     power, depth = (int(part[2:]) for part in name.removeprefix("polynomial net ").split(", "))
     points = np.random.default_rng(0).normal(size=(20, 2))
     expected = [np.sum(_coefficients(a, b, power, depth) ** 2) for a, b in points]
     # Values of up to power^depth factors, each with a relative round-off of a few eps
-    np.testing.assert_allclose(LOSSES[name](np, points, *model.arrays), expected, rtol=1e-12)
+    np.testing.assert_allclose(LOSSES[name](np, points, *chosen.arrays), expected, rtol=1e-12)
 
 
 def test_too_few_roots_of_unity_would_alias():
@@ -54,17 +57,17 @@ def test_too_few_roots_of_unity_would_alias():
 
 @pytest.mark.parametrize("name", POPULATION)
 def test_jax_and_numpy_agree(name):
-    model = peer_accuracy.model(name, SETTINGS)
-    w = np.random.default_rng(1).normal(size=model.center.shape)
-    single = LOSSES[name](jnp, jnp.asarray(w, jnp.float32), *(jnp.asarray(a, jnp.float32) for a in model.arrays))
+    chosen = model(name, seed=0, num_data=NUM_DATA)
+    w = np.random.default_rng(1).normal(size=chosen.center.shape)
+    single = LOSSES[name](jnp, jnp.asarray(w, jnp.float32), *(jnp.asarray(a, jnp.float32) for a in chosen.arrays))
     # float32 of a product of up to 2 · power^depth = 54 factors
-    assert float(single) == pytest.approx(LOSSES[name](np, w, *model.arrays), rel=108 * 2.0**-23)
+    assert float(single) == pytest.approx(LOSSES[name](np, w, *chosen.arrays), rel=108 * 2.0**-23)
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "tanh net on digits"])
 def test_the_center_is_a_minimum_and_the_scale_is_that_of_n(name):
-    model = peer_accuracy.model(name, SETTINGS)
-    posterior = model.posterior(SETTINGS.num_data)
+    chosen = model(name, seed=0, num_data=NUM_DATA)
+    posterior = chosen.posterior(NUM_DATA)
     assert posterior.num_data == 1_000
     assert float(posterior.nbeta) == pytest.approx(1_000 / math.log(1_000))
     assert posterior.init_loss() == pytest.approx(0.0, abs=1e-12)
@@ -86,11 +89,11 @@ def test_the_tanh_net_has_the_loss_of_the_demo():
 
 
 def test_truths_are_those_of_the_theory_table():
-    """THEORY.md §2, n = 10³, γ = 1, in its four digits."""
+    """docs/theory.md §2, n = 10³, γ = 1, in its four digits."""
     table = {"w²/2 in 10 d": 4.966, "w⁴/2": 0.2403, "(w₁w₂)²/2": 0.3473, "(w₁²+w₂²)²/2": 0.4837}
     nbeta = 1_000 / math.log(1_000)
     for name, value in table.items():
-        assert peer_accuracy.model(name, SETTINGS).moments(nbeta, 1.0).mean == pytest.approx(value, abs=5.1e-4)
+        assert model(name, seed=0, num_data=NUM_DATA).moments(nbeta, 1.0).mean == pytest.approx(value, abs=5.1e-4)
 
 
 @pytest.mark.parametrize("name", POLYNOMIAL_NETS)
@@ -101,7 +104,7 @@ def test_truth_of_a_polynomial_net_is_that_of_the_zoo(name):
     nbeta = 1_000 / math.log(1_000)
     expected = case.moments(nbeta, 1.0).mean
     # Both integrals to the rtol of 1e-7 of their numerator and of their denominator
-    assert peer_accuracy.model(name, SETTINGS).moments(nbeta, 1.0).mean == pytest.approx(expected, rel=4e-7)
+    assert model(name, seed=0, num_data=NUM_DATA).moments(nbeta, 1.0).mean == pytest.approx(expected, rel=4e-7)
 
 
 def test_a_peer_that_diverges_or_is_missing_leaves_the_table_whole():
@@ -122,13 +125,12 @@ def test_a_peer_that_diverges_or_is_missing_leaves_the_table_whole():
         {"case": "w²/2 in 10 d", "tools": {"llc": ours, "devinterp, defaults": gone}, **common},
         {"case": "(w₁w₂)²/2", "error": "RuntimeError: no"},
     ]
-    text = peer_accuracy.table(rows, peer_accuracy.COLUMNS)
-    assert "diverged" in text
-    assert "RuntimeError: no" in text
-    assert peer_accuracy.summarize(rows, "llc")["median error"] == 0.0
-    assert peer_accuracy.summarize(rows, "devinterp, defaults") == {"models": 1, "failures": 1}
-    assert peer_accuracy.summarize(rows, "devinterp, best") == {"models": 0, "failures": 0}
-    assert len(peer_accuracy.figure(rows).axes) == 3
+    lines = table(rows, results.COLUMNS).splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == [row["case"] for row in rows]
+    assert results.summarize(rows, "llc")["median error"] == 0.0
+    assert results.summarize(rows, "devinterp, defaults") == {"models": 1, "failures": 1}
+    assert results.summarize(rows, "devinterp, best") == {"models": 0, "failures": 0}
+    assert len(results.figure(rows).axes) == 3
 
 
 def test_the_best_of_a_sweep_is_the_nearest_to_the_truth(monkeypatch, tmp_path):
@@ -144,23 +146,22 @@ for run, value in zip(runs, [9.0, 1.0, 0.6, None] if len(runs) == 4 else [0.55],
     python.chmod(0o755)
     monkeypatch.setenv("LLC_PEER_PYTHON", str(python))
     settings = peer_accuracy.Settings(step_sizes=(1e-4, 1e-3, 1e-2))
-    model = peer_accuracy.model("w⁴/2", settings)
-    results = peer_accuracy.run_peer(model, model.posterior(1_000), settings, truth=0.5)
-    assert results["devinterp, defaults"]["value"] == 9.0
-    assert results["devinterp, best"]["step_size"] == 1e-3
-    assert results["devinterp, best"]["value"] == 0.55  # a run of its own, at full length
-    assert results["devinterp, best"]["num_draws"] == settings.num_draws
-    assert [result["value"] for result in results["sweep"]] == [1.0, 0.6, None]
+    chosen = model("w⁴/2", seed=0, num_data=NUM_DATA)
+    found = peer_accuracy.run_peer(chosen, chosen.posterior(NUM_DATA), settings, truth=0.5)
+    assert found["devinterp, defaults"]["value"] == 9.0
+    assert found["devinterp, best"]["step_size"] == 1e-3
+    assert found["devinterp, best"]["value"] == 0.55  # a run of its own, at full length
+    assert found["devinterp, best"]["num_draws"] == settings.num_draws
+    assert [result["value"] for result in found["sweep"]] == [1.0, 0.6, None]
 
 
-def test_without_the_peer_there_is_a_message_and_no_failure(monkeypatch, capsys, tmp_path):
-    def fake_run(case, settings):
-        assert not settings.peer
-        return {"num_params": 1, "truth": 0.5, "truth_error": 0.0, "tools": {}}
-
-    monkeypatch.setattr(peer_accuracy, "run", fake_run)
-    monkeypatch.setenv("LLC_PEER_PYTHON", str(tmp_path / "none"))
-    monkeypatch.setattr(sys, "argv", ["peer_accuracy.py", "--quick", "--out", str(tmp_path)])
+@pytest.mark.slow
+def test_without_the_peer_the_study_has_our_figures_only(monkeypatch, tmp_path):
+    quick = peer_accuracy.Settings(cases=("w⁴/2",), num_data=NUM_DATA)
+    monkeypatch.setattr(peer_accuracy, "QUICK", quick)
+    folder = ["--quick", "--out", str(tmp_path), "--peer-python", str(tmp_path / "none")]
+    monkeypatch.setattr(sys, "argv", ["peer_accuracy.py", *folder])
     peer_accuracy.main()
-    assert "setup.sh" in capsys.readouterr().out
-    assert json.loads((tmp_path / "peer_accuracy.json").read_text())["settings"]["peer"] is False
+    record = json.loads((tmp_path / "peer_accuracy.json").read_text())
+    assert record["settings"]["peer"] is False
+    assert [set(row["tools"]) for row in record["rows"]] == [{"llc"}]

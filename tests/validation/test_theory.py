@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import scipy.optimize
 import theory
-import zoo
 from theory import Coefficient
+from zoo_models import product
+from zoo_strata import strata, stratum_weights
 
 SIZES = list(itertools.product(range(1, 7), repeat=3))
 
 
 def _points(m, h, n):
-    return [s[3:] for s in zoo.strata(max(m, h, n)) if s[:3] == (m, h, n)]
+    return [s[3:] for s in strata(max(m, h, n)) if s[:3] == (m, h, n)]
 
 
 STRATA = {size: _points(*size) for size in itertools.product(range(1, 5), repeat=3)}
@@ -32,7 +33,7 @@ def test_one_hidden_layer_is_reduced_rank_regression():
 
 
 def test_published_values():
-    """Cases of each regime, of which Aoyagi & Watanabe 2005 and THEORY.md give the figures."""
+    """Cases of each regime, of which Aoyagi & Watanabe 2005 and docs/theory.md §3 give the figures."""
     assert theory.reduced_rank(2, 2, 2) == (Fraction(3, 2), 1)
     assert theory.reduced_rank(3, 2, 3) == (Fraction(5, 2), 1)
     assert theory.reduced_rank(2, 3, 2) == (Fraction(2), 2)
@@ -84,7 +85,7 @@ def test_the_published_value_is_the_least_of_the_local_ones():
 
 
 def test_local_values_are_half_the_least_codimension_nearby():
-    """λ(w*) = ½ min of the ranks of the manifold parts of the fibre that reach w* (THEORY.md § 4, B5).
+    """λ(w*) = ½ min of the ranks of the manifold parts of the fibre that reach w* (docs/theory.md §4, B5).
 
     Strata that come arbitrarily near have the same rk BA and at least the ranks of A and B; where the Hessian's rank is
     the same on all of them, the fibre is a manifold of that codimension.
@@ -120,14 +121,14 @@ def _jacobian(weights):
             unit = np.zeros(weight.shape)
             unit[row, column] = 1.0
             factors = [*weights[:i], unit, *weights[i + 1 :]]
-            columns.append(zoo.product(factors).ravel())
+            columns.append(product(factors).ravel())
     return np.stack(columns, axis=1)
 
 
 def test_hessian_ranks_of_two_layers():
     for size in itertools.product(range(1, 4), repeat=3):
         for a, b, r in STRATA[size]:
-            weights = zoo.stratum_weights(*size, a, b, r)
+            weights = stratum_weights(*size, a, b, r)
             ranks = [np.linalg.matrix_rank(x) for x in (*weights, weights[1] @ weights[0])]
             assert ranks == [a, b, r]
             expected = theory.two_layer_rank(size[0], size[2], a, b)

@@ -22,7 +22,6 @@ NUM_DATA = 1000
 
 
 @functools.cache
-@functools.cache
 def _posterior(name):
     return CASES[name].build(jax.random.key(0), NUM_DATA)
 
@@ -107,9 +106,8 @@ _GRID = (1e5, 1e7, 1e9, 1e11)
 _ADAPTIVE = (1e2, 1e3, 1e4, 1e5)  # by cubature, which takes long beyond
 _TIMES = {"tanh, 2 units": (1e4, 1e5, 1e6, 1e7)}  # δ is small
 _EXPONENT = {"(y^2 - x^3)^2": 1 / 12}  # t^(5/12 − 1/2), from the smooth part of the curve
-# In their localization the two points on a line see each other, and the larger polynomial nets are far from asymptotic
-# at any
-# such t (a ~ t^(−1/12) and slower): they have tests of their own below.
+# The two points on a line see each other in their localization, and the larger polynomial nets are far from asymptotic
+# at any such t (a ~ t^(−1/12) and slower). Both have tests of their own below.
 _ELSEWHERE = {name for name in CASES if "|w|^8" in name or ("polynomial net" in name and "1 layer" not in name)}
 _LONG = ("tanh, 2 units", "(a b - 1)^2", "(y^2 - x^3)^2")
 _FITTED = [name for name, case in CASES.items() if case.moments and name not in _ELSEWHERE]
@@ -169,7 +167,7 @@ def test_the_fit_tells_neighbouring_values_apart():
     assert abs(fine - 0.5) > 3 * abs(fine - coarse)
 
 
-def test_a_tether_is_no_wall():
+def test_a_localization_is_no_wall():
     """At the regular point λ = 1/2, but in a fixed localization E[nβK] goes down towards the 1/4 of the singular
     one."""
     case = CASES["(w1 - 1)^2 |w|^8 regular"]

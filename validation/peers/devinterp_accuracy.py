@@ -11,8 +11,9 @@ import functools
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 from losses import LOSSES
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+Loss = Callable[..., torch.Tensor]
 
 
 class TensorLoader(DataLoader):
@@ -38,7 +41,7 @@ class TensorLoader(DataLoader):
 class Point(nn.Module):
     """The parameters, as one vector."""
 
-    def __init__(self, center: np.ndarray):
+    def __init__(self, center: np.ndarray) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor(center, dtype=torch.float32))
 
@@ -75,15 +78,17 @@ def main() -> None:
         print(json.dumps(run | _estimate(point, loader, evaluate, args, options)), flush=True)
 
 
-def _population(loss, constants, model, _):
+def _population(loss: Loss, constants: list[torch.Tensor], model: Point, _: object) -> torch.Tensor:
     return loss(model.w, *constants)
 
 
-def _of_batch(loss, model, batch):
+def _of_batch(loss: Loss, model: Point, batch: list[torch.Tensor]) -> torch.Tensor:
     return loss(model.w, *batch)
 
 
-def _estimate(point, loader, evaluate, args, options) -> dict:
+def _estimate(
+    point: Point, loader: DataLoader, evaluate: Loss, args: argparse.Namespace, options: dict[str, Any]
+) -> dict[str, Any]:
     """λ̂, the reported error, wall and CPU seconds; or what went wrong."""
     optimizer_kwargs = {"nbeta": args.nbeta, "localization": args.gamma}
     if "step_size" in options:

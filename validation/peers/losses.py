@@ -13,27 +13,27 @@ from typing import Any
 HIDDEN = 6  # units of the tanh net
 
 
-def quadratic(xp, w):
+def quadratic(xp: Any, w: Any) -> Any:
     """½ Σ wᵢ²."""
     return 0.5 * (w * w).sum()
 
 
-def quartic(xp, w):
+def quartic(xp: Any, w: Any) -> Any:
     """½ Σ wᵢ⁴."""
     return 0.5 * (w**4).sum()
 
 
-def normal_crossing(xp, w):
+def normal_crossing(xp: Any, w: Any) -> Any:
     """½ (w₁w₂)²."""
     return 0.5 * (w[0] * w[1]) ** 2
 
 
-def norm_quartic(xp, w):
+def norm_quartic(xp: Any, w: Any) -> Any:
     """½ (Σ wᵢ²)²."""
     return 0.5 * (w * w).sum() ** 2
 
 
-def reduced_rank(xp, w):
+def reduced_rank(xp: Any, w: Any) -> Any:
     """½ ‖BA‖², A and B 2×2."""
     return 0.5 * ((w[4:].reshape(2, 2) @ w[:4].reshape(2, 2)) ** 2).sum()
 
@@ -46,7 +46,7 @@ def polynomial_net(power: int, depth: int) -> Callable[..., Any]:
     the 2×N parts of those x. w may have leading axes.
     """
 
-    def loss(xp, w, real, imag):
+    def loss(xp: Any, w: Any, real: Any, imag: Any) -> Any:
         a, b = w[..., 0], w[..., 1]
         matrix = xp.stack([a + b, a * a, a * a, b * b], -1).reshape((*w.shape[:-1], 2, 2))
         re, im = matrix @ real, matrix @ imag
@@ -60,7 +60,7 @@ def polynomial_net(power: int, depth: int) -> Callable[..., Any]:
     return loss
 
 
-def deep_linear(xp, w, x, y):
+def deep_linear(xp: Any, w: Any, x: Any, y: Any) -> Any:
     """½ E‖xW₁…W_L − y‖², square matrices of the width of x."""
     outputs = x
     for matrix in w.reshape(-1, x.shape[1], x.shape[1]):
@@ -68,7 +68,7 @@ def deep_linear(xp, w, x, y):
     return 0.5 * ((outputs - y) ** 2).sum(1).mean()
 
 
-def tanh_net(xp, w, x, y):
+def tanh_net(xp: Any, w: Any, x: Any, y: Any) -> Any:
     """Cross-entropy of one layer of `HIDDEN` tanh units, y the probabilities of the classes."""
     split, classes = x.shape[1] * HIDDEN, y.shape[1]
     hidden = xp.tanh(x @ w[:split].reshape(-1, HIDDEN) + w[split : split + HIDDEN])
