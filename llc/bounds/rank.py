@@ -32,8 +32,7 @@ class Bound:
     Attributes:
         name: of the probe.
         status: `"established"` (by a theorem, from numbers decided well above round-off), `"undecided"` (it claims
-        nothing),
-            `"not used"` (its assumptions fail) or `"not needed"` (λ is known without it).
+            nothing), `"not used"` (its assumptions fail) or `"not needed"` (λ is known without it).
         finding: what was seen.
         assumptions: what it rests on beside the assumptions of the rank's bounds.
         lower: λ ≥ lower; −inf where it says nothing.

@@ -60,8 +60,7 @@ class Calibration:
         pilots: the short runs that γ and ε come from.
         spectrum: of the Hessian at w*.
         overhead_bound: whether a step costs little more than its overhead, so that runs may be many times longer, and
-        no length
-            of them was given.
+            no length of them was given.
     """
 
     posterior: LocalPosterior
