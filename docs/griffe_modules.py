@@ -15,7 +15,10 @@ class ModuleFields(griffe.Extension):
             return
         fields = [
             griffe.Parameter(
-                name, annotation=member.annotation, default=member.value, kind=griffe.ParameterKind.positional_or_keyword
+                name,
+                annotation=member.annotation,
+                default=member.value,
+                kind=griffe.ParameterKind.positional_or_keyword,
             )
             for name, member in cls.members.items()
             if isinstance(member, griffe.Attribute) and _is_field(member)

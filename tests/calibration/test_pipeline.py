@@ -28,7 +28,7 @@ def regression(num_data=6000, noise=1.0):
 
 
 def heating(posterior, step_size, batch_size):
-    """Predicted relative heating of λ̂ by the examples' gradients, in closed form (THEORY: ε s² / 4 a direction)."""
+    """Predicted relative heating of λ̂ by the examples' gradients, in closed form (docs/theory.md §7)."""
     x, residual = (np.asarray(part, np.float64) for part in posterior.data)
     nbeta, gamma = float(posterior.nbeta), float(posterior.gamma)
     shares = 0.5 * nbeta * CURVATURES / (nbeta * CURVATURES + gamma)

@@ -1,4 +1,4 @@
-"""Points with known Hessian rank and known λ (THEORY.md §3), as posteriors.
+"""Points with known Hessian rank and known λ (docs/theory.md §3), as posteriors.
 
 A rank is given by design: of the point, not read off a computation.
 """
@@ -56,7 +56,7 @@ def deep_linear(widths, ranks, seed=0, num_data=500):
 
 
 def _deep_linear_model(widths, ranks, learning_coefficient):
-    """Hessian rank Σ (u_i − u_{i−1}) v_i (THEORY.md §3), u and v the ranks of the products after and before."""
+    """Hessian rank Σ (u_i − u_{i−1}) v_i (docs/theory.md §3), u and v the ranks of the products after and before."""
     posterior = deep_linear(widths, ranks)
     weights = [np.asarray(w, np.float64) for w in posterior.center]
     depth = len(weights)

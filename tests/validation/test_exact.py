@@ -1,4 +1,4 @@
-"""Exact finite-n values against the table of THEORY.md §2, closed forms, asymptotics and other ways to integrate."""
+"""Exact finite-n values against the table of docs/theory.md §2, closed forms, asymptotics and other integrals."""
 
 import functools
 import itertools

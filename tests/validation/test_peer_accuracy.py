@@ -86,7 +86,7 @@ def test_the_tanh_net_has_the_loss_of_the_demo():
 
 
 def test_truths_are_those_of_the_theory_table():
-    """THEORY.md §2, n = 10³, γ = 1, in its four digits."""
+    """docs/theory.md §2, n = 10³, γ = 1, in its four digits."""
     table = {"w²/2 in 10 d": 4.966, "w⁴/2": 0.2403, "(w₁w₂)²/2": 0.3473, "(w₁²+w₂²)²/2": 0.4837}
     nbeta = 1_000 / math.log(1_000)
     for name, value in table.items():

@@ -32,7 +32,7 @@ def test_one_hidden_layer_is_reduced_rank_regression():
 
 
 def test_published_values():
-    """Cases of each regime, of which Aoyagi & Watanabe 2005 and THEORY.md give the figures."""
+    """Cases of each regime, of which Aoyagi & Watanabe 2005 and docs/theory.md give the figures."""
     assert theory.reduced_rank(2, 2, 2) == (Fraction(3, 2), 1)
     assert theory.reduced_rank(3, 2, 3) == (Fraction(5, 2), 1)
     assert theory.reduced_rank(2, 3, 2) == (Fraction(2), 2)
@@ -84,7 +84,7 @@ def test_the_published_value_is_the_least_of_the_local_ones():
 
 
 def test_local_values_are_half_the_least_codimension_nearby():
-    """λ(w*) = ½ min of the ranks of the manifold parts of the fibre that reach w* (THEORY.md § 4, B5).
+    """λ(w*) = ½ min of the ranks of the manifold parts of the fibre that reach w* (docs/theory.md §4, B5).
 
     Strata that come arbitrarily near have the same rk BA and at least the ranks of A and B; where the Hessian's rank is
     the same on all of them, the fibre is a manifold of that codimension.
