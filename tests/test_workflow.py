@@ -27,7 +27,7 @@ def test_estimate_of_a_known_model(name):
     report = llc.estimate(jax.random.key(0), posterior)
     assert report.verdict == "CONSISTENT", str(report)
     assert report.bounds.lower == known
-    # λ_corr is γ-corrected to 2 % (THEORY.md §4: −1.3 … +0.9 % at trained deep linear nets).
+    # λ_corr is γ-corrected to 2 % (docs/theory.md §4: −1.3 … +0.9 % at trained deep linear nets).
     assert abs(report.corrected.value - known) < 4 * report.corrected.mcse + 0.02 * known
     assert abs(1.2 * report.corrected.value - known) > 4 * report.corrected.mcse + 0.02 * known
     assert report.corrected.mcse < 0.02 * known

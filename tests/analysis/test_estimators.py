@@ -56,7 +56,7 @@ def autoregressive(rng, shape, correlation):
 
 @pytest.mark.parametrize("learning_coefficient", [0.5, 2.0, 30.0])
 def test_mean_and_variance_of_a_gamma_energy(learning_coefficient):
-    """tK is Gamma(λ, 1): mean λ, variance λ (THEORY.md §1)."""
+    """tK is Gamma(λ, 1): mean λ, variance λ (docs/theory.md §1)."""
     draws = make_draws(np.random.default_rng(0).gamma(learning_coefficient, size=(4, 4000)))
     for estimate in (llc.mean_energy(draws), llc.energy_variance(draws)):
         assert abs(estimate.value - learning_coefficient) < 4 * estimate.mcse

@@ -59,7 +59,7 @@ def test_quad_is_the_gaussian_part():
     posterior = llc.LocalPosterior(lambda w, batch: 0.5 * jnp.sum(w**2), np.zeros(1, np.float32), np.zeros((10_000, 1)))
     nbeta = float(posterior.nbeta)
     bounds = llc.rank_bounds(llc.spectrum(posterior), nbeta=nbeta, gamma=1.0)
-    assert round(bounds.quad, 4) == 0.4995  # THEORY.md §2
+    assert round(bounds.quad, 4) == 0.4995  # docs/theory.md §2
     assert bounds.quad == pytest.approx(0.5 * nbeta / (nbeta + 1), rel=1e-12)
     assert llc.rank_bounds(llc.spectrum(posterior)).quad == 0.5
 

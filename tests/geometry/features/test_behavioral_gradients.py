@@ -150,7 +150,7 @@ def test_rank_at_a_singular_point_is_no_dimension():
     ids=["full", "rank 2", "zero"],
 )
 def test_rank_of_deep_linear_nets(widths, ranks):
-    """rank G = Σ (u_i − u_{i−1}) v_i with u_i = rk(W_{i+1} … W_L), v_i = rk(W_1 … W_{i−1}) (THEORY.md §3)."""
+    """rank G = Σ (u_i − u_{i−1}) v_i with u_i = rk(W_{i+1} … W_L), v_i = rk(W_1 … W_{i−1}) (docs/theory.md §3)."""
     posterior = deep_linear(widths, ranks, num_data=20)
     depth = len(ranks)
     weights = [np.asarray(w, np.float64) for w in posterior.center]

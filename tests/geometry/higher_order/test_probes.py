@@ -11,7 +11,7 @@ from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
 
 KEY = jax.random.key(0)
 LINES = ({(1, 1): 1.0}, {(1, 0, 1): 1.0}, {S: 1.0})  # x²(y² + z²) + s²
-CASES = {  # λ, and the interval: of the ridge, weights of y − x² and x; of the rest, the formulas of THEORY for sums
+CASES = {  # λ, and the interval: of the ridge, weights of y − x² and x; of the rest, docs/theory.md §3 for sums
     "ridge": (RIDGE, 0.6, (0.6, 0.6)),
     "cone": (CONE, 0.5, (0.5, 0.5)),
     "norm": (NORM, 1.25, (1.0, 1.25)),

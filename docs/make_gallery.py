@@ -1,0 +1,97 @@
+"""Makes every picture of the documentation from small seeded runs: docs/gallery/*.png, in about three minutes.
+
+uv run python docs/make_gallery.py
+"""
+
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+import llc
+
+FOLDER = Path(__file__).parent / "gallery"
+DPI, DASHBOARD_DPI, NUM_COLORS = 110, 80, 128  # small files; the figures have few colors
+
+
+def main() -> None:
+    """Writes all pictures."""
+    FOLDER.mkdir(exist_ok=True)
+    posterior, report = digits_report()
+    write("report", llc.plot_report(report), DASHBOARD_DPI)
+    of_draws = {
+        "running": llc.plot_running,
+        "trace": llc.plot_trace,
+        "rank": llc.plot_rank,
+        "distance": llc.plot_distance,
+        "ess": llc.plot_ess,
+        "autocorrelation": llc.plot_autocorrelation,
+    }
+    for name, plot in of_draws.items():
+        write_panel(name, lambda ax, plot=plot: plot(report, ax=ax))
+    write_panel("spectrum", lambda ax: llc.plot_spectrum(report.spectrum, report.bounds, ax=ax))
+    write_panel("effective_dimension", lambda ax: llc.plot_effective_dimension(report.spectrum, report.bounds, ax=ax))
+    write("report_unresolved", llc.plot_report(hurried_report(posterior, report.spectrum)), DASHBOARD_DPI)
+    calibration = llc.calibrate(jax.random.key(2), posterior, spectrum=report.spectrum)
+    write_panel("calibration", lambda ax: llc.plot_calibration(calibration, ax=ax))
+    draws = monomial_draws()
+    write_panel("temperature", lambda ax: llc.plot_temperature(draws, ax=ax))
+    sigmas = (0.01, 0.03, 0.1, 0.3)
+    ladder = llc.sigma_ladder(jax.random.key(5), few_curved(), sigmas=sigmas, num_winners=4000, progress=False)
+    write_panel("selected", lambda ax: llc.plot_selected(ladder.rungs[0], ax=ax))
+    write_panel("sigma_ladder", lambda ax: llc.plot_sigma_ladder(ladder, ax=ax))
+
+
+def digits_report() -> tuple[llc.LocalPosterior, llc.Report]:
+    """What `llc demo` estimates: a tanh network with 6 hidden units on scikit-learn's digits."""
+    train_key, key = jax.random.split(jax.random.key(0))
+    posterior = llc.demo.digits_posterior(train_key)
+    return posterior, llc.estimate(key, posterior, progress=False)
+
+
+def hurried_report(posterior: llc.LocalPosterior, spectrum: llc.Spectrum) -> llc.Report:
+    """The same network with a step that is too large, few draws and no warm-up: a run that checks have to refuse."""
+    posterior = posterior.with_scale(gamma=1.0)
+    step_size = 3.5 / (float(posterior.nbeta) * spectrum.largest + 1.0)
+    sampler = llc.SGLD(step_size, integrator="euler_maruyama")
+    draws = llc.sample(
+        jax.random.key(1), posterior, sampler, num_warmup=0, num_draws=200, spectrum=spectrum, progress=False
+    )
+    return llc.report(draws, spectrum=spectrum)
+
+
+def monomial_draws():
+    """K = w⁴/2 at n = 1,000, where λ = 1/4."""
+    loss = lambda w, _: 0.5 * w**4  # noqa: E731 - one line
+    posterior = llc.LocalPosterior(loss, jnp.zeros(()), np.zeros((1000, 1)), gamma=1.0)
+    return llc.sample(jax.random.key(3), posterior, llc.NUTS(), num_draws=10_000, progress=False)
+
+
+def few_curved() -> llc.LocalPosterior:
+    """Twelve parameters, four of them curved and the others quartic."""
+    loss = lambda w, _: jnp.sum(w[:4] ** 2) / 2 + 3 * jnp.sum(w[4:] ** 4)  # noqa: E731 - one line
+    return llc.LocalPosterior(loss, jnp.zeros(12), np.zeros((10, 0)))
+
+
+def write_panel(name: str, plot) -> None:
+    """One panel on a figure of its own."""
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    plot(figure.add_subplot())
+    write(name, figure, DPI)
+
+
+def write(name: str, figure: Figure, dpi: int) -> None:
+    """A figure as a PNG file with a palette."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    colors = Image.open(picture).convert("RGB").quantize(NUM_COLORS, dither=Image.Dither.NONE)
+    colors.save(FOLDER / f"{name}.png", optimize=True)
+    print(f"{name}.png  {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
