@@ -44,6 +44,7 @@ import optax
 import llc
 from llc.sampling.energies import make_evaluation
 from llc.sampling.minibatch import minibatch, permuted
+from llc.sampling.noise import normal_like
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +316,7 @@ def parts(problem: Problem, settings: Settings) -> list[dict[str, Any]]:
         return jax.tree.map(lambda w, g: w - 1e-9 * g, position, jax.grad(posterior.loss)(position, batch)), batch
 
     def noise(key, position):
-        return jax.tree.map(jnp.add, position, optax.tree.random_like(key, position, jax.random.normal))
+        return jax.tree.map(jnp.add, position, normal_like(key, position))
 
     def bowl_step(key, carry):
         state, batch, total = carry

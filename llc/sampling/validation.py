@@ -70,6 +70,11 @@ def check_settings(
         raise ValueError(f"keep_params needs params with different paths, got {sorted(names)}; rename some of them.")
     if posterior.gamma is None:
         raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
+    if getattr(sampler, "friction", 0.0) is None and float(posterior.gamma) == 0:
+        raise ValueError(
+            f"{type(sampler).__name__} takes its friction from gamma, which is 0, so that nothing would ever be "
+            f"damped; give {type(sampler).__name__}(friction=…), or a gamma above 0."
+        )
 
 
 def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int) -> str:

@@ -284,6 +284,15 @@ def test_the_default_friction_is_critical_for_localization(make):
     assert (moved(make(STEP_SIZE)) != moved(make(STEP_SIZE, np.sqrt(GAMMA)))).any(), "negative control"
 
 
+@pytest.mark.parametrize("make", [llc.SGHMC, llc.SGNHT])
+def test_without_localization_friction_has_to_be_given(make):
+    posterior = llc.LocalPosterior(loss, jnp.asarray(CENTER, jnp.float32), {"x": X, "y": Y}, gamma=0.0)
+    settings = {"num_warmup": 0, "num_draws": 4, "progress": False}
+    with pytest.raises(ValueError, match="friction"):
+        llc.sample(jax.random.key(0), posterior, make(STEP_SIZE), **settings)
+    assert llc.sample(jax.random.key(0), posterior, make(STEP_SIZE, 1.0), **settings)
+
+
 def test_no_curvature_has_no_friction():
     with pytest.raises(ValueError, match="spectrum"):
         energy_friction(spectrum_of([0.0, 0.0]), nbeta=10.0, gamma=1.0)
