@@ -7,8 +7,8 @@ from .plotting.dashboard import save_figure as save_figure
 from .plotting.dashboard import save_figures as save_figures
 from .sampling.chains import sample as sample
 from .sampling.sgmcmc import SGLD as SGLD
-from .sampling.sgmcmc import SGHMC as SGHMC
-from .sampling.sgmcmc import SGNHT as SGNHT
+from .sampling.momentum import SGHMC as SGHMC
+from .sampling.momentum import SGNHT as SGNHT
 from .sampling.preconditioner import Identity as Identity
 from .sampling.preconditioner import RMSProp as RMSProp
 from .sampling.preconditioner import Diagonal as Diagonal

@@ -15,6 +15,7 @@ from timing import measure, progress, quietest
 import llc
 from llc.sampling.energies import Evaluation, make_evaluation
 from llc.sampling.minibatch import minibatch, permuted
+from llc.sampling.noise import normal_like
 
 Body = Callable[[PRNGKeyArray, Any], Any]  # a turn of a loop: what it carries, from one turn to the next
 
@@ -69,7 +70,7 @@ def _of_a_sampler(problem: Problem, settings: Settings) -> dict[str, tuple[Body,
     bowl = llc.LocalPosterior(lambda w, _: 0.5 * optax.tree.norm(w, squared=True), position, data, gamma=settings.gamma)
 
     def noise(key: PRNGKeyArray, position: PyTree) -> PyTree:
-        return jax.tree.map(jnp.add, position, optax.tree.random_like(key, position, jax.random.normal))
+        return jax.tree.map(jnp.add, position, normal_like(key, position))
 
     def bowl_step(key: PRNGKeyArray, carry: tuple[Any, PyTree, Any]) -> tuple[Any, PyTree, Any]:
         state, batch, total = carry

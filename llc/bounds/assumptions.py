@@ -6,7 +6,6 @@ allowed as long as they are small beside λ_quad.
 
 from dataclasses import dataclass
 from typing import Literal
-from typing import Literal
 
 import numpy as np
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, describe
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains
@@ -175,11 +176,11 @@ class Chains:
             for first, count in _segments(self.done, self.warmup, end, self.size):
                 # Python integers would be another program each.
                 span = Span(np.int32(first), np.int32(count), np.int32(self.lengths.thinning))
-                parts = []
-                for i in range(len(self.keys)):
-                    parts.append(self._segment(i, span))
-                    bar.update(count * self.lengths.num_chains // len(self.keys))
+                # All chains share one program: the first one compiles it for the others.
+                segment = functools.partial(self._segment, span=span)
+                parts = run_at_once(segment, range(len(self.keys)), first_alone=self.done == first == 0)
                 self.recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
+                bar.update(count * self.lengths.num_chains)
         self.done = end
 
     def _segment(self, part: int, span: Span) -> Segment:

@@ -39,6 +39,11 @@ def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengt
     _check_params(posterior, sampler, keep_params=keep_params)
     if posterior.gamma is None:
         raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
+    if getattr(sampler, "friction", 0.0) is None and posterior.scale.gamma == 0:
+        raise ValueError(
+            f"{type(sampler).__name__} takes its friction from gamma, which is 0, so that nothing would ever be "
+            f"damped; give {type(sampler).__name__}(friction=…), or a gamma above 0."
+        )
 
 
 def _check_params(posterior: LocalPosterior, sampler: Sampler, *, keep_params: bool) -> None:
