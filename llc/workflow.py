@@ -86,7 +86,7 @@ def estimate(
     _check_target(target_mcse)
     check_key(key)
     check_posterior(posterior)
-    keys = _split(key)
+    keys = split_key(key)
     calibration = calibrate(
         keys.pilots,
         _at_scale(posterior, nbeta, gamma, like),
@@ -110,7 +110,7 @@ def estimate(
     return report(draws, bounds=bounds, spectrum=spectrum)
 
 
-class _Keys(NamedTuple):
+class Keys(NamedTuple):
     """One key for each use.
 
     Attributes:
@@ -124,10 +124,10 @@ class _Keys(NamedTuple):
     localized: PRNGKeyArray
 
 
-def _split(key: PRNGKeyArray) -> _Keys:
-    pilots, first = jax.random.split(key)
-    again = jax.random.split(jax.random.fold_in(first, 2), _MAX_RESTARTS)
-    return _Keys(pilots, (first, *again), jax.random.fold_in(first, 1))
+def split_key(key: PRNGKeyArray) -> Keys:
+    """A key for each use; none of them is derived from another one."""
+    pilots, localized, *runs = jax.random.split(key, 3 + _MAX_RESTARTS)
+    return Keys(pilots, tuple(runs), localized)
 
 
 def _check_target(target_mcse: object) -> None:

@@ -11,6 +11,7 @@ from exact import log_grid
 
 import llc
 from llc.sampling.validation import check_key
+from llc.workflow import split_key
 from tests.support.models import deep_linear
 
 KNOWN = {  # full-rank bottlenecks: λ(w*) = r (d_0 + d_L − r) / 2 (Aoyagi 2024)
@@ -272,3 +273,18 @@ def test_legacy_keys_are_keys():
     draws = llc.sample(key, quadratic(gamma=1.0), llc.SGLD(1e-3), num_warmup=0, num_draws=3, progress=False)
     assert np.isfinite(draws["posterior"]["llc"]).all()
     check_key(np.asarray(key))
+
+
+def test_every_key_of_estimate_is_used_once():
+    """None is a key that chains or pilots derive from another: with threefry, fold_in(key, i) is split(key, n)[i]."""
+    keys = split_key(jax.random.key(0))
+    own = [keys.pilots, *keys.runs, keys.localized]
+
+    def data(keys):
+        return {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
+
+    assert len(data(own)) == len(own) == 5
+    derived = data(jax.random.fold_in(key, i) for key in (*own, jax.random.key(9)) for i in range(32))
+    assert not data(own) & derived
+    first = jax.random.key(9)
+    assert data([jax.random.fold_in(first, 1)]) & data(jax.random.split(first, 3)), "negative control"
