@@ -43,6 +43,8 @@ class Bound:
         upper: λ ≤ upper; inf where there is no upper bound.
         evaluations: the largest number of gradients or Hessian products that the probe may have taken.
         seconds: time of the probe, compilation included.
+        number: the number that was decided on the way: the dimension D of an orbit, the order 2k, the number d₄ of
+            variables, the rank ρ or the codimension r'; None where there is none.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Bound:
     upper: float = math.inf
     evaluations: int = 0
     seconds: float = 0.0
+    number: int | None = None
 
     def __str__(self) -> str:
         below = f"λ ≥ {self.lower:.4g}" if self.lower > -math.inf else ""

@@ -1,12 +1,13 @@
 r"""Losses of a draw and of w*, on the same rows.
 
-The difference of the two is what is averaged (L(w*) from other rows than L(w) is the largest error of all), so one
-`Evaluation` serves both. Its rows are all the data, or one fixed random subset S. There the slope at w* is a control
-variate, which takes away what the examples differ by to first order in x = w − w*,
+Their difference is averaged, and L(w*) on other rows than L(w) would be the largest error of all. One `Evaluation`
+therefore serves both. Its rows are all the data, or one fixed random subset S. On a subset the slope at w* is a control
+variate, which removes the difference between examples to first order in x = w − w*,
 
 $$ L(w) - L(w^*) \approx L_S(w) - L_S(w^*) - (\nabla L_S(w^*) - \nabla L(w^*)) \cdot x , $$
 
-and for a derivative of the loss along any direction v (of the control variates of λ̂) the same with v instead of x.
+and the same holds with v instead of x for the derivative of the loss along any direction v (of the control variates of
+λ̂).
 """
 
 import math

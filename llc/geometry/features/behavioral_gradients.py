@@ -1,15 +1,17 @@
-r"""Behavioral gradients: how the outputs of each input move with the params, and what their rank says.
+r"""Behavioral gradients: how the outputs of each input change with the params, and what follows from their rank.
 
 $$ G = \big[ \nabla_w f_c(w^*, x_i) \big]_{ic} \in R^{N \times nk}, \qquad
    \dim \{ w : f = f(w^*) \} \le N - \operatorname{rank} G, \qquad
    \tfrac1n G G^\top = \big( \langle \partial_a f, \partial_b f \rangle_{L^2(\text{data})} \big)_{ab} , $$
 
-one column for each of the k outputs of each of the n inputs. The squared loss $\tfrac{s}{2n} \sum_i \lVert f(x_i) - y_i
-\rVert^2$ has $H = \tfrac sn G G^\top + \tfrac sn \sum_{ic} (f_{ic} - y_{ic}) \nabla^2 f_{ic}$, s = 2 without a ½: at an
-exact fit rank H = rank G, with residuals not (Bushnaq et al. 2024, arXiv 2405.10927).
+with one column for each of the k outputs of each of the n inputs. The squared loss
+$\tfrac{s}{2n} \sum_i \lVert f(x_i) - y_i \rVert^2$ has
+$H = \tfrac sn G G^\top + \tfrac sn \sum_{ic} (f_{ic} - y_{ic}) \nabla^2 f_{ic}$, with s = 2 where it has no ½. At an
+exact fit rank H = rank G, and with residuals the two may differ (Bushnaq et al. 2024, arXiv 2405.10927).
 
-Ranks are those of singular values of G in float64, which reach down to ε σ_max; eigenvalues of H or of a Gram matrix
-are their squares and end at √ε σ_max. At a singular point N − rank G is not the dimension (f = ab at 0: 2 for 1).
+Ranks are counted from singular values of G in float64, which are resolved down to ε σ_max; eigenvalues of H or of a
+Gram matrix are their squares, and resolve σ only down to √ε σ_max. At a singular point N − rank G is larger than the
+dimension (for f = ab at 0 it is 2 instead of 1).
 """
 
 import dataclasses
@@ -47,7 +49,7 @@ _IDENTICAL = 1e-6  # ‖H − (s/n) G Gᵀ‖ / ‖H‖; a fit to float32 leaves
 
 @dataclasses.dataclass(frozen=True)
 class BehavioralGradients:
-    """G at w*, as products and, where something dense is asked for, as a matrix; build it with `behavioral_gradients`.
+    """G at w*, as products and, where it is needed, as a dense matrix; build it with `behavioral_gradients`.
 
     Attributes:
         operator: J = Gᵀ in float64, to be used under `float64()`.
@@ -68,12 +70,12 @@ class BehavioralGradients:
         return self.operator.num_inputs
 
     def product(self, weights: Shaped[Array | np.ndarray, "output"]) -> Float[np.ndarray, "dim"]:
-        """G u, the gradient of u · f; never forms G."""
+        """G u, the gradient of u · f, without forming G."""
         with float64():
             return np.asarray(_transpose_product(self.operator, jnp.asarray(weights, jnp.float64)))
 
     def transpose_product(self, vector: Shaped[Array | np.ndarray, "dim"]) -> Float[np.ndarray, "output"]:
-        """Gᵀ v, how each output of each input changes along v; never forms G."""
+        """Gᵀ v, the change of each output of each input along v, without forming G."""
         with float64():
             return np.asarray(_product(self.operator, jnp.asarray(vector, jnp.float64)))
 
@@ -96,8 +98,8 @@ class BehavioralGradients:
         exact = self.transpose_product(probe)
         if not np.linalg.norm(probe @ matrix - exact) <= _MIXED * np.linalg.norm(exact):
             raise ValueError(
-                "predict_fn needs to treat every input by itself and be differentiable, but its derivatives differ "
-                "between a batch and its inputs one by one, or are not finite; switch batch statistics off."
+                "predict_fn needs to be differentiable and to treat every input by itself, but its derivatives are not "
+                "finite, or differ between a batch and its inputs one by one; switch batch statistics off."
             )
         return matrix
 
@@ -108,19 +110,19 @@ class BehavioralGradients:
 
     @property
     def threshold(self) -> float:
-        """16 ε σ_max: smaller singular values may be 0 at the point that w* stands for."""
+        """16 ε σ_max: a smaller singular value may be zero at the exact point of which w* is a rounded version."""
         return _FLOOR * self.precision * float(self.singular_values[0])
 
     @property
     def rank(self) -> int:
-        """Number of singular values above `threshold`: of independent features, or of directions that f notices."""
+        """Number of singular values above `threshold`: of independent features, or of directions that change f."""
         return int(np.sum(self.singular_values > self.threshold))
 
     @property
     def gap(self) -> float:
         """Decades between the smallest singular value that `rank` counts and the next one; nan if there is none.
 
-        Below two decades the rank is no firm number; use `num_features` at the scale of interest.
+        Below two decades the rank depends on the threshold; use `num_features` at the scale of interest.
         """
         if not 0 < self.rank < len(self.singular_values):
             return np.nan
@@ -143,7 +145,7 @@ class BehavioralGradients:
         return self.singular_values**2 / self.num_inputs
 
     def num_features(self, scale: float) -> int:
-        """Number of features larger than `scale`; a sampler sees those with s σ²/n > γ/nβ (s = 2 without a ½).
+        """Number of features larger than `scale`. A sampler sees those with s σ²/n > γ/nβ (s = 2 without a ½).
 
         Raises:
             ValueError: if the scale is not positive: `rank` counts what stands above round-off.
@@ -154,13 +156,13 @@ class BehavioralGradients:
 
     @functools.cached_property
     def leverage(self) -> Float[np.ndarray, "input ..."]:
-        """Of each output of each input: 0 if its gradient is 0, 1 if independent of all others; adds up to the rank."""
+        """Of each output of each input: 0 for a zero gradient, 1 for an independent one; they add up to the rank."""
         _, _, columns = scipy.linalg.svd(self.matrix, full_matrices=False)
         return np.sum(columns[: self.rank] ** 2, axis=0).reshape(self.num_inputs, *self.operator.output_shape)
 
     @property
     def dependent_inputs(self) -> Bool[np.ndarray, "input ..."]:
-        """Outputs of inputs whose gradient is a combination of the other ones; all of them, in general, if nk > N."""
+        """Outputs whose gradient is a linear combination of the others; in general all of them if nk > N."""
         return self.leverage < 1 - _DEPENDENT
 
     def __str__(self) -> str:
@@ -196,7 +198,7 @@ def behavioral_gradients(
         (1, 1)
     """
     with float64():
-        # A posterior for its params and mask; the inputs come in pieces, and there is no loss.
+        # The posterior serves for its params and mask only: there is no loss, and the inputs are given below.
         posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask, predict_fn=predict_fn)
         return BehavioralGradients(jacobian_operator(posterior, inputs=inputs), _precision(posterior))
 
@@ -267,9 +269,9 @@ class HessianIdentity:
 
 
 def hessian_identity(posterior: LocalPosterior) -> HessianIdentity:
-    """Whether H = (s/n) G Gᵀ at w*: so it is where the outputs fit, and the residuals break it elsewhere.
+    """Whether H = (s/n) G Gᵀ at w*. It holds where the outputs fit the targets, and fails by the residuals elsewhere.
 
-    Dense: takes 8 N (2 N + nk) bytes.
+    The matrices are dense: 8 N (2 N + nk) bytes.
 
     Args:
         posterior: with `predict_fn`, of which `loss_fn` is the squared error.

@@ -1,10 +1,10 @@
-r"""Where a model loses information: ranks of its layers, and the units of a layer that tell the outputs nothing.
+r"""Where a model loses information: ranks of its layers, and the units of a layer that do not affect the outputs.
 
 For a unit j that a layer computes with params $w_j$ and the next one reads with params $v_j$, the behavioral gradients
-of $f = \ldots v_j\, \phi(w_j \cdot x)$ are $\partial f / \partial v_j \propto \phi(w_j \cdot x)$, what the unit says,
-and $\partial f / \partial w_j \propto v_j\, \phi'(w_j \cdot x)\, x$, whether that matters. Linear dependence among them
-is information that is lost: both are 0 for a dead unit, the second is for an unread one, the first are multiples of
-each other for duplicates; each lowers rank G (`llc.geometry.features.behavioral_gradients`).
+of $f = \ldots v_j\, \phi(w_j \cdot x)$ are $\partial f / \partial v_j \propto \phi(w_j \cdot x)$, the activation, and
+$\partial f / \partial w_j \propto v_j\, \phi'(w_j \cdot x)\, x$, its effect on the outputs. Linear dependence among
+them is lost information. Both are zero for a dead unit, the second is zero for an unread one, and the first are
+multiples of each other for duplicates. Each case lowers rank G (`llc.geometry.features.behavioral_gradients`).
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ class LayerRank(NamedTuple):
     """Behavioral gradients of one layer: the params below one path.
 
     Attributes:
-        path: of the layer; of the leaf where there is nothing above it.
-        rank: of its rows of G.
-        num_params: that move.
+        path: of the layer, or of the leaf where no layer is above it.
+        rank: rank of the layer's rows of G.
+        num_params: number of its params that move.
         largest: its largest feature, an eigenvalue of its block of the feature Gram matrix.
     """
 
@@ -37,13 +37,14 @@ class LayerRank(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class UnitStates:
-    """What the units of one layer tell the outputs.
+    """Which units of one layer affect the outputs.
 
     Attributes:
-        dead: neither incoming nor outgoing params change any output: the unit is 0 on all inputs.
-        unread: its incoming params change nothing, its outgoing ones do: zero outgoing weights, or a saturated unit.
+        dead: units whose incoming and outgoing params change no output: they are zero on all inputs.
+        unread: units whose outgoing params change the outputs and whose incoming ones do not: their outgoing weights
+            are zero, or they are saturated.
         duplicates: groups of units that are multiples of each other on all inputs.
-        num_distinct: units that are left when the dead, the unread and all but one of each group are taken out.
+        num_distinct: number of units without the dead ones, the unread ones and all but one of each group.
         incoming: root mean square over the inputs of the gradient of each unit's incoming params.
         outgoing: the same for its outgoing params.
     """
@@ -82,8 +83,8 @@ def unit_states(
         gradients: of the whole model, or with a mask that lets this layer and the next one move.
         incoming: path of each leaf that computes the units (weights, biases), and its axis that counts the units.
         outgoing: the same for the leaves that read them.
-        tolerance: gradients below it, relative to those of the largest unit, vanish; an angle below it, in radians, is
-            none. Trained units are dead or equal only up to convergence: take about 1e-2 for them.
+        tolerance: a gradient counts as zero below it, relative to that of the largest unit, and so does an angle in
+            radians. Trained units are dead or equal only up to convergence; take about 1e-2 for them.
 
     Raises:
         ValueError: if a path is no leaf that moves as a whole, the numbers of units differ, or the tolerance is not

@@ -227,6 +227,7 @@ def _of_symmetry(symmetry: Symmetry, bounds: Bounds) -> Bound:
         "the loss is invariant where it is so at random points",
         upper=rank / 2 + max(bounds.dim - symmetry.dimension - rank, 0) / 4,
         evaluations=symmetry.evaluations,
+        number=symmetry.dimension,
     )
 
 
@@ -243,7 +244,8 @@ def _of_order(point: _Point, leading: int | None) -> Bound:
         return Bound(ORDER, "undecided", "g follows no single power law along random directions")
     finding = f"g ~ t^{leading} along random directions"
     lower, upper = point.half + 1 / leading, point.half + point.free / leading
-    return Bound(ORDER, "established", finding, "no part of g of lower order below round-off", lower, upper)
+    assumption = "no part of g of lower order below round-off"
+    return Bound(ORDER, "established", finding, assumption, lower, upper, number=leading)
 
 
 def _quartic(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
@@ -252,7 +254,8 @@ def _quartic(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
         return Bound(QUARTIC, "undecided", "the gradients of q have no clear rank", evaluations=rank.evaluations)
     upper = point.half + rank.value / 4 + max(point.free - rank.value, 0) / 6
     assumption = "derivatives up to the fourth, above round-off"
-    return Bound(QUARTIC, "established", f"d₄ = {rank.value}", assumption, upper=upper, evaluations=rank.evaluations)
+    found = Bound(QUARTIC, "established", f"d₄ = {rank.value}", assumption, upper=upper, number=rank.value)
+    return replace(found, evaluations=rank.evaluations)
 
 
 def _squared(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
@@ -262,7 +265,8 @@ def _squared(point: _Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
     if rank.value is None:
         return Bound(SQUARED, "undecided", "the quadratic form has no clear rank", evaluations=rank.evaluations)
     lower = point.half + min(0.5, rank.value / 4)
-    return Bound(SQUARED, "established", f"ρ = {rank.value}", "exact fit", lower=lower, evaluations=rank.evaluations)
+    found = Bound(SQUARED, "established", f"ρ = {rank.value}", "exact fit", lower=lower, number=rank.value)
+    return replace(found, evaluations=rank.evaluations)
 
 
 def _component(point: _Point, leading: int | None, key: PRNGKeyArray) -> Bound:
@@ -278,5 +282,5 @@ def _component(point: _Point, leading: int | None, key: PRNGKeyArray) -> Bound:
             evaluations=found.evaluations,
         )
     finding = f"a manifold of zeros of codimension {found.rank} at two distances from w*"
-    assumption = "it comes arbitrarily near w*"
-    return Bound(COMPONENT, "established", finding, assumption, upper=found.rank / 2, evaluations=found.evaluations)
+    bound = Bound(COMPONENT, "established", finding, "it comes arbitrarily near w*", upper=found.rank / 2)
+    return replace(bound, evaluations=found.evaluations, number=found.rank)

@@ -4,8 +4,8 @@ Where P(K < e) ~ c e^λ under z ~ N(0, I), K = L(w* + σz) − L(w*), the least 
 
 $$ E \log \min(K_1, …, K_m) = -\frac{\log m}{\lambda} + \text{const} + o(1) , $$
 
-because m c K_min^λ tends to an exponential variable; a multiplicity of 2 or more adds log log m, which makes λ̂ low.
-A group of M gives the mean over all its subsets of m exactly, as a weighted sum of its ordered logarithms.
+because m c K_min^λ tends to an exponential variable. A multiplicity of 2 or more adds a term log log m, by which λ̂ is
+too low. The mean over all subsets of m in a group of M is known exactly, as a weighted sum of its ordered logarithms.
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ class BestOf:
     Attributes:
         value: λ̂ = −1 / slope from m = M/64 to M/4.
         stderr: its standard error over the groups.
-        bend: λ̂ from M/16 to M/4 less λ̂ from M/64 to M/16: where it goes as m grows; of the order of the bias left.
+        bend: λ̂ from M/16 to M/4 less λ̂ from M/64 to M/16, its trend as m grows; of the order of the remaining bias.
         bend_stderr: its standard error.
         sigma: σ.
         num_candidates: M, losses in a group.
         num_groups: groups.
-        message: what is wrong with the number, and what to do; empty where nothing is.
+        message: what is wrong with the number, and what to do about it; empty where nothing is wrong.
     """
 
     value: float

@@ -1,7 +1,8 @@
-r"""Selected samples at rising σ: where the ranks depend on σ, and where they do not.
+r"""Selected samples at rising σ, which show where the ranks depend on σ.
 
-With K = ½ σ² zᵀHz + O(σ³) the order of the losses, and so C, is free of σ up to where other terms set in. Noise of the
-loss hides the quadratic at small σ; at large σ quartic terms select along the kernel, whose variance falls below σ².
+With K = ½ σ² zᵀHz + O(σ³), the order of the losses and so C do not depend on σ until higher terms matter. At small σ
+noise of the loss hides the quadratic part. At large σ quartic terms select along the kernel, and the variance there
+falls below σ².
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ class SigmaLadder:
         accepted = self.accepted
         end = "no plateau: try other σ" if accepted is None else f"plateau up to σ = {accepted.sigma:.3g}"
         if self.quartic:
-            end += "; selection sets in along flat directions as σ grows (quartic, or hidden by noise at small σ)"
+            end += "; flat directions are selected too as σ grows (quartic terms, or noise that hid them at small σ)"
         return "\n".join([*lines, end])
 
     @property
@@ -67,10 +68,10 @@ def sigma_ladder(
     sigmas: Sequence[float] | None = None,
     progress: bool | None = None,
 ) -> SigmaLadder:
-    """`selected_covariance` at rising σ with the same z: where the ranks depend on σ, and where they do not.
+    """`selected_covariance` at rising σ with the same z, which shows where the ranks depend on σ.
 
-    On a quadratic without noise the same candidates win at every σ. Noise of the loss hides them at small σ; terms
-    beyond the quadratic, most of all quartic ones along the kernel, show at large σ.
+    On a quadratic without noise the same candidates win at every σ. Noise of the loss changes the winners at small σ,
+    and terms beyond the quadratic, most of all quartic ones along the kernel, change them at large σ.
 
     Args:
         key: see `selected_covariance`, as for all others.
@@ -90,7 +91,7 @@ def sigma_ladder(
         raise ValueError(f"sigmas needs two or more rising numbers, got {sigmas}.")
     sigmas = tuple(require_sigma(posterior, sigma) for sigma in sigmas)
     rungs = select(key, posterior, noisy_loss_fn, num_candidates, num_winners, sigmas, progress=progress)
-    # The difference of the moments of independent winners: 2R of them of weights ±2, or less where selected.
+    # The difference of two moments is a sum over 2R winners of weights ±2. Selection makes it smaller, not larger.
     limit = 2 * stein_edge(np.array([rungs[0].dim]), 2 * num_winners, np.array([-1.0, 1.0]))[0]
     moments = [rung.covariance / rung.sigma**2 for rung in rungs]
     agree = [bool(np.linalg.norm(b - a, 2) < limit) for a, b in itertools.pairwise(moments)]

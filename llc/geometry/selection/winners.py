@@ -1,15 +1,16 @@
-r"""What the covariance of selected samples says about the Hessian: rank, certificate, shape, and what it can't see.
+r"""What follows from the covariance of selected samples: ranks of the Hessian, its shape, and limits of what is seen.
 
-Candidates are w* + σz, z ~ N(0, I); of every m the one of least loss wins. C is the second moment of the winners' z:
+Candidates are w* + σz with z ~ N(0, I), and of every m the one of least loss wins. With C the second moment of their z,
 
 $$ C_{ii} \approx 1 - \sqrt2\, \kappa_m \frac{h_i}{\lVert h \rVert} \quad (r \gg 1), \qquad
    C \to c\, H^{-1} \quad (m \to \infty, \text{ on the range}), \qquad C_{ii} = 1 \quad (\text{in the kernel}), $$
 
-κ_m the mean of the largest of m normal variables (Shir & Yehudayoff, arXiv 1806.03674). Along the kernel the loss sees
-nothing, so winners are unselected there, for every m, σ and independent noise of the loss: RC restricted to the kernel
-*is* a Wishart matrix of R winners and dimension d − r. By Cauchy interlacing the (r+1)-th least eigenvalue of C is no
-less than the least of that matrix, so a test against the latter's quantile claims too many directions with probability
-≤ 5 %; so does a test of directions chosen on other winners. "Kernel" means: the loss does not vary along it at scale σ.
+where κ_m is the mean of the largest of m normal variables (Shir & Yehudayoff, arXiv 1806.03674). The loss does not vary
+along the kernel, so winners are not selected there, whatever m, σ and an independent noise of the loss are: restricted
+to the kernel, RC *is* a Wishart matrix of R winners and dimension d − r. By Cauchy interlacing the (r+1)-th least
+eigenvalue of C is no less than the least eigenvalue of that matrix. A test against the quantile of the latter therefore
+claims too many directions with a probability of at most 5 %, and so does a test of directions that were chosen on other
+winners. "Kernel" means the directions along which the loss does not vary at the scale σ.
 """
 
 import functools
@@ -94,7 +95,7 @@ class SelectedSamples:
             )
         if not self.centered:
             lines.append(
-                "FAIL    the winners' mean is off w*: no minimum of this loss, so that a direction may be slope"
+                "FAIL    the winners' mean is not w*: w* is no minimum of this loss, and a direction may be its slope"
             )
         return "\n".join(lines)
 

@@ -37,14 +37,14 @@ def test_known_coefficients(name):
     for record in bounds.records:
         assert record.lower <= known + 1e-12 <= record.upper + 2e-12, record
         assert record.status != "established" or np.isfinite([record.lower, record.upper]).any()
-    for line in ("lower bound: ", "upper bound: ", "beyond  "):
-        assert line in str(bounds)
+    assert {bounds.lower_source, bounds.upper_source} <= {"rank", *NAMES}
+    assert len(str(bounds).splitlines()) >= 3 + len(NAMES)
 
 
 def test_false_bounds_stay_out():
     """λ ≥ r/2 + d₄/4, λ ≤ (number of equations)/2 and λ ≤ (rank off the zero set)/2 exclude the λ of these points."""
     cone = _by_name(llc.higher_bounds(squares(*CONE, exact_fit=True), key=KEY))
-    assert "d₄ = 4" in cone[QUARTIC].finding
+    assert cone[QUARTIC].number == 4
     assert CASES["cone"][1] < 4 / 4  # d₄/4 is no lower bound: the quartic probe bounds from above only
     assert cone[QUARTIC].lower == -np.inf
     norm = llc.higher_bounds(squares(*NORM, exact_fit=True), key=KEY)
@@ -55,7 +55,7 @@ def test_false_bounds_stay_out():
 
 def test_what_each_probe_says():
     ridge = _by_name(llc.higher_bounds(squares(*RIDGE, exact_fit=True), key=KEY))
-    assert ridge[SYMMETRY].finding.startswith("D = 2")  # the variables that nothing depends on
+    assert ridge[SYMMETRY].number == 2  # the variables that nothing depends on
     assert (ridge[ORDER].lower, ridge[ORDER].upper) == pytest.approx((0.6, 0.6))
     assert ridge[QUARTIC].status == "not needed"
     assert ridge[CERTIFICATE].status == "undecided"
@@ -82,7 +82,6 @@ def test_nothing_on_a_kink():
     bounds = llc.higher_bounds(posterior, key=KEY)
     assert np.isnan([bounds.lower, bounds.upper]).all()
     assert {record.status for record in bounds.records} == {"not used"}
-    assert "fails: smooth" in str(bounds)
 
 
 def test_a_saddle_that_the_hessian_does_not_see():
@@ -91,7 +90,8 @@ def test_a_saddle_that_the_hessian_does_not_see():
     bounds = llc.higher_bounds(posterior, key=KEY)
     assert not bounds.valid
     assert np.isnan([bounds.lower, bounds.upper]).all()
-    assert "w* is a saddle" in str(bounds)
+    assert bounds.is_saddle
+    assert llc.rank_bounds(llc.spectrum(posterior)).is_saddle is False, "the rank alone does not see it"
 
 
 def test_wrong_input():

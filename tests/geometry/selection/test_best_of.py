@@ -55,14 +55,13 @@ def test_slope_is_that_of_order_statistics(name):
     assert abs(result.bend - (second - first)) < 4 * result.bend_stderr
     # λ itself: a bias of the order m^(−1/λ), or 1/log m for a multiplicity.
     assert abs(expected / coefficient - 1) < (0.2 if name == "(w1 w2)^2" else 0.1)
-    assert f"λ = {result.value:.3f}" in str(result)
     assert not result.message
 
 
 def test_a_large_coefficient_is_named():
     result = llc.best_of_slope(KEY, _population(lambda w: jnp.sum(w**2), 12), sigma=0.1, num_groups=16, progress=False)
     assert result.value < 6 - 4 * result.stderr
-    assert "needs to be below about 3" in str(result)
+    assert result.message
 
 
 def test_weights_are_those_of_random_subsets():

@@ -156,7 +156,6 @@ def test_best_of_many_is_the_inverse_hessian():
     assert abs(many.matrix[0, 0] - exact) < 0.01
     assert abs(np.log(few.matrix[0, 0] / few.matrix[1, 1] / 100)) > 4 * np.sqrt(4 / 4000)
     assert few.hopeless
-    assert "num_candidates ≈ 500" in few.message
 
 
 # Ranks
@@ -385,7 +384,6 @@ def test_a_slope_is_found():
         KEY, _flat(3, 0), noisy_loss_fn=lambda key, w: w[0], sigma=0.1, num_winners=200, progress=False
     )
     assert not slope.centered
-    assert "no minimum" in str(slope)
 
 
 # σ
@@ -399,7 +397,6 @@ def test_ladder_of_a_quadratic_is_flat():
     assert ladder.agree == (True, True)
     assert ladder.accepted is ladder.rungs[2]
     assert not ladder.quartic
-    assert "plateau up to σ = 0.1" in str(ladder)
 
 
 def test_ladder_shows_quartic_selection():
@@ -414,7 +411,6 @@ def test_ladder_shows_quartic_selection():
     assert ladder.accepted is ladder.rungs[1]
     assert ladder.quartic
     assert abs(ladder.kernel_variances[0] - 1) < 4 * ladder.kernel_error
-    assert "quartic" in str(ladder)
 
 
 def test_ladder_without_a_plateau():
@@ -429,7 +425,6 @@ def test_ladder_without_a_plateau():
     ladder = llc.sigma_ladder(KEY, posterior, noisy_loss_fn=noisy, sigmas=(1e-4, 3e-2), progress=False)
     assert [rung.rank for rung in ladder.rungs] == [0, 1]
     assert ladder.accepted is None
-    assert "no plateau" in str(ladder)
 
 
 # Refusals
