@@ -116,9 +116,8 @@ def _localization(bounds: Bounds, mean: Estimate, corrected: Estimate, sensitivi
     # directions.
     shown, error = mean.value / corrected.value, 2 * mean.mcse / corrected.value
     if sensitivity is None or shown + error < _MIN_SHARE:
-        return _scale_check(
-            shown, _MIN_SHARE, shown + error >= _MIN_SHARE, f"{at} λ̂ is {shown:.0%} of the estimate of λ", cure
-        )
+        seen = f"{at} λ̂ is {shown:.0%} of the estimate of λ"
+        return _scale_check(shown, _MIN_SHARE, shown + error >= _MIN_SHARE, seen, cure)
     # The others, with none added: directions of one curvature h that show a share p = h / (h + γ/nβ) at γ lose
     # 2 (1 − p) / (3 − 2p) of it at 3γ, a half at p = 1/2.
     moved = sensitivity.value / corrected.value

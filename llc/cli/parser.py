@@ -14,6 +14,7 @@ from typing import NoReturn
 from llc.cli import commands
 
 _WRONG = 3  # exit status of wrong input
+_NBETA = "inverse temperature times n; default: the posterior's (n / log n)"
 _EXECUTED = "FILE.py is executed as a Python program; give it only files that you trust."
 
 
@@ -84,71 +85,91 @@ def _add(
 
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, help="of training and sampling")
-    command.add_argument("--out", type=Path, default=Path("llc-demo.nc"), help="draws and spectrum (netCDF)")
-    command.add_argument("--figure", type=Path, default=Path("llc-demo.png"), help="dashboard")
+    command.add_argument("--seed", type=int, default=0, help="seed of training and sampling")
+    command.add_argument("--out", type=Path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
+    command.add_argument("--figure", type=Path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
 
 
 def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
-    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
-    command.add_argument("--gamma", type=float, help="default: the posterior's, or chosen")
-    command.add_argument("--num-chains", type=int, default=4)
-    command.add_argument("--num-warmup", type=int, help="default: chosen")
-    command.add_argument("--num-draws", type=int, default=2000)
+    command.add_argument("--nbeta", type=float, help=_NBETA)
+    command.add_argument("--gamma", type=float, help="localization γ; default: the posterior's, or chosen")
+    command.add_argument("--num-chains", type=int, default=4, help="independent chains")
+    command.add_argument("--num-warmup", type=int, help="steps that are discarded; default: chosen")
+    command.add_argument("--num-draws", type=int, default=2000, help="recorded draws of each chain")
     command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
-    command.add_argument("--batch-size", type=int, help="default: chosen")
-    command.add_argument("--budget", type=int, help="most steps of a chain; default: no limit")
-    command.add_argument("--seed", type=int, default=0, help="of the pilot runs")
-    command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into, which llc sample keeps there")
-    command.add_argument("--figure", type=Path, help="predicted bias and cost over ε and γ, with the pilots (PNG)")
+    command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
+    command.add_argument("--budget", type=int, help="largest number of steps of a chain; default: no limit")
+    command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
+    command.add_argument("--out", type=Path, help="netCDF file for the spectrum; llc sample keeps it there")
+    command.add_argument("--figure", type=Path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
 
 def _sample_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
-    command.add_argument("--out", type=Path, required=True, help="netCDF file; a spectrum that is in it stays")
-    command.add_argument("--sampler", choices=sorted(commands.SAMPLERS), default="sgld")
-    command.add_argument("--step-size", type=float, help="default: from the curvature (sg…), adapted (others)")
-    command.add_argument("--control-variates", action="store_true", default=None, help="of sgld: for noisy labels")
-    command.add_argument("--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="of sgld")
-    command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="of sgld")
-    command.add_argument("--friction", type=float, help="of sghmc and sgnht; default: critical at h_max")
-    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
-    command.add_argument("--gamma", type=float, help="default: the posterior's, or from the curvature and run length")
-    command.add_argument("--num-chains", type=int, default=4)
-    command.add_argument("--num-warmup", type=int, default=1000)
-    command.add_argument("--num-draws", type=int, default=1000)
+    command.add_argument("--out", type=Path, required=True, help="netCDF file; a spectrum in it is kept")
+    command.add_argument("--sampler", choices=sorted(commands.SAMPLERS), default="sgld", help="transition kernel")
+    command.add_argument(
+        "--step-size", type=float, help="default: from the curvature (sgld, sghmc, sgnht), or adapted in the warm-up"
+    )
+    command.add_argument(
+        "--control-variates", action="store_true", default=None, help="sgld only: less gradient noise, for noisy labels"
+    )
+    command.add_argument("--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="sgld only")
+    command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="sgld only")
+    command.add_argument("--friction", type=float, help="sghmc and sgnht only; default: critical at h_max")
+    command.add_argument("--nbeta", type=float, help=_NBETA)
+    command.add_argument(
+        "--gamma", type=float, help="localization γ; default: the posterior's, or from the curvature and the run length"
+    )
+    command.add_argument("--num-chains", type=int, default=4, help="independent chains")
+    command.add_argument("--num-warmup", type=int, default=1000, help="steps that are discarded")
+    command.add_argument("--num-draws", type=int, default=1000, help="recorded draws of each chain")
     command.add_argument("--thinning", type=int, default=1, help="steps between draws")
-    command.add_argument("--batch-size", type=int, help="default: all data")
+    command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: all data")
     command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
-    command.add_argument("--chain-method", choices=("auto", "vectorized", "sequential", "parallel"), default="auto")
+    command.add_argument(
+        "--chain-method",
+        choices=("auto", "vectorized", "sequential", "parallel"),
+        default="auto",
+        help="whether chains run as one program, one after the other, or on several devices",
+    )
     command.add_argument("--keep-params", action="store_true", help="keep the parameters of every draw")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="seed of the run")
 
 
 def _bounds_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
-    command.add_argument("--matrix", choices=("hessian", "ggn"), default="hessian")
     command.add_argument(
-        "--method", choices=("auto", "dense", "gram", "range_finder", "sketch", "lanczos"), default="auto"
+        "--matrix", choices=("hessian", "ggn"), default="hessian", help="the Hessian, or the Gauss–Newton matrix"
     )
-    command.add_argument("--num-matvecs", type=int, help="Lanczos steps a probe; default: what resolves γ/nβ")
-    command.add_argument("--num-probes", type=int, default=8)
-    command.add_argument("--seed", type=int, default=0, help="of the probes")
+    command.add_argument(
+        "--method",
+        choices=("auto", "dense", "gram", "range_finder", "sketch", "lanczos"),
+        default="auto",
+        help="how the spectrum is computed",
+    )
+    command.add_argument(
+        "--num-matvecs", type=int, help="Lanczos steps of each probe; default: as many as resolve γ/nβ"
+    )
+    command.add_argument("--num-probes", type=int, default=8, help="random probes of the trace")
+    command.add_argument("--seed", type=int, default=0, help="seed of the probes")
     command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (dense, minutes)")
-    command.add_argument("--nbeta", type=float, help="default: the posterior's (n / log n)")
-    command.add_argument("--gamma", type=float, help="scale for λ_quad; default: the posterior's")
-    command.add_argument("--out", type=Path, help="netCDF file to put the spectrum into (made, or added to)")
+    command.add_argument("--nbeta", type=float, help=_NBETA)
+    command.add_argument(
+        "--gamma", type=float, help="localization γ at which λ_quad is computed; default: the posterior's"
+    )
+    command.add_argument("--out", type=Path, help="netCDF file for the spectrum; its draws are kept")
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, help="netCDF file of llc sample, best with a spectrum of llc bounds")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
-    command.add_argument("--html", type=Path, help="write a self-contained page")
-    command.add_argument(
-        "--require-converged", action="store_true", help="exit with 1 unless the verdict is CONSISTENT (or outside: 2)"
-    )
+    command.add_argument("--html", type=Path, help="HTML file for the report as one self-contained page")
     command.add_argument("--figures", type=Path, help="folder for the figures (PNG)")
+    command.add_argument(
+        "--require-converged", action="store_true", help="exit with status 1 where the verdict is SCALE_DEPENDENT"
+    )
 
 
 def _posterior_flag(command: argparse.ArgumentParser) -> None:

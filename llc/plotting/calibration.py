@@ -41,7 +41,7 @@ def plot_calibration(calibration: Calibration, *, ax: Axes | None = None) -> Axe
     if chosen is None:
         canvas.note(ax, f"{type(calibration.sampler).__name__} adapts its step size in the warm-up")
         return canvas.finish(ax, "Calibration", "step size ε", "localization γ")
-    gamma, step_size = float(calibration.posterior.gamma), float(np.asarray(chosen))  # pyright: ignore[reportArgumentType]
+    gamma, step_size = calibration.posterior.scale.gamma, float(np.asarray(chosen))
     pilots = calibration.pilots
     steps = _range([step_size, *(pilot.step_size for pilot in pilots)])
     gammas = _range([gamma, *(pilot.gamma for pilot in pilots if pilot.gamma > 0)] if gamma else [1.0])
@@ -80,10 +80,10 @@ def bias_of(spectrum: Any, nbeta: float, gamma: float, step_size: float) -> floa
     if step_size * (nbeta * spectrum.largest + gamma) >= _STABLE:
         return float("nan")
 
-    def share(h):
+    def share(h: np.ndarray) -> np.ndarray:
         return nbeta * np.maximum(h, 0.0) / (nbeta * np.maximum(h, 0.0) + gamma)
 
-    def heat(h):
+    def heat(h: np.ndarray) -> np.ndarray:
         return 1 / (1 - step_size * (nbeta * np.maximum(h, 0.0) + gamma) / _STABLE) - 1
 
     total = spectrum.sum(share)

@@ -100,7 +100,7 @@ def _draw_bounds(ax: Axes, bounds: Bounds, corrected: Any, symbol: str) -> None:
         label = f"{symbol} = {plus_minus(corrected.value, corrected.mcse)}"
         ax.plot([], [], "D", color=canvas.BLUE, ms=5, label=label)
     strip.set(xlim=(0, 1), xticks=[])
-    strip.set_xlabel(symbol, fontsize=9)
+    strip.set_xlabel(r"$\lambda$" if corrected is None else symbol, fontsize=9)
     strip.tick_params(left=False, labelleft=False)
 
 

@@ -19,7 +19,7 @@ def _spectrum():
 
 
 def _calibration(sampler, pilots=()):
-    posterior = SimpleNamespace(nbeta=NBETA, gamma=10.0)
+    posterior = SimpleNamespace(nbeta=NBETA, gamma=10.0, scale=SimpleNamespace(nbeta=NBETA, gamma=10.0))
     pilots = tuple(SimpleNamespace(gamma=g, step_size=s, stiffness=x) for g, s, x in pilots)
     return SimpleNamespace(sampler=sampler, posterior=posterior, pilots=pilots, spectrum=_spectrum())
 

@@ -158,7 +158,7 @@ def test_invalid_bounds_are_not_drawn(report, bounds):
     render(ax.figure)
     (strip,) = ax.child_axes
     assert len(strip.lines) == 0
-    assert r"\mathrm{corr}" in strip.get_xlabel()
+    assert strip.get_xlabel() == r"$\lambda$"
     assert "do not hold" in ax.get_legend().get_texts()[-1].get_text()
 
 
