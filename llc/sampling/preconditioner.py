@@ -121,7 +121,7 @@ class Curvature(Constant):
                 "Curvature needs a spectrum with eigenvectors (method 'dense' or 'block') and a positive eigenvalue, "
                 f"got method {spectrum.method!r} with h_max = {spectrum.largest:.3g}."
             )
-        curvatures = np.sort(spectrum.nodes[0])[::-1][: len(spectrum.vectors)]
+        curvatures = spectrum.vector_eigenvalues
         delta = damping * spectrum.largest
         scales = delta / (np.maximum(curvatures, 0.0) + delta)
         return cls(jnp.asarray(spectrum.vectors, jnp.float32), jnp.asarray(scales, jnp.float32))
