@@ -96,8 +96,11 @@ def note_of(spectrum: Spectrum) -> str:
 
 
 def _smooth(smoothness: Smoothness | None) -> Assumption:
-    if smoothness is None or smoothness.state == "coarse":
-        reason = "the spectrum's file has no probe" if smoothness is None else "the loss computes in less than float64"
+    if smoothness is None:
+        return Assumption("smooth", holds=True, message="not judged: the spectrum's file has no probe")
+    if smoothness.state in ("coarse", "not judged"):
+        coarse = smoothness.state == "coarse"
+        reason = "the loss computes in less than float64" if coarse else "the spectrum was made for a small budget"
         return Assumption("smooth", holds=True, message=f"not judged: {reason}")
     if smoothness.state == "boundary":
         message = (

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from llc.bounds.renamed import renamed
 
-State = Literal["smooth", "kink", "boundary", "coarse"]
+State = Literal["smooth", "kink", "boundary", "coarse", "not judged"]
 ThresholdCause = Literal["round-off", "negative curvature", "error of the method"]
 
 
@@ -30,7 +30,7 @@ class Smoothness(NamedTuple):
 
     Attributes:
         state: `"smooth"`, `"kink"`, `"boundary"` (the loss is not finite beside w*), or `"coarse"` (the loss rounds
-            its parameters to less than float64, so that nothing can be said).
+            its parameters to less than float64, so that nothing can be said), or `"not judged"`.
         even: exponent of t in the even part of the gradient beyond the Hessian, at the smallest t at which it stands
             above round-off. It is 2 or more for a C³ loss, and inf where the part never stands above round-off.
         odd: the same of the odd part: 3 or more for a C⁴ loss.
@@ -50,7 +50,7 @@ class Spectrum:
         weights: multiplicity of each node; every row adds up to `dim`.
         dim: d, the order of the matrix.
         matrix: `"hessian"` or `"ggn"`.
-        method: `"dense"`, `"gram"`, `"range_finder"`, `"sketch"` or `"lanczos"`.
+        method: `"dense"`, `"gram"`, `"range_finder"`, `"sketch"`, `"lanczos"` or `"deflated"`.
         gradient_nodes: nodes of the measure of the gradient g of the mean loss.
         gradient_weights: its weights; Σ w f(node) = gᵀ f(H) g.
         noise: error of an eigenvalue by the method, in the unit of the nodes: round-off, seen as asymmetry of a dense
@@ -65,6 +65,8 @@ class Spectrum:
         half_weights: their weights.
         vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32. None where the method
             does not find them (gram, sketch, lanczos), and in files, which do not store them.
+        num_exact: number of leading nodes of every row that are eigenvalues of weight one (deflated). Only what follows
+            them is estimated from the row's probe.
     """
 
     nodes: Float[np.ndarray, "probe node"]
@@ -81,6 +83,7 @@ class Spectrum:
     half_nodes: Float[np.ndarray, "probe half_node"] | None = None
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
     vectors: Float[np.ndarray, "kept dim"] | None = None
+    num_exact: int = 0
 
     misfit = renamed("misfit", "gauss_newton_discrepancy")
     unsettled = renamed("unsettled", "unstable_eigenvalues")
@@ -139,15 +142,25 @@ class Spectrum:
     @property
     def exact(self) -> bool:
         """Whether the nodes are the eigenvalues themselves."""
-        return self.method != "lanczos"
+        return self.method not in ("lanczos", "deflated")
+
+    @property
+    def vector_eigenvalues(self) -> Float[np.ndarray, "kept"]:
+        """Eigenvalues of `vectors`, in their order; empty without."""
+        size = 0 if self.vectors is None else len(self.vectors)
+        return self.nodes[0, :size] if self.num_exact else np.sort(self.nodes[0])[::-1][:size]
 
     @property
     def resolution(self) -> float:
         """The smallest scale at which eigenvalues are told apart; 0 if the nodes are exact.
 
-        m Lanczos steps resolve the lower edge of the spectrum to h_max (π / 2m)² (zeros of Chebyshev polynomials).
+        m Lanczos steps resolve the lower edge of the spectrum to h (π / 2m)² (zeros of Chebyshev polynomials), h the
+        largest eigenvalue that is not known exactly.
         """
-        return 0.0 if self.exact else max(self.largest, 0.0) * (0.5 * np.pi / self.nodes.shape[1]) ** 2
+        if self.exact or self.nodes.shape[1] == self.num_exact:
+            return 0.0
+        estimated = self.nodes[:, self.num_exact :]
+        return max(float(estimated.max()), 0.0) * (0.5 * np.pi / estimated.shape[1]) ** 2
 
     def resolves(self, scale: float) -> bool:
         """Whether eigenvalues on both sides of `scale` are told apart.
@@ -155,7 +168,7 @@ class Spectrum:
         A count that stays the same with half of the steps is no substitute: both counts may take the null space for
         curved.
         """
-        return self.exact or scale >= self.resolution > 0
+        return self.exact or scale >= self.resolution > 0 or (self.num_exact > 0 and scale > self.resolution)
 
     def sum(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
         """Tr f(H), for `fn` that acts on arrays of eigenvalues."""
@@ -164,13 +177,14 @@ class Spectrum:
     def stderr(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
         """Standard error of `sum(fn)`, 0 for an exact spectrum: √(2 tr f² / P) of the probes, and the quadrature's.
 
-        The first part is exact for Gaussian probes and an upper bound for Rademacher probes (√(2r / P) for a count of
+        The trace is over what is not known exactly. The first part is exact for Gaussian probes and an upper bound for Rademacher probes (√(2r / P) for a count of
         r), which the spread of eight sums can't measure as well. The second part is the change of the sum from half of
         the steps to all of them.
         """
         if self.half_nodes is None or self.half_weights is None:
             return 0.0
-        probes = 2 * self.sum(lambda h: fn(h) ** 2) / len(self.nodes)
+        rest = slice(self.num_exact, None)
+        probes = 2 * _sum(self.nodes[:, rest], self.weights[:, rest], lambda h: fn(h) ** 2) / len(self.nodes)
         return math.hypot(math.sqrt(max(probes, 0.0)), self.sum(fn) - _sum(self.half_nodes, self.half_weights, fn))
 
     def count_stderr(self, threshold: float) -> float:
@@ -200,6 +214,19 @@ class Spectrum:
         """Standard error of `quad`."""
         return self.stderr(lambda h: shrink(h, localization_scale))
 
+    def signed_quad(self, localization_scale: float) -> float:
+        """½ Σ h / (h + γ/nβ) over all h, the mean of nβ (L − L*) in the Gaussian at w*; nan where h_min ≤ −γ/nβ.
+
+        Where many small eigenvalues of either sign surround zero (an imperfect minimum), a trace estimate has this sum
+        after a few steps, while `quad`, whose summand has a kink at zero, takes hundreds.
+        """
+        _require_nonnegative("signed_quad", "localization_scale", localization_scale)
+        return self.sum(lambda h: signed_shrink(h, localization_scale))
+
+    def signed_quad_stderr(self, localization_scale: float) -> float:
+        """Standard error of `signed_quad`."""
+        return self.stderr(lambda h: signed_shrink(h, localization_scale))
+
     def newton_decrement(self, localization_scale: float) -> float:
         """½ gᵀ (H₊ + γ/nβ)⁻¹ g: the decrease of the loss by a damped Newton step, in nats per example."""
         curvature = np.maximum(np.maximum(self.gradient_nodes, 0) + localization_scale, np.finfo(np.float64).tiny)
@@ -218,9 +245,8 @@ class Spectrum:
         if self.half_nodes is not None:
             variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
             variables["half_weights"] = (("probe", "half_node"), self.half_weights)
-        attributes = {
-            name: getattr(self, name) for name in ("dim", "matrix", "method", "noise", "gauss_newton_discrepancy")
-        }
+        names = ("dim", "matrix", "method", "noise", "gauss_newton_discrepancy", "num_exact")
+        attributes = {name: getattr(self, name) for name in names}
         if self.smoothness is not None:
             attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
         return xr.Dataset(variables, attrs=attributes)
@@ -249,6 +275,7 @@ class Spectrum:
                 attributes.get("gauss_newton_discrepancy", attributes.get("misfit", math.nan))
             ),
             smoothness=smoothness,
+            num_exact=int(attributes.get("num_exact", 0)),
         )
 
 
@@ -268,3 +295,9 @@ def shrink(h: np.ndarray, localization_scale: float) -> np.ndarray:
     """½ h / (h + γ/nβ), the part of each direction in λ_quad; 0 where h is not positive."""
     h = np.maximum(h, 0.0)
     return np.where(h > 0, 0.5 * h / np.where(h > 0, h + localization_scale, 1.0), 0.0)
+
+
+def signed_shrink(h: np.ndarray, localization_scale: float) -> np.ndarray:
+    """½ h / (h + γ/nβ), negative where h is; nan where h ≤ −γ/nβ, beyond which there is no Gaussian."""
+    shifted = h + localization_scale
+    return np.where(h == 0, 0.0, 0.5 * h / np.where(shifted > 0, shifted, np.nan))

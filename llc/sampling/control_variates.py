@@ -81,7 +81,7 @@ def make_control_variates(posterior: LocalPosterior, spectrum: Spectrum | None) 
         )
     nbeta, gamma = posterior.scale
     dtype = jnp.result_type(*jax.tree.leaves(posterior.position))
-    curvatures = nbeta * np.sort(spectrum.nodes[0])[::-1][: len(spectrum.vectors)]
+    curvatures = nbeta * spectrum.vector_eigenvalues
     shares = curvatures / (curvatures + gamma)
     most = max(1, _BYTES // (dtype.itemsize * posterior.num_params))
     visible = int(np.sum(shares > _VISIBLE))

@@ -131,7 +131,7 @@ class Curvature(Constant):
                 "Curvature needs a spectrum with eigenvectors (method 'dense' or 'range_finder') and a positive "
                 f"eigenvalue, got method {spectrum.method!r} with h_max = {spectrum.largest:.3g}."
             )
-        curvatures = np.sort(spectrum.nodes[0])[::-1][: len(spectrum.vectors)]
+        curvatures = spectrum.vector_eigenvalues
         delta = damping * spectrum.largest
         scales = delta / (np.maximum(curvatures, 0.0) + delta)
         return cls(jnp.asarray(spectrum.vectors, jnp.float32), jnp.asarray(scales, jnp.float32))

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from matfree import decomp
 from tqdm.auto import tqdm
 
-from llc.geometry.curvature.operators import SymmetricOperator
+from llc.geometry.curvature.operators import SymmetricOperator, curvature_operator
+from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
+from llc.posterior.precision import float64
 
 _ORTHONORMAL = 1e-6  # defect of the Lanczos basis: 1e-14 while it is one, 1 from the breakdown on
 
@@ -49,7 +51,18 @@ def quadrature(operator: SymmetricOperator, start: Any, num_matvecs: int) -> Mea
     return nodes, weights
 
 
-def _quadrature(operator, start, num_matvecs):
+def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: int = 0) -> float:
+    """h_max of the Hessian at w*, from one Lanczos run over all the data, in float64."""
+    with float64():
+        operator = curvature_operator(posterior)
+        probe = jax.random.normal(jax.random.key(seed), (operator.dim,), jnp.float64)
+        nodes, _ = quadrature(operator, probe, num_matvecs)
+    return float(nodes.max())
+
+
+def _quadrature(
+    operator: SymmetricOperator, start: Any, num_matvecs: int
+) -> tuple[Float[np.ndarray, "node"], Float[np.ndarray, "node"], Measure]:
     require_memory(8 * (num_matvecs + 8) * operator.dim, f"{num_matvecs} Lanczos steps", "fewer of them (num_matvecs)")
     steps = min(num_matvecs, operator.dim)
     diagonal, off_diagonal, gram = map(np.asarray, jax.device_get(_tridiagonalize(operator, start, steps)))
@@ -65,14 +78,16 @@ def _quadrature(operator, start, num_matvecs):
     return *whole, half
 
 
-def _gauss(diagonal, off_diagonal, size, padded, scale):
+def _gauss(diagonal: np.ndarray, off_diagonal: np.ndarray, size: int, padded: int, scale: float) -> Measure:
     nodes, vectors = scipy.linalg.eigh_tridiagonal(diagonal[:size], off_diagonal[: size - 1])
     weights = vectors[0] ** 2 * scale
     return np.pad(nodes, (0, padded - size), mode="edge"), np.pad(weights, (0, padded - size))
 
 
 @eqx.filter_jit
-def _tridiagonalize(operator: SymmetricOperator, start, num_matvecs: int):
+def _tridiagonalize(
+    operator: SymmetricOperator, start: Float[Array, "dim"], num_matvecs: int
+) -> tuple[Float[Array, "step"], Float[Array, "coupling"], Float[Array, "step step"]]:
     tridiagonalize = decomp.tridiag_sym(num_matvecs, materialize=False, reortho="full", custom_vjp=False)
     result = tridiagonalize(operator.product, start)
     diagonal, off_diagonal = result.J_small

@@ -10,6 +10,7 @@ kernel of J too, in which the outputs do not move to first order: the rank of H 
 """
 
 import warnings
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -21,6 +22,8 @@ from llc.geometry.curvature.operators import CurvatureOperator, GaussNewtonOpera
 from llc.geometry.curvature.output_loss import OutputLoss, UnknownOutputLossError
 from llc.geometry.curvature.smoothness import directions
 from llc.posterior.local_posterior import LocalPosterior
+
+_PACKAGE = str(Path(__file__).parents[2])  # warnings name the line that called it
 
 
 def gauss_newton_part(posterior: LocalPosterior, output_loss: OutputLoss) -> GaussNewtonOperator | None:
@@ -35,7 +38,7 @@ def gauss_newton_part(posterior: LocalPosterior, output_loss: OutputLoss) -> Gau
         return gauss_newton_operator(posterior, output_loss=output_loss)
     except UnknownOutputLossError as error:
         message = f"what residuals add to the Hessian is not measured: {error}"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, skip_file_prefixes=(_PACKAGE,))
         return None
 
 
@@ -48,6 +51,8 @@ def residual_share(gauss_newton: CurvatureOperator | None, products: Float[np.nd
 
 
 @eqx.filter_jit
-def first_order(operator: CurvatureOperator, vectors: Float[Array, "vector dim"]):
+def first_order(
+    operator: CurvatureOperator, vectors: Float[Array, "vector dim"]
+) -> tuple[Float[Array, "dim"], Float[Array, "vector dim"]]:
     """The gradient, and the products with `vectors`."""
     return operator.gradient(), jax.lax.map(operator.product, vectors)

@@ -10,7 +10,9 @@ import scipy.special
 import llc
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.lanczos import quadratures
+from llc.geometry.curvature.methods import METHODS
 from llc.geometry.curvature.operators import curvature_operator
+from llc.geometry.curvature.problem import Limits, Settings, problem_of
 from llc.geometry.curvature.smoothness import directions
 from llc.posterior.precision import as_float64, float64
 from tests.geometry.curvature.test_operators import _oracle, _posterior
@@ -200,43 +202,54 @@ def test_a_rank_by_design_is_found(method):
     assert found.nodes.size == 81, "eighty eigenvalues, and zero"
 
 
-def test_block_says_that_there_are_too_many(monkeypatch):
-    monkeypatch.setattr("llc.geometry.curvature.methods.MAX_ORDER", 10)
-    with pytest.raises(
-        ValueError, match="method 'range_finder' needs at most 10 eigenvalues that are not zero, got more"
-    ):
-        llc.spectrum(deep_linear([12, 6, 12], [4, 4]), method="range_finder")
+def _spectrum(method, posterior, limits, **settings):
+    with float64():
+        return METHODS[method](problem_of(posterior, Settings(**settings), limits))
 
 
-def test_auto_finds_a_low_rank_in_a_large_model(monkeypatch):
+@pytest.mark.parametrize("method", ["range_finder", "sketch"])
+def test_too_many_eigenvalues_are_an_error(method):
+    with pytest.raises(ValueError, match=f"method '{method}' needs at most 10 eigenvalues that are not zero, got more"):
+        _spectrum(method, deep_linear([12, 6, 12], [4, 4]), Limits(order=10))
+
+
+def test_the_old_name_of_the_range_finder_is_taken():
+    posterior = deep_linear([4, 2, 4], [1, 1])
+    with pytest.warns(DeprecationWarning, match="range_finder"):
+        old = llc.spectrum(posterior, method="block")
+    new = llc.spectrum(posterior, method="range_finder")
+    assert old.method == new.method == "range_finder"
+    np.testing.assert_array_equal(old.nodes, new.nodes)
+
+
+def test_auto_finds_a_low_rank_in_a_large_model():
     posterior = deep_linear([12, 6, 12], [4, 4])
-    monkeypatch.setattr("llc.geometry.curvature.methods.MAX_ORDER", 143)
-    monkeypatch.setattr("llc.geometry.curvature.methods._SPARE", 20)
-    assert llc.spectrum(posterior).method == "range_finder"
-    with monkeypatch.context() as patch:
-        patch.setattr("llc.geometry.curvature.methods._VECTOR_BYTES", 8 * 144 * 50)
-        assert llc.spectrum(posterior).method == "sketch"
+    limits = Limits(order=143, spare=20)
+    assert _spectrum("auto", posterior, limits).method == "range_finder"
+    few_vectors = dataclasses.replace(limits, vector_bytes=8 * 144 * 50)
+    assert _spectrum("auto", posterior, few_vectors).method == "sketch"
+    assert _spectrum("auto", posterior, limits, budget=60).method == "deflated"
     flat = 10.0 ** -np.linspace(0, 8, 200)  # no gap: nothing is low
     decaying = llc.LocalPosterior(
         lambda w, batch: 0.5 * jnp.sum(jnp.asarray(flat, w.dtype) * w**2), np.zeros(200, np.float32), np.zeros((10, 1))
     )
-    assert llc.spectrum(decaying).method == "lanczos"
+    assert _spectrum("auto", decaying, limits).method == "lanczos"
 
 
-def test_auto_tries_the_range_of_a_middling_model(monkeypatch):
+def test_auto_tries_the_range_of_a_middling_model():
     """From some size on the range finder is tried first, and dense is taken where it fails or could lose λ_quad."""
-    monkeypatch.setattr("llc.geometry.curvature.methods._SMALL", 100)
+    limits = Limits(small=100)
     posterior = deep_linear([12, 6, 12], [2, 2])  # rank 44 of 144, found in two blocks of 64
-    found, dense = llc.spectrum(posterior), llc.spectrum(posterior, method="dense")
+    found, dense = _spectrum("auto", posterior, limits), llc.spectrum(posterior, method="dense")
     assert (found.method, dense.method) == ("range_finder", "dense")
     assert found.quad(1e-3) == pytest.approx(dense.quad(1e-3), rel=1e-9)
-    assert llc.spectrum(deep_linear([12, 6, 12], [4, 4])).method == "dense", "rank 80: more than one block"
+    assert _spectrum("auto", deep_linear([12, 6, 12], [4, 4]), limits).method == "dense", "rank 80: more than one block"
     curvatures = np.concatenate([np.ones(20), np.full(180, 4e-7)])  # 180 that add up, below the precision of w*
 
     def spectrum(gamma):
         center, data = np.zeros(200, np.float32), np.zeros((1000, 1))
         loss = lambda w, batch: 0.5 * jnp.sum(jnp.asarray(curvatures, w.dtype) * w**2)  # noqa: E731
-        return llc.spectrum(llc.LocalPosterior(loss, center, data, gamma=gamma))
+        return _spectrum("auto", llc.LocalPosterior(loss, center, data, gamma=gamma), limits)
 
     weak = spectrum(0.01)
     assert weak.method == "dense"
@@ -244,7 +257,7 @@ def test_auto_tries_the_range_of_a_middling_model(monkeypatch):
     assert weak.quad(scale) == pytest.approx(0.5 * np.sum(curvatures / (curvatures + scale)), rel=1e-6)
     assert spectrum(100.0).method == "range_finder", "a localization that hides them"
     flat = llc.LocalPosterior(lambda w, batch: 0.0 * jnp.sum(w), np.zeros(200, np.float32), np.zeros((10, 1)))
-    nothing = llc.spectrum(flat)
+    nothing = _spectrum("auto", flat, limits)
     assert nothing.method == "range_finder"
     assert nothing.vectors.shape == (0, 200)
 
@@ -313,6 +326,9 @@ def test_dataset_round_trip():
         ({"matrix": "fisher"}, "matrix needs one of"),
         ({"num_probes": 0}, "num_probes needs an integer >= 1"),
         ({"num_matvecs": 0}, "num_matvecs needs an integer >= 1"),
+        ({"budget": 5}, "budget needs an integer >= 13"),
+        ({"relative_error": 0.0}, "relative_error needs a finite number > 0"),
+        ({"relative_scale": float("nan")}, "relative_scale needs a finite number > 0"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else "",
 )

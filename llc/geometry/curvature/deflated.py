@@ -1,0 +1,307 @@
+r"""λ_quad, h_max and the top eigenvectors for a price: stochastic Lanczos quadrature beside what is known exactly.
+
+A Lanczos run finds the top eigenpairs $Q, \Theta$. They are taken as they are, and only the trace over the rest is
+estimated, from random vectors z in the complement of Q:
+
+$$ \mathrm{tr}\, f(H) \approx \sum_i f(\theta_i) + \frac{d - k}{P} \sum_{p=1}^{P}
+   \frac{z_p^\top f(H)\, z_p}{\lVert z_p \rVert^2}, \qquad z_p = (1 - Q Q^\top)\, g_p, \quad g_p \sim N(0, 1). $$
+
+The standard error of a sum, $\sqrt{2\, \mathrm{tr} f^2 / P}$, has the rest only in its trace, and the Lanczos runs of
+the probes see a spectrum that ends at the largest of the rest, so they are shorter by the root of what it fell by.
+
+The work stops when the next step changes nothing that is asked. Lanczos steps go on until the probes, for the wanted
+error of λ_quad, are forecast to cost no more products than the run took; then the probes go on until they have that
+error, or the budget is spent. A pair is deflated where its residual ρ changes λ_quad by at most 10⁻⁴ of its own part:
+an error E in the block of H between Q and the rest enters the trace as $\lVert E \rVert^2 / (2 c\, θ)$, c = γ/nβ.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+from tqdm.auto import tqdm
+
+from llc.bounds.spectral_measure import Smoothness, Spectrum, shrink, signed_shrink
+from llc.geometry.curvature import krylov
+from llc.geometry.curvature.krylov import Krylov, Ritz
+from llc.geometry.curvature.lanczos import Measure
+from llc.geometry.curvature.operators import CurvatureOperator
+from llc.geometry.curvature.problem import Problem
+
+_GRADIENTS = 2  # that a product costs (1.6 and 2.7 measured, see krylov.py)
+_FORECAST = 100  # products that the bar shows before anything is known
+_MAX_STEPS = 400  # of one run
+_MAX_PROBES = 64
+_LOOK = 4  # steps between two looks at what was found
+_RESIDUAL = 1e-4  # ρ² / (θ c) of a pair that is deflated
+_CURVED = 0.1  # θ / c above which deflation is worth a vector
+_DEEP, _DEEPEST = 0.7, 0.9  # |h_min| nβ / γ up to which λ_quad is signed, and to which a node is cut
+_QUADRATURE = 1 / 3  # part of the wanted error that the change from half of a probe's steps to all may take
+_TILT = 2e-3  # shift of λ̂ by the gradient, relative to λ_quad, below which more about it changes nothing
+_EXHAUSTED = 100.0  # times the precision, of ‖T‖
+_SETTLED = 0.05  # relative change of the gradient's measure with which its run ends
+
+
+class _Target(NamedTuple):
+    """What is asked: λ_quad at γ/nβ = `scale`, with the relative standard error `error`; signed where that exists."""
+
+    scale: float
+    error: float
+    signed: bool
+
+    def parts(self, nodes: Float[np.ndarray, "node"]) -> Float[np.ndarray, "node"]:
+        """What each eigenvalue adds to λ_quad."""
+        if self.signed:
+            return signed_shrink(np.maximum(nodes, -_DEEPEST * self.scale), self.scale)
+        return shrink(nodes, self.scale)
+
+    def allowed(self, quad: float) -> float:
+        """The wanted standard error; no smaller than that of half a parameter."""
+        return self.error * max(abs(quad), 0.5)
+
+
+class _Outlook(NamedTuple):
+    """What the run of the whole matrix says of the rest of the work."""
+
+    known: Float[np.ndarray, "step"]  # which pairs are deflated
+    quad: float
+    num_steps: int  # of a probe
+    num_probes: int
+
+
+class _Leading(NamedTuple):
+    """Eigenpairs that are known: the positive ones, largest first, and then the negative ones."""
+
+    nodes: Float[np.ndarray, "known"]
+    vectors: Float[Array, "known dim"]
+    noise: float
+    outlook: _Outlook
+    target: _Target
+
+
+class _Probe(NamedTuple):
+    """Measures of a probe, from all of its steps and from half of them; the weights add up to one."""
+
+    whole: Measure
+    half: Measure
+
+
+@dataclass
+class _Work:
+    """The products that are left, and the bar that shows them."""
+
+    left: int
+    bar: tqdm
+
+    def step(self, operator: CurvatureOperator, known: Float[Array, "known dim"], run: Krylov) -> Krylov:
+        self.left -= 1
+        self.bar.update()
+        return krylov.step(operator, known, run)
+
+    def forecast(self, num_products: int, message: str) -> None:
+        self.bar.total = self.bar.n + max(min(num_products, self.left), 0)
+        self.bar.set_postfix_str(message)
+
+
+def deflated(problem: Problem) -> Spectrum:
+    """Spectrum from the leading eigenpairs and a few probes of the rest, in the precision of the params.
+
+    Smoothness, residuals and stability are not judged, and the rank is an interval.
+
+    References:
+        Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
+        Meyer, Musco, Musco & Woodruff, Hutch++: optimal stochastic trace estimation, SOSA 2021.
+        Chen & Hallman, Krylov-aware stochastic trace estimation, SIMAX 2023.
+    """
+    settings, dtype = problem.settings, jnp.result_type(jnp.float32, *jax.tree.leaves(problem.posterior.position))
+    hessian, operator = (_cast(x, dtype) for x in (problem.hessian, problem.operator))
+    products = _MAX_STEPS * _MAX_PROBES if settings.budget is None else (settings.budget - 1) // _GRADIENTS
+    first = _FORECAST if settings.budget is None else products
+    bar = tqdm(desc="spectrum", unit="product", total=first, disable=problem.hide_bar)
+    with jax.enable_x64(dtype == jnp.float64), bar:
+        work = _Work(products, bar)
+        gradient = _gradient(hessian)
+        leading = _leading(operator, problem, work, dtype)
+        measure = _gradient_measure(operator, gradient, leading, float(problem.posterior.nbeta), work)
+        probes = _probes(operator, leading, settings.seed, work)
+        vectors = np.asarray(leading.vectors[: int(np.sum(leading.nodes > 0))], np.float32)
+    nodes, weights = _rows([probe.whole for probe in probes], leading.nodes, operator.dim)
+    half_nodes, half_weights = _rows([probe.half for probe in probes], leading.nodes, operator.dim)
+    return Spectrum(
+        nodes=nodes,
+        weights=weights,
+        half_nodes=half_nodes,
+        half_weights=half_weights,
+        gradient_nodes=measure[0],
+        gradient_weights=measure[1],
+        dim=operator.dim,
+        matrix=settings.matrix,
+        method="deflated",
+        noise=leading.noise,
+        smoothness=Smoothness("not judged", math.nan, math.nan),
+        num_exact=len(leading.nodes),
+        vectors=vectors,
+    )
+
+
+def _leading(operator: CurvatureOperator, problem: Problem, work: _Work, dtype: DTypeLike) -> _Leading:
+    """The pairs that have converged when the probes are forecast to cost no more than the run did."""
+    nothing = jnp.zeros((0, operator.dim), dtype)
+    run, _ = krylov.start(_normal(problem.settings.seed, 0, operator.dim), nothing)
+    most = min(work.left // 2, _MAX_STEPS, operator.dim, problem.limits.vector_bytes // (run.following.nbytes))
+    most = max(most, 1)
+    while True:
+        run = work.step(operator, nothing, run)
+        if run.size % _LOOK and run.size < most and not _exhausted(run):
+            continue
+        found = krylov.ritz(run)
+        target = _target(problem, found)
+        outlook = _outlook(found, operator.dim, target)
+        rest = outlook.num_steps * outlook.num_probes
+        work.forecast(
+            rest if rest <= run.size else rest + _LOOK, f"h_max {found.nodes[0]:.3g}, λ_quad ≈ {outlook.quad:.3g}"
+        )
+        if run.size >= most or rest <= run.size or _exhausted(run):
+            break
+    order = np.flatnonzero(outlook.known)
+    order = np.concatenate([order[found.nodes[order] > 0], order[found.nodes[order] <= 0]])
+    noise = max(8 * float(jnp.finfo(dtype).eps) * max(float(found.nodes[0]), 0.0), 3 * run.noise)
+    return _Leading(found.nodes[order], krylov.combine(run, found.mix[:, order]), noise, outlook, target)
+
+
+def _outlook(found: Ritz, dim: int, target: _Target) -> _Outlook:
+    size = np.abs(found.nodes)
+    known = (found.residuals**2 <= _RESIDUAL * size * target.scale) & (size >= _CURVED * target.scale)
+    nodes, weights = found.nodes[~known], found.weights[~known]
+    weights = weights * (dim - int(known.sum())) / max(float(weights.sum()), np.finfo(np.float64).tiny)
+    parts = target.parts(nodes)
+    quad = float(np.sum(target.parts(found.nodes[known])) + np.sum(weights * parts))
+    variance = 2 * float(np.sum(weights * parts**2))
+    num_probes = _num_probes(variance, target.allowed(quad))
+    condition = float(np.abs(nodes).max(initial=0.0)) / target.scale
+    if target.signed:  # a function without a kink, with a pole at −γ/nβ
+        condition = float((nodes.max(initial=0.0) + target.scale) / (nodes.min(initial=0.0) + target.scale))
+    num_steps = min(math.ceil(0.5 * math.pi * math.sqrt(condition)) + 1, _MAX_STEPS)
+    return _Outlook(known, quad, num_steps, num_probes)
+
+
+def _target(problem: Problem, found: Ritz) -> _Target:
+    """γ/nβ of the posterior, or the part of h_max that was asked for."""
+    posterior, settings = problem.posterior, problem.settings
+    scale = settings.relative_scale * float(found.nodes[0])
+    if posterior.gamma is not None and float(posterior.gamma) > 0:
+        scale = posterior.scale.localization
+    scale = max(scale, np.finfo(np.float64).tiny)
+    return _Target(scale, settings.relative_error, signed=bool(-found.nodes[-1] < _DEEP * scale))
+
+
+def _gradient_measure(
+    operator: CurvatureOperator, gradient: Float[Array, "dim"], leading: _Leading, nbeta: float, work: _Work
+) -> Measure:
+    """Squared slopes along the known eigenvectors, and a quadrature of the rest, as far as it matters for λ̂.
+
+    Where it does not, the rest stands at curvature zero, from which the Newton decrement is an upper bound.
+    """
+    slopes = np.asarray(leading.vectors @ gradient, np.float64)
+    run, norm = krylov.start(np.asarray(gradient), leading.vectors)
+    nodes, weights, scale = np.zeros(1), np.ones(1), leading.target.scale
+    tolerated = _TILT * max(leading.outlook.quad, 0.5)
+    most = min(leading.outlook.num_steps, work.left // 4) if nbeta * norm**2 / scale > tolerated else 0
+    decrement = math.inf
+    while run.size < most and not (run.size and _exhausted(run)):
+        run = work.step(operator, leading.vectors, run)
+        found = krylov.ritz(run)
+        nodes, weights, last = found.nodes, found.weights, decrement
+        decrement = float(np.sum(weights / (np.maximum(nodes, 0) + scale)))
+        if abs(decrement - last) <= _SETTLED * decrement or nbeta * norm**2 * decrement <= tolerated:
+            break
+    return np.append(leading.nodes, nodes), np.append(slopes**2, weights * norm**2)
+
+
+def _probes(operator: CurvatureOperator, leading: _Leading, seed: int, work: _Work) -> list[_Probe]:
+    """Probes until λ_quad has the wanted error, or the products are spent."""
+    probes: list[_Probe] = []
+    target, rest = leading.target, operator.dim - len(leading.nodes)
+    num_steps, wanted = min(leading.outlook.num_steps, rest), 2
+    exact = float(np.sum(target.parts(leading.nodes)))
+    while len(probes) < wanted and rest and (not probes or work.left >= num_steps):
+        run, _ = krylov.start(_normal(seed, 1 + len(probes), operator.dim), leading.vectors)
+        while not run.size or (work.left and run.size < _MAX_STEPS and not _exhausted(run)):
+            run = work.step(operator, leading.vectors, run)
+            if run.size >= num_steps and (probes or run.size >= 2 * num_steps or _settled(run, rest, exact, target)):
+                break
+        num_steps = num_steps if probes or (_exhausted(run) and run.size < num_steps) else run.size
+        probes.append(_measures(run, num_steps))
+        parts = [target.parts(probe.whole[0]) for probe in probes]
+        weights = [rest * probe.whole[1] for probe in probes]
+        quad = exact + float(np.mean([np.sum(w * f) for w, f in zip(weights, parts, strict=True)]))
+        square = float(np.mean([np.sum(w * f**2) for w, f in zip(weights, parts, strict=True)]))
+        wanted = _num_probes(2 * square, target.allowed(quad))
+        error = math.sqrt(2 * square / len(probes))
+        work.forecast((wanted - len(probes)) * num_steps, f"λ_quad {quad:.4g} ± {error:.1g}")
+    return probes
+
+
+def _num_probes(variance: float, error: float) -> int:
+    """Probes that bring the error down to the wanted one; two at least, because the variance is an estimate."""
+    return min(max(math.ceil(variance / error**2) if error > 0 else 2, 2), _MAX_PROBES)
+
+
+def _settled(run: Krylov, rest: int, exact: float, target: _Target) -> bool:
+    """Whether half of the steps give λ_quad well within the wanted error already."""
+    whole, half = (krylov.ritz(run, size) for size in (run.size, max(run.size // 2, 1)))
+    sums = [rest * float(np.sum(x.weights * target.parts(x.nodes))) for x in (whole, half)]
+    return abs(sums[0] - sums[1]) <= _QUADRATURE * target.allowed(exact + sums[0])
+
+
+def _measures(run: Krylov, num_steps: int) -> _Probe:
+    """Measures padded to `num_steps` nodes; a Krylov space that is exhausted leaves no error of quadrature."""
+    whole = krylov.ritz(run)
+    half = whole if run.size < 2 or _exhausted(run) else krylov.ritz(run, run.size // 2)
+
+    def padded(found: Ritz) -> Measure:
+        missing = num_steps - len(found.nodes)
+        return np.pad(found.nodes, (0, missing), mode="edge"), np.pad(found.weights, (0, missing))
+
+    return _Probe(padded(whole), padded(half))
+
+
+def _rows(
+    measures: list[Measure], exact: Float[np.ndarray, "known"], dim: int
+) -> tuple[Float[np.ndarray, "probe all"], Float[np.ndarray, "probe all"]]:
+    """A row for each probe: the known eigenvalues, and its measure of the rest."""
+    rest = dim - len(exact)
+    if not measures:
+        return exact[None], np.ones((1, len(exact)))
+    nodes = [np.append(exact, nodes) for nodes, _ in measures]
+    weights = [np.append(np.ones(len(exact)), rest * weights) for _, weights in measures]
+    return np.stack(nodes), np.stack(weights)
+
+
+def _exhausted(run: Krylov) -> bool:
+    """Whether what a run would go on with is round-off."""
+    return run.off_diagonal[-1] <= _EXHAUSTED * float(jnp.finfo(run.basis.dtype).eps) * run.norm
+
+
+def _normal(seed: int, index: int, dim: int) -> Float[np.ndarray, "dim"]:
+    return np.random.default_rng([seed, index]).normal(size=dim)
+
+
+def _cast(operator: CurvatureOperator, dtype: DTypeLike) -> CurvatureOperator:
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if eqx.is_inexact_array(x) else x, operator)
+
+
+def _gradient(operator: CurvatureOperator) -> Float[Array, "dim"]:
+    with jax.default_matmul_precision("highest"):
+        return _gradient_of(operator)
+
+
+@eqx.filter_jit
+def _gradient_of(operator: CurvatureOperator) -> Float[Array, "dim"]:
+    return operator.gradient()
