@@ -22,7 +22,7 @@ class Info(NamedTuple):
 
     Attributes:
         potential: U at the position where its gradient was taken (an estimate of it on a minibatch).
-        virial: x·∇U / d with x = w − w*; its mean is 1 under the exact target (THEORY: equipartition).
+        virial: x·∇U / d with x = w − w*; its mean is 1 under the exact target (equipartition).
         grad_norm: ‖∇U‖.
         acceptance_rate: Metropolis acceptance probability; nan for a sampler without an accept step.
         num_gradients: gradient evaluations that the step took.

@@ -32,7 +32,7 @@ def permuted(key: PRNGKeyArray, index: Int[Array, "rows"], size: int) -> Int[Arr
     offsets, seeds = jax.random.bits(key, (2, _ROUNDS))
     offsets = (offsets % np.uint32(size)).astype(index.dtype)
 
-    def swap(index, round_key):
+    def swap(index: Array, round_key: tuple[Array, Array]) -> tuple[Array, None]:
         offset, seed = round_key
         partner = offset - index
         partner = jnp.where(partner < 0, partner + size, partner)
