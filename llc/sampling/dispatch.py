@@ -1,7 +1,8 @@
 """The same compiled program for several chains at once, from threads.
 
-XLA's loops leave cores idle between their matrix products; two programs that run at once do not. A program that runs
-releases Python's lock, so threads of this process do. Every chain computes what it would alone: the same bits.
+XLA's loops leave cores idle between their matrix products, and a program that runs releases Python's lock, so that
+threads of one process can fill them. Every chain computes what it would alone: the same bits. Whether it is faster has
+to be measured where it runs: where other work takes the cores, programs at once wait for each other's parts.
 """
 
 import os
