@@ -44,7 +44,6 @@ _CURVED = 0.1  # θ / c above which deflation is worth a vector
 _DEEP, _DEEPEST = 0.7, 0.9  # |h_min| nβ / γ up to which λ_quad is signed, and to which a node is cut
 _QUADRATURE = 1 / 3  # part of the wanted error that the change from half of a probe's steps to all may take
 _TILT = 2e-3  # shift of λ̂ by the gradient, relative to λ_quad, below which more about it changes nothing
-_EXHAUSTED = 100.0  # times the precision, of ‖T‖
 _SETTLED = 0.05  # relative change of the gradient's measure with which its run ends
 
 
@@ -81,6 +80,7 @@ class _Leading(NamedTuple):
     nodes: Float[np.ndarray, "known"]
     vectors: Float[Array, "known dim"]
     noise: float
+    norm: float
     outlook: _Outlook
     target: _Target
 
@@ -158,7 +158,7 @@ def _leading(operator: CurvatureOperator, problem: Problem, work: _Work, dtype: 
     most = max(most, 1)
     while True:
         run = work.step(operator, nothing, run)
-        if run.size % _LOOK and run.size < most and not _exhausted(run):
+        if run.size % _LOOK and run.size < most and not run.exhausted:
             continue
         found = krylov.ritz(run)
         target = _target(problem, found)
@@ -167,12 +167,12 @@ def _leading(operator: CurvatureOperator, problem: Problem, work: _Work, dtype: 
         work.forecast(
             rest if rest <= run.size else rest + _LOOK, f"h_max {found.nodes[0]:.3g}, λ_quad ≈ {outlook.quad:.3g}"
         )
-        if run.size >= most or rest <= run.size or _exhausted(run):
+        if run.size >= most or rest <= run.size or run.exhausted:
             break
     order = np.flatnonzero(outlook.known)
     order = np.concatenate([order[found.nodes[order] > 0], order[found.nodes[order] <= 0]])
     noise = max(8 * float(jnp.finfo(dtype).eps) * max(float(found.nodes[0]), 0.0), 3 * run.noise)
-    return _Leading(found.nodes[order], krylov.combine(run, found.mix[:, order]), noise, outlook, target)
+    return _Leading(found.nodes[order], krylov.combine(run, found.mix[:, order]), noise, run.norm, outlook, target)
 
 
 def _outlook(found: Ritz, dim: int, target: _Target) -> _Outlook:
@@ -209,12 +209,12 @@ def _gradient_measure(
     Where it does not, the rest stands at curvature zero, from which the Newton decrement is an upper bound.
     """
     slopes = np.asarray(leading.vectors @ gradient, np.float64)
-    run, norm = krylov.start(np.asarray(gradient), leading.vectors)
+    run, norm = krylov.start(np.asarray(gradient), leading.vectors, leading.norm)
     nodes, weights, scale = np.zeros(1), np.ones(1), leading.target.scale
     tolerated = _TILT * max(leading.outlook.quad, 0.5)
     most = min(leading.outlook.num_steps, work.left // 4) if nbeta * norm**2 / scale > tolerated else 0
     decrement = math.inf
-    while run.size < most and not (run.size and _exhausted(run)):
+    while run.size < most and not run.exhausted:
         run = work.step(operator, leading.vectors, run)
         found = krylov.ritz(run)
         nodes, weights, last = found.nodes, found.weights, decrement
@@ -231,12 +231,12 @@ def _probes(operator: CurvatureOperator, leading: _Leading, seed: int, work: _Wo
     num_steps, wanted = min(leading.outlook.num_steps, rest), 2
     exact = float(np.sum(target.parts(leading.nodes)))
     while len(probes) < wanted and rest and (not probes or work.left >= num_steps):
-        run, _ = krylov.start(_normal(seed, 1 + len(probes), operator.dim), leading.vectors)
-        while not run.size or (work.left and run.size < _MAX_STEPS and not _exhausted(run)):
+        run, _ = krylov.start(_normal(seed, 1 + len(probes), operator.dim), leading.vectors, leading.norm)
+        while not run.size or (work.left and run.size < _MAX_STEPS and not run.exhausted):
             run = work.step(operator, leading.vectors, run)
             if run.size >= num_steps and (probes or run.size >= 2 * num_steps or _settled(run, rest, exact, target)):
                 break
-        num_steps = num_steps if probes or (_exhausted(run) and run.size < num_steps) else run.size
+        num_steps = num_steps if probes or (run.exhausted and run.size < num_steps) else run.size
         probes.append(_measures(run, num_steps))
         parts = [target.parts(probe.whole[0]) for probe in probes]
         weights = [rest * probe.whole[1] for probe in probes]
@@ -263,7 +263,7 @@ def _settled(run: Krylov, rest: int, exact: float, target: _Target) -> bool:
 def _measures(run: Krylov, num_steps: int) -> _Probe:
     """Measures padded to `num_steps` nodes; a Krylov space that is exhausted leaves no error of quadrature."""
     whole = krylov.ritz(run)
-    half = whole if run.size < 2 or _exhausted(run) else krylov.ritz(run, run.size // 2)
+    half = whole if run.size < 2 or run.exhausted else krylov.ritz(run, run.size // 2)
 
     def padded(found: Ritz) -> Measure:
         missing = num_steps - len(found.nodes)
@@ -282,11 +282,6 @@ def _rows(
     nodes = [np.append(exact, nodes) for nodes, _ in measures]
     weights = [np.append(np.ones(len(exact)), rest * weights) for _, weights in measures]
     return np.stack(nodes), np.stack(weights)
-
-
-def _exhausted(run: Krylov) -> bool:
-    """Whether what a run would go on with is round-off."""
-    return run.off_diagonal[-1] <= _EXHAUSTED * float(jnp.finfo(run.basis.dtype).eps) * run.norm
 
 
 def _normal(seed: int, index: int, dim: int) -> Float[np.ndarray, "dim"]:

@@ -30,6 +30,7 @@ from llc.geometry.curvature.lanczos import require_finite
 from llc.geometry.curvature.operators import SymmetricOperator, require_symmetry
 
 _FIRST_ROWS = 32  # of the array that holds the basis; it doubles when it is full
+_EXHAUSTED = 100.0  # times the precision, of the norm
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -42,6 +43,7 @@ class Krylov(NamedTuple):
         diagonal: of T.
         off_diagonal: of T; the last one leads to `following`.
         asymmetry: Σ of the squares of the coefficients that should vanish.
+        whole: norm of the whole matrix, to which the round-off of products is relative; 0 takes that of T.
     """
 
     basis: Float[Array, "row dim"]
@@ -49,6 +51,7 @@ class Krylov(NamedTuple):
     diagonal: tuple[float, ...] = ()
     off_diagonal: tuple[float, ...] = ()
     asymmetry: float = 0.0
+    whole: float = 0.0
 
     @property
     def size(self) -> int:
@@ -59,6 +62,12 @@ class Krylov(NamedTuple):
     def norm(self) -> float:
         """‖T‖ (Frobenius)."""
         return float(np.sqrt(np.sum(np.square(self.diagonal)) + 2 * np.sum(np.square(self.off_diagonal))))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether what the run would go on with is round-off."""
+        precision = float(jnp.finfo(self.basis.dtype).eps)
+        return self.size > 0 and self.off_diagonal[-1] <= _EXHAUSTED * precision * max(self.norm, self.whole)
 
     @property
     def noise(self) -> float:
@@ -82,10 +91,13 @@ class Ritz(NamedTuple):
     mix: Float[np.ndarray, "step step"]
 
 
-def start(vector: Float[np.ndarray, "dim"], known: Float[Array, "known dim"]) -> tuple[Krylov, float]:
+def start(
+    vector: Float[np.ndarray, "dim"], known: Float[Array, "known dim"], whole: float = 0.0
+) -> tuple[Krylov, float]:
     """A run that starts from the part of `vector` beyond `known`, and the norm of that part; known is orthonormal."""
-    rest, norm, _ = _orthogonalize(known, jnp.zeros((0, len(vector)), known.dtype), jnp.asarray(vector, known.dtype))
-    return Krylov(jnp.zeros((0, len(vector)), known.dtype), rest), float(norm)
+    nothing = jnp.zeros((0, len(vector)), known.dtype)
+    rest, norm, _ = _orthogonalize(known, nothing, jnp.asarray(vector, known.dtype))
+    return Krylov(nothing, rest, whole=whole), float(norm)
 
 
 def step(operator: SymmetricOperator, known: Float[Array, "known dim"], run: Krylov) -> Krylov:
@@ -104,8 +116,10 @@ def step(operator: SymmetricOperator, known: Float[Array, "known dim"], run: Kry
     vanishing = run.asymmetry + float(np.sum(np.square(coefficients[: max(size - 1, 0)])))
     if size:
         vanishing += float(coefficients[size - 1] - run.off_diagonal[-1]) ** 2
-    run = Krylov(basis, rest, (*run.diagonal, float(coefficients[size])), (*run.off_diagonal, float(norm)), vanishing)
-    require_symmetry(float(np.sqrt(2 * vanishing)) / max(run.norm, _TINY))
+    diagonal, off_diagonal = (*run.diagonal, float(coefficients[size])), (*run.off_diagonal, float(norm))
+    run = Krylov(basis, rest, diagonal, off_diagonal, vanishing, run.whole)
+    if not len(known):  # beside what is known, products may be nothing but round-off
+        require_symmetry(float(np.sqrt(2 * vanishing)) / max(run.norm, _TINY))
     return run
 
 
