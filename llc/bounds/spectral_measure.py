@@ -177,9 +177,9 @@ class Spectrum:
     def stderr(self, fn: Callable[[np.ndarray], np.ndarray]) -> float:
         """Standard error of `sum(fn)`, 0 for an exact spectrum: √(2 tr f² / P) of the probes, and the quadrature's.
 
-        The trace is over what is not known exactly. The first part is exact for Gaussian probes and an upper bound for Rademacher probes (√(2r / P) for a count of
-        r), which the spread of eight sums can't measure as well. The second part is the change of the sum from half of
-        the steps to all of them.
+        The trace is over what is not known exactly. The first part is exact for Gaussian probes and an
+        upper bound for Rademacher probes (√(2r / P) for a count of r), which the spread of eight sums can't measure as
+        well. The second part is the change of the sum from half of the steps to all of them.
         """
         if self.half_nodes is None or self.half_weights is None:
             return 0.0
