@@ -80,7 +80,8 @@ def note_of(spectrum: Spectrum) -> str:
         return ""
     return (
         f"{spectrum.gauss_newton_discrepancy:.2g} of the Hessian's norm comes from residuals (label noise?) "
-        "and may add to its rank: λ is that of the loss on these data; llc.spectrum(…, matrix='ggn') has the rank of the outputs"
+        "and may add to its rank: λ is that of the loss on these data; "
+        "llc.spectrum(…, matrix='ggn') has the rank of the outputs"
     )
 
 
