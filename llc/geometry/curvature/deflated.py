@@ -116,12 +116,11 @@ class _Work:
 def deflated(problem: Problem) -> Spectrum:
     """Spectrum from the leading eigenpairs and a few probes of the rest, in the precision of the params.
 
-    Smoothness, residuals and stability are not judged, and the rank is an interval.
+    Smoothness, residuals and stability are not judged; the rank is an interval.
 
     References:
-        Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
-        Meyer, Musco, Musco & Woodruff, Hutch++: optimal stochastic trace estimation, SOSA 2021.
-        Chen & Hallman, Krylov-aware stochastic trace estimation, SIMAX 2023.
+        Ubaru, Chen & Saad, Fast estimation of tr(f(A)), SIMAX 2017;
+        Meyer, Musco, Musco & Woodruff, Hutch++, SOSA 2021; Chen & Hallman, Krylov-aware trace estimation, SIMAX 2023.
     """
     settings, dtype = problem.settings, jnp.result_type(jnp.float32, *jax.tree.leaves(problem.posterior.position))
     hessian, operator = (_cast(x, dtype) for x in (problem.hessian, problem.operator))
@@ -173,8 +172,7 @@ def _leading(operator: CurvatureOperator, problem: Problem, work: _Work, dtype: 
         )
         if run.size >= most or rest <= run.size or run.exhausted:
             break
-    order = np.flatnonzero(outlook.known)
-    order = np.concatenate([order[found.nodes[order] > 0], order[found.nodes[order] <= 0]])
+    order = np.flatnonzero(outlook.known)  # largest first: those with eigenvectors to hand out, and the negative ones
     noise = max(8 * float(jnp.finfo(dtype).eps) * max(float(found.nodes[0]), 0.0), 3 * run.noise)
     return _Leading(found.nodes[order], krylov.combine(run, found.mix[:, order]), noise, run.norm, outlook, target)
 
@@ -253,7 +251,7 @@ def _probes(operator: CurvatureOperator, leading: _Leading, seed: int, work: _Wo
 
 
 def _num_probes(variance: float, error: float) -> int:
-    """Probes that bring the error down to the wanted one; two at least, because the variance is an estimate."""
+    """Probes that bring the error down to the wanted one, two at least: the variance is an estimate."""
     return min(max(math.ceil(variance / error**2) if error > 0 else 2, 2), _MAX_PROBES)
 
 
