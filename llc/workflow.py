@@ -1,18 +1,23 @@
 """The whole way from a loss and a minimum to a checked estimate: settings, draws, bounds, report."""
 
 import math
+import sys
+import time
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import xarray as xr
 from jaxtyping import PRNGKeyArray
+from tqdm.auto import tqdm
 
 from llc.analysis import schema
 from llc.analysis.assembly import assemble
+from llc.analysis.estimators import mean_energy
 from llc.analysis.files import same
 from llc.analysis.report import Report
 from llc.analysis.schema import constant, variable
-from llc.analysis.series import finite_chains
+from llc.analysis.series import finite_chains, plus_minus
 from llc.bounds.rank import Bounds, at_scale, rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
@@ -23,6 +28,7 @@ from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
 from llc.sampling.validation import check_key, check_posterior
 
+_FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a costly run tells, and how often it does afterwards
 _MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
 _TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
 _MAX_RESTARTS = 2  # times that a run of an overhead-bound model may be made again with a smaller step
@@ -39,7 +45,7 @@ def estimate(
     like: Report | None = None,
     num_chains: int = 4,
     num_warmup: int | None = None,
-    num_draws: int = 2000,
+    num_draws: int | None = None,
     thinning: int | None = None,
     batch_size: int | None = None,
     eval_size: int | None = None,
@@ -71,7 +77,8 @@ def estimate(
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
         target_mcse: standard error to be reached, relative to λ̂. None takes 2 %, and 1 % where a step costs next to
             nothing and no length was given.
-        budget: most steps of a chain, apart from pilots and the run at 3γ; None allows eight times the first draws.
+        budget: most work of all chains together, in gradients of the loss over all the data, the spectrum of a costly
+            model and the run at 3γ included (see `llc.calibrate`); None allows eight times the first draws.
         spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).
         bounds: of `llc.higher_bounds`, the tightest; None takes those of the rank.
         progress: whether to show a progress bar; None shows it on a terminal.
@@ -99,12 +106,14 @@ def estimate(
         eval_size=eval_size,
         budget=budget,
         spectrum=spectrum,
+        progress=progress,
     )
     run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress)
     result = _extended(run, target_mcse, bounds, progress=progress)
     draws, spectrum = result.draws, calibration.spectrum
     draws.attrs["calibration"] = str(run.calibration)
-    if result.corrected is None or sampler is not None or not constant(draws, "gamma"):
+    open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
+    if not open_scale or sampler is not None or not constant(draws, "gamma"):
         return result
     draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress)
     return report(draws, bounds=bounds, spectrum=spectrum)
@@ -172,8 +181,27 @@ def draw_cool_enough(
 def _start(key: PRNGKeyArray, calibration: Calibration, bounds: Bounds | None, *, progress: bool | None) -> Run:
     spectrum, lengths = calibration.spectrum, calibration.lengths
     chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum)
-    chains.draw(lengths.num_draws, progress=progress)
+    _draw(chains, lengths.num_draws, calibration, progress=progress)
     return Run(calibration, chains, report(chains.tree(), bounds=bounds, spectrum=spectrum))
+
+
+def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
+    """Draws of a run; where each takes long, λ̂ so far is told as they come in."""
+    if not calibration.costly or progress is False:
+        return chains.draw(num_draws, progress=progress)
+    first = min(_FIRST_LOOK, num_draws)
+    parts = [first] + [len(part) for part in np.array_split(np.arange(num_draws - first), _LOOKS) if len(part)]
+    for part in parts:
+        chains.draw(part, progress=progress)
+        llc = mean_energy(chains.tree())
+        total = chains.tree()["posterior"].sizes["draw"]
+        _say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain")
+    return None
+
+
+def _say(message: str) -> None:
+    """A line on standard error: what has taken place since the start, for a run of minutes."""
+    tqdm.write(f"llc  {time.strftime('%H:%M:%S')}  {message}", file=sys.stderr)
 
 
 def _step_too_large(result: Report) -> bool:
@@ -193,7 +221,7 @@ def _extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, pro
     done, most = calibration.lengths.num_draws, calibration.lengths.max_draws(_MAX_FACTOR)
     while done < most and (more := _num_extra_draws(result, target_mcse, done)):
         more = min(more, most - done)
-        chains.draw(more, progress=progress)
+        _draw(chains, more, calibration, progress=progress)
         done += more
         result = report(chains.tree(), bounds=bounds, spectrum=calibration.spectrum)
     return result

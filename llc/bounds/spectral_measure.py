@@ -21,6 +21,8 @@ from jaxtyping import Float
 
 from llc.bounds.renamed import renamed
 
+_SIGNED = 0.7  # −h_min nβ/γ below which λ_quad takes negative eigenvalues as they are
+
 State = Literal["smooth", "kink", "boundary", "coarse", "not judged"]
 ThresholdCause = Literal["round-off", "negative curvature", "error of the method"]
 
@@ -65,6 +67,7 @@ class Spectrum:
         half_weights: their weights.
         vectors: orthonormal eigenvectors of the largest eigenvalues, largest first, in float32. None where the method
             does not find them (gram, sketch, lanczos), and in files, which do not store them.
+        row_share: share of the data's rows whose mean loss the matrix belongs to.
         num_exact: number of leading nodes of every row that are eigenvalues of weight one (deflated). Only what follows
             them is estimated from the row's probe.
     """
@@ -84,6 +87,7 @@ class Spectrum:
     half_weights: Float[np.ndarray, "probe half_node"] | None = None
     vectors: Float[np.ndarray, "kept dim"] | None = None
     num_exact: int = 0
+    row_share: float = 1.0
 
     misfit = renamed("misfit", "gauss_newton_discrepancy")
     unsettled = renamed("unsettled", "unstable_eigenvalues")
@@ -208,11 +212,20 @@ class Spectrum:
             ValueError: if `localization_scale` is negative.
         """
         _require_nonnegative("quad", "localization_scale", localization_scale)
-        return self.sum(lambda h: shrink(h, localization_scale))
+        return self.sum(self._part_of(localization_scale))
 
     def quad_stderr(self, localization_scale: float) -> float:
         """Standard error of `quad`."""
-        return self.stderr(lambda h: shrink(h, localization_scale))
+        return self.stderr(self._part_of(localization_scale))
+
+    def _part_of(self, scale: float) -> Callable[[np.ndarray], np.ndarray]:
+        """What each eigenvalue adds to λ_quad: with its sign where only the leading eigenvalues are known.
+
+        An imperfect minimum has as many small negative eigenvalues as positive ones. Probes resolve their signed sum
+        after a few steps, and that of the positive ones alone hardly ever. Where −h_min is near γ/nβ, no Gaussian is.
+        """
+        signed = self.num_exact > 0 and -self.smallest < _SIGNED * scale
+        return lambda h: (signed_shrink if signed else shrink)(h, scale)
 
     def signed_quad(self, localization_scale: float) -> float:
         """½ Σ h / (h + γ/nβ) over all h, the mean of nβ (L − L*) in the Gaussian at w*; nan where h_min ≤ −γ/nβ.
@@ -245,7 +258,7 @@ class Spectrum:
         if self.half_nodes is not None:
             variables["half_nodes"] = (("probe", "half_node"), self.half_nodes)
             variables["half_weights"] = (("probe", "half_node"), self.half_weights)
-        names = ("dim", "matrix", "method", "noise", "gauss_newton_discrepancy", "num_exact")
+        names = ("dim", "matrix", "method", "noise", "gauss_newton_discrepancy", "num_exact", "row_share")
         attributes = {name: getattr(self, name) for name in names}
         if self.smoothness is not None:
             attributes |= {f"smoothness_{name}": value for name, value in self.smoothness._asdict().items()}
@@ -276,6 +289,7 @@ class Spectrum:
             ),
             smoothness=smoothness,
             num_exact=int(attributes.get("num_exact", 0)),
+            row_share=float(attributes.get("row_share", 1.0)),
         )
 
 

@@ -28,6 +28,7 @@ from llc.sampling.control_variates import make_control_variates
 from llc.sampling.kernel import Sampler
 
 _FULL_BATCH, _MINIBATCH, _LARGEST_BATCH = 4096, 512, 8192
+_FEWEST, _BATCHES = 32, 20  # rows of a costly model at least, and minibatches of its data
 _HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order of it away, `virial_curved` sees it
 _NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
 
@@ -67,14 +68,18 @@ def plan_batch(request: Request, at_center: Settings) -> Batch:
     """
     given, sampler = request.lengths.batch_size, request.sampler
     needs_all = sampler is not None and sampler.needs_full_batch
-    if given is not None or needs_all or request.posterior.num_data <= _FULL_BATCH:
+    costly, num_data = request.price.costly, request.posterior.num_data
+    if given is not None or needs_all or (num_data <= _FULL_BATCH and not costly):
         return Batch(given)
+    fewest = min(_MINIBATCH, max(_FEWEST, num_data // _BATCHES)) if costly else _MINIBATCH
     own = None if sampler is None else sampler.langevin_step
     posterior = request.posterior.with_scale(gamma=at_center.gamma)
-    heating = predict_heating(posterior, request.spectrum, at_center.step_size if own is None else own)
+    noise_rows = min(_NOISE_ROWS, num_data // 8) if costly else _NOISE_ROWS
+    step_size = at_center.step_size if own is None else own
+    heating = predict_heating(posterior, request.spectrum, step_size, num_rows=noise_rows)
     heat, without = max(heating), 0
-    rows = _rows_for(heat)
-    if sampler is None and rows > 2 * (fewer := _rows_for(heating.of_curvature)):
+    rows = _rows_for(heat, fewest)
+    if sampler is None and rows > 2 * (fewer := _rows_for(heating.of_curvature, fewest)):
         heat, without, rows = heating.of_curvature, rows, fewer
     # Where a minibatch would be half of the data, all of them cost little more.
     return Batch(None) if rows > posterior.num_data // 2 else Batch(rows, heat / rows, without)
@@ -102,24 +107,31 @@ def choose_sampler(request: Request, batch: Batch, found: PilotResult) -> Choice
     return Choice(found.sampler, "chosen", reason, {"rows_without_control_variates": rows})
 
 
-def predict_heating(posterior: LocalPosterior, spectrum: Spectrum, step_size: float) -> Heating:
+def predict_heating(
+    posterior: LocalPosterior, spectrum: Spectrum, step_size: float, *, num_rows: int = _NOISE_ROWS
+) -> Heating:
     """Heating of λ̂ relative to λ_quad by minibatches of one row; B rows heat by one B-th of it."""
     nbeta = posterior.scale.nbeta
     quad = max(spectrum.quad(posterior.scale.localization), 0.5)
     of_curvature, of_gradients = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad, 0.0
     variates = make_control_variates(posterior, spectrum)
     if variates is not None and variates.coefficients.size:
-        rows = np.random.default_rng(0).permutation(posterior.num_data)[:_NOISE_ROWS]  # data may be in order
+        rows = np.random.default_rng(0).permutation(posterior.num_data)[:num_rows]  # data may be in order
         some = jax.tree.map(lambda x: x[rows], posterior.data)
         noise = float(_gradient_noise(posterior, variates.vectors, variates.coefficients, some))
         of_gradients = 0.25 * step_size * nbeta**2 * noise / quad
     return Heating(of_curvature, of_gradients)
 
 
-def _rows_for(heating: float) -> int:
-    """The smallest power of two of rows that heats by 3 % at most, from 512 to 8,192."""
-    rows = 2 ** math.ceil(math.log2(max(heating / _HEATING, 1.0)))
-    return min(max(rows, _MINIBATCH), _LARGEST_BATCH)
+def nominal_rows(posterior: LocalPosterior) -> int:
+    """Rows of a minibatch before its heating is known."""
+    return posterior.num_data if posterior.num_data <= _FULL_BATCH else _MINIBATCH
+
+
+def _rows_for(heating: float, fewest: int) -> int:
+    """The smallest power of two of rows that heats by 3 % at most, not below that of `fewest`, at most 8,192."""
+    rows = 2 ** math.ceil(math.log2(max(heating / _HEATING, fewest)))
+    return min(rows, _LARGEST_BATCH)
 
 
 @eqx.filter_jit

@@ -5,8 +5,9 @@ SGLD was 34 % too hot). Pilots look at
 
 $$ \epsilon\, (n\beta\, h_{max}(w) + \gamma) $$
 
-where they pass. Where it is more than twice what was aimed at, the localization is too weak to be local: γ grows if
-calibration may choose it, and the step shrinks if not.
+where they pass. Where it is more than twice what was aimed at, the step shrinks. Where γ follows from the length of the
+run (no localization was found from the loss, see localization.py), γ grows instead, as the localization is too weak to
+be local then.
 """
 
 import math
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from llc.calibration.batch_size import Batch
+from llc.calibration.price import Price
 from llc.calibration.record import Pilot, PilotResult, Request
 from llc.calibration.run_length import Plan
 from llc.calibration.step_size import COURANT, Settings, settings_from_curvature
@@ -32,6 +34,8 @@ _PILOTS, _STEPS, _MATVECS = 16, 1000, 12
 _LOOKS = 32  # positions of a chain at which the curvature is looked at where that is cheap: narrow arms are rare
 _RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
 _LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
+_FEW_PILOTS, _FEW_POSITIONS = 2, 2  # of a costly model
+_LOOK_FLOPS, _FEWEST_ROWS, _MOST_ROWS = 2e10, 16, 1024  # operations of one gradient in a look there, and its rows
 _FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
 
 
@@ -46,21 +50,24 @@ def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) ->
         batch: rows of a minibatch, the same as of the run that follows, so that both are the same program.
         plan: how long the run may be.
     """
-    posterior, limit, confirmed = request.posterior, _LOCAL, False
+    posterior, limit, confirmed = request.local_posterior, _LOCAL, False
+    raises_gamma = request.chooses_gamma and request.localization is None
+    num_pilots = _FEW_PILOTS if request.price.costly else _PILOTS
     settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
     pilots: list[Pilot] = []
-    for pilot_key in jax.random.split(key, _PILOTS):
+    for pilot_key in jax.random.split(key, num_pilots):
         posterior = posterior.with_scale(gamma=settings.gamma)
-        stiffness = _run_pilot(pilot_key, posterior, settings, request, batch, plan.max_length_factor)
+        stiffness = _run_pilot(pilot_key, posterior, settings, request, batch, plan)
         pilots.append(Pilot(settings.gamma, settings.step_size, stiffness))
         confirmed = stiffness <= limit
         if confirmed:
             break
-        if request.chooses_gamma:
+        if raises_gamma:
             posterior = posterior.with_scale(gamma=2 * settings.gamma)
             settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
         else:
-            limit = _FAR  # a step too large keeps chains away from the stiff places, so a smaller one has to confirm
+            if not request.price.costly:
+                limit = _FAR  # a step too large keeps chains away from stiff places, so a smaller one has to confirm
             settings = settings._replace(step_size=settings.step_size / min(max(stiffness / limit, 2.0), 16.0))
     sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
     sampler = sampler if request.sampler is None else request.sampler
@@ -73,18 +80,22 @@ def _run_pilot(
     settings: Settings,
     request: Request,
     batch: Batch,
-    max_length_factor: int,
+    plan: Plan,
 ) -> float:
     """The largest stiffness that the chains of one pilot come by."""
-    looks = _LOOKS if max_length_factor > 1 else 1
+    looks = _LOOKS if plan.max_length_factor > 1 else 1
     relaxed = math.ceil(_RELAXATIONS / max(settings.step_size * settings.gamma, 1e-12))
+    longest, eval_size = plan.max_length_factor * _STEPS, request.lengths.eval_size
+    steps = min(max(_STEPS, relaxed), longest) // looks
+    if plan.costly is not None:
+        steps, eval_size = min(max(relaxed, 1), plan.costly.num_warmup or 1), plan.costly.eval_size
     lengths = RunLengths(
         num_chains=request.lengths.num_chains,
         num_warmup=0,
         num_draws=looks,
-        thinning=min(max(_STEPS, relaxed), max_length_factor * _STEPS) // looks,
+        thinning=steps,
         batch_size=batch.rows,
-        eval_size=request.lengths.eval_size,
+        eval_size=eval_size,
     )
     sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
     # The spectrum is needless here, but with it the run that follows is the same program.
@@ -92,13 +103,22 @@ def _run_pilot(
     stiffness = 0.0
     for _ in range(looks):
         chains.draw(1, progress=False)
-        stiffness = max(stiffness, stiffness_at(chains.positions, posterior, settings))
+        some = None if plan.costly is None else request.price
+        stiffness = max(stiffness, stiffness_at(chains.positions, posterior, settings, some))
     return stiffness
 
 
-def stiffness_at(positions: Sequence[PyTree], posterior: LocalPosterior, settings: Settings) -> float:
-    """Largest ε (nβ h_max + γ) at the positions, in units of what was aimed at; inf where there is no curvature."""
-    stiffest = 0.0
+def stiffness_at(
+    positions: Sequence[PyTree], posterior: LocalPosterior, settings: Settings, price: Price | None = None
+) -> float:
+    """Largest ε (nβ h_max + γ) at the positions, in units of what was aimed at; inf where there is no curvature.
+
+    With the price of a costly model, h_max comes from some rows, relative to that of w* on the same rows.
+    """
+    stiffest, unit = 0.0, 1.0
+    if price is not None:
+        posterior, positions = _few_rows(posterior, price), positions[:_FEW_POSITIONS]
+        unit = settings.largest / top_eigenvalue(posterior, num_matvecs=_MATVECS)
     for position in positions:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(position)):
             return math.inf
@@ -107,5 +127,13 @@ def stiffness_at(positions: Sequence[PyTree], posterior: LocalPosterior, setting
             largest = top_eigenvalue(there, num_matvecs=_MATVECS)
         except NotFiniteError:  # it overflows, far out
             return math.inf
-        stiffest = max(stiffest, settings.step_size * (float(posterior.nbeta) * largest + settings.gamma))
+        stiffest = max(stiffest, settings.step_size * (float(posterior.nbeta) * unit * largest + settings.gamma))
     return stiffest / COURANT
+
+
+def _few_rows(posterior: LocalPosterior, price: Price) -> LocalPosterior:
+    """The posterior on as many rows as a look at the curvature may cost; nβ stays."""
+    num_data = posterior.num_data
+    size = int(min(num_data, _MOST_ROWS, max(_LOOK_FLOPS * num_data / price.flops, _FEWEST_ROWS)))
+    rows = np.sort(np.random.default_rng(0).permutation(num_data)[:size])  # data may be in order
+    return eqx.tree_at(lambda p: p.data, posterior, jax.tree.map(lambda x: x[rows], posterior.data))

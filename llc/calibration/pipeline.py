@@ -5,27 +5,34 @@
     curvature at w*  →  ε, γ  →  rows of a minibatch  →  length of the run  →  pilots  →  a `Choice` for each setting
 """
 
+from dataclasses import replace
+
+import jax
 from jaxtyping import PRNGKeyArray
 
 from llc.bounds.spectral_measure import Spectrum
-from llc.calibration.batch_size import Batch, choose_batch_size, choose_sampler, plan_batch
+from llc.calibration.batch_size import Batch, choose_batch_size, choose_sampler, nominal_rows, plan_batch
+from llc.calibration.localization import Localization, choose_localization, has_use_for_localization
 from llc.calibration.pilots import run_pilots
+from llc.calibration.price import affordable_spectrum, price_of
 from llc.calibration.record import Calibration, Choice, PilotResult, Request
 from llc.calibration.run_length import (
     Plan,
     choose_num_draws,
     choose_thinning,
     choose_warmup,
+    is_overhead_bound,
     num_gradients,
     plan_length,
     within_budget,
 )
 from llc.calibration.step_size import choose_gamma, choose_step_size, settings_from_curvature
-from llc.geometry.curvature.methods import spectrum as hessian_spectrum
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.validation import check_key, check_posterior
+
+_COSTLY_STEPS = 5000  # of a chain, for which γ of a costly model is not weaker than the run's length allows
 
 
 def calibrate(
@@ -35,12 +42,13 @@ def calibrate(
     sampler: Sampler | None = None,
     num_chains: int = 4,
     num_warmup: int | None = None,
-    num_draws: int = 2000,
+    num_draws: int | None = None,
     thinning: int | None = None,
     batch_size: int | None = None,
     eval_size: int | None = None,
     budget: int | None = None,
     spectrum: Spectrum | None = None,
+    progress: bool | None = None,
 ) -> Calibration:
     """Settings for `llc.sample` from the spectrum at w* and pilot runs; what is given is kept.
 
@@ -51,15 +59,18 @@ def calibrate(
             diverge, at most singular points, it misses their narrow arms (validation/results/accuracy.txt).
         num_chains: independent chains.
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
-        num_draws: recorded draws a chain.
+        num_draws: recorded draws a chain. None takes 2,000, and 150 of a costly model.
         thinning: steps between draws. None takes 10 steps; more (up to 1,000) of the default sampler and of MALA whose
             step adapts, where γ is so weak that the chains relax slowly and the model is small; and 1 of HMC and NUTS,
             whose steps take many gradients.
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
             step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
-        budget: most steps of a chain, pilots apart; None sets no limit. Draws are left out to keep to it.
+        budget: most work of all chains together, in gradients of the loss over all the data: a step on B of n rows
+            counts B/n, a draw one, a product with the Hessian two. The spectrum of a costly model takes at most a
+            third. None sets no limit.
         spectrum: of the Hessian at w*; None computes it.
+        progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
@@ -76,10 +87,17 @@ def calibrate(
         budget=budget,
     )
     asked.check_rows(posterior.num_data)
-    spectrum = hessian_spectrum(posterior) if spectrum is None else spectrum
-    request = Request(posterior, sampler, asked, within_budget(asked, sampler), spectrum)
+    price = price_of(posterior)
+    lengths = asked if price.costly else within_budget(posterior, asked, sampler)
+    if spectrum is None:
+        spectrum = affordable_spectrum(posterior, price, budget, progress=progress)
+    request = Request(posterior, sampler, asked, lengths, spectrum, price)
 
-    at_center = settings_from_curvature(posterior, spectrum.largest, num_gradients(request.lengths))
+    key, points_key = jax.random.split(key)
+    num_steps = _COSTLY_STEPS if price.costly else num_gradients(lengths)
+    at_center = settings_from_curvature(posterior, spectrum.largest, num_steps)
+    request = replace(request, localization=find_localization(points_key, request, at_center.gamma))
+    at_center = settings_from_curvature(request.local_posterior, spectrum.largest, num_steps)
     batch = plan_batch(request, at_center)
     plan = plan_length(request, batch, at_center)
     if sampler is None or request.needs_pilots:
@@ -92,11 +110,13 @@ def calibrate(
 def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> Calibration:
     """A choice for each setting, from all that is known by now."""
     sampler = choose_sampler(request, batch, found)
-    num_draws = choose_num_draws(request)
+    num_draws = choose_num_draws(request, plan)
     thinning = choose_thinning(request, plan, found.rate)
-    warmup = choose_warmup(request, thinning.value)
+    warmup = choose_warmup(request, plan, thinning.value)
     rows = choose_batch_size(request, batch)
     num_chains, eval_size = request.lengths.num_chains, request.lengths.eval_size
+    if plan.costly is not None:
+        eval_size = plan.costly.eval_size
     choices: dict[str, Choice[object]] = {
         "sampler": sampler,
         "step_size": choose_step_size(request, found),
@@ -116,7 +136,7 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
         thinning=thinning.value,
         batch_size=rows.value,
         eval_size=eval_size,
-        budget=request.lengths.budget,
+        max_steps=_max_steps(request, plan, warmup.value + num_draws.value * thinning.value),
     )
     return Calibration(
         posterior=found.posterior,
@@ -126,4 +146,27 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
         pilots=found.pilots,
         spectrum=request.spectrum,
         overhead_bound=plan.overhead_bound,
+        costly=request.price.costly,
     )
+
+
+def find_localization(key: PRNGKeyArray, request: Request, weakest: float) -> Localization | None:
+    """The γ at which the loss is quadratic; None where γ is given, or follows from the length of the run.
+
+    Args:
+        key: of the points at which the loss is looked at.
+        request: what calibration started from.
+        weakest: γ that the length of the run allows.
+    """
+    posterior = request.posterior
+    overhead_bound = is_overhead_bound(posterior, nominal_rows(posterior))
+    if not request.chooses_gamma or overhead_bound or not has_use_for_localization(request.spectrum):
+        return None
+    return choose_localization(key, posterior, request.spectrum, weakest, flops=request.price.flops)
+
+
+def _max_steps(request: Request, plan: Plan, first: int) -> int | None:
+    """Most steps of a chain, draws that are added included."""
+    if plan.costly is not None:
+        return plan.costly.max_steps
+    return None if request.asked.budget is None else first

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from llc.bounds.spectral_measure import Spectrum
+from llc.calibration.localization import Localization
+from llc.calibration.price import Price
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
@@ -84,6 +86,8 @@ class Request:
         asked: the lengths as the user asked for them.
         lengths: the same, with what follows from the budget.
         spectrum: of the Hessian at w*.
+        price: what a gradient costs.
+        localization: the γ at which the loss is quadratic; None where γ follows from the length of the run.
     """
 
     posterior: LocalPosterior
@@ -91,6 +95,20 @@ class Request:
     asked: RequestedLengths
     lengths: RequestedLengths
     spectrum: Spectrum
+    price: Price
+    localization: Localization | None = None
+
+    @property
+    def local_posterior(self) -> LocalPosterior:
+        """The posterior, with the γ of `localization` if there is one."""
+        return self.posterior if self.localization is None else self.posterior.with_scale(gamma=self.localization.gamma)
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of a chain, at first."""
+        if self.lengths.num_draws is None:
+            raise ValueError("num_draws needs an integer here, got None; it is set by the budget or its default.")
+        return self.lengths.num_draws
 
     @property
     def chooses_gamma(self) -> bool:
@@ -119,6 +137,7 @@ class Calibration:
         spectrum: of the Hessian at w*.
         overhead_bound: whether a step costs little more than its overhead, so that runs may be many times longer, and
             neither the sampler nor the steps between draws and before them were given.
+        costly: whether all eigenvalues of the Hessian would take minutes or more.
     """
 
     posterior: LocalPosterior
@@ -128,6 +147,7 @@ class Calibration:
     pilots: tuple[Pilot, ...]
     spectrum: Spectrum
     overhead_bound: bool = False
+    costly: bool = False
 
     def with_smaller_step(self) -> "Calibration":
         """A quarter of the step size and four times the steps between draws, for chains that were too hot.

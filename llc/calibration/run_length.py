@@ -10,14 +10,22 @@ from typing import NamedTuple
 
 from llc.bounds.rank import rank_bounds
 from llc.bounds.spectral_measure import Spectrum
-from llc.calibration.batch_size import Batch
+from llc.calibration.batch_size import Batch, nominal_rows
 from llc.calibration.record import Choice, Request
 from llc.calibration.step_size import RELAXATIONS, Settings
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
-from llc.sampling.run_lengths import RequestedLengths
+from llc.sampling.run_lengths import RequestedLengths, RunLengths
 
-_WARMUP, _THINNING = 2000, 10
+_NUM_DRAWS, _WARMUP, _THINNING = 2000, 2000, 10
+_OF_FIRST_RUN = 0.8  # of a budget; the rest is for the run at 3γ, a quarter as long
+_COSTLY_DRAWS = 150  # of a chain at first, of a costly model; `target_mcse` adds to them
+_FEWEST_DRAWS = 40  # below which losses are evaluated on some of the rows
+_EVALUATED, _FEWEST_EVALUATED = 8, 128  # part of the rows then, and the least number
+_OF_COSTLY_RUN = 0.6  # of a budget; the rest is for the spectrum and the pilot
+_SLOPES = 3.5  # times what an evaluation of some rows costs with its slopes, in units of their gradient
+_MOST_THINNING = 500
+_RELAXED = 5  # relaxations of a flat direction in the warm-up
 _OVERHEAD_BOUND = 5e4  # parameters × rows of a step below which it costs little more than its overhead
 _LONGER = 100  # times that a run may be longer there
 _RELAXATIONS = 160  # T εγ there: with 80 the standard errors of slow chains are too small (validation/constants.py)
@@ -33,25 +41,59 @@ class Plan(NamedTuple):
         max_length_factor: times that a run may be longer than it would be on a model whose steps are costly.
         overhead_bound: whether the run may be made longer: a step costs little more than its overhead, and neither the
             sampler nor a number of steps was given.
+        costly: the lengths of a costly model, from what steps and draws cost; None of others.
     """
 
     num_steps: int
     max_length_factor: int
     overhead_bound: bool
+    costly: RunLengths | None = None
 
 
-def within_budget(asked: RequestedLengths, sampler: Sampler | None) -> RequestedLengths:
-    """The lengths that were asked for, with a warm-up, a thinning and a number of draws that keep to the budget."""
-    budget, thinning, warmup = asked.budget, asked.thinning, asked.num_warmup
-    if budget is None:
-        return asked
-    per_draw = steps_per_draw(sampler)
+def within_budget(posterior: LocalPosterior, asked: RequestedLengths, sampler: Sampler | None) -> RequestedLengths:
+    """The lengths that were asked for, with a warm-up, a thinning and a number of draws that keep to the budget.
+
+    A chain has its part of what the run at 3γ leaves of the budget. A draw every t steps on a share s of the rows costs
+    t s + 1 gradients.
+
+    Raises:
+        ValueError: if the budget does not suffice for a draw of each chain.
+    """
+    if asked.budget is None:
+        return replace(asked, num_draws=asked.num_draws or _NUM_DRAWS)
+    thinning, warmup, per_draw = asked.thinning, asked.num_warmup, steps_per_draw(sampler)
+    budget = _most_steps(asked, _nominal_share(posterior, asked, sampler), thinning or per_draw)
+    least = (warmup or 0) + (thinning or 1)
+    if budget < least:
+        raise ValueError(
+            f"budget needs to suffice for a draw of each of {asked.num_chains} chains, after num_warmup + thinning = "
+            f"{least} steps, got {asked.budget} gradients, or {budget} steps of a chain; raise it, or leave them out."
+        )
+    most = asked.num_draws or _NUM_DRAWS
     if warmup is None:
         warmup = min(budget // 10, _WARMUP, budget - (thinning or 1))
     if thinning is None and per_draw > 1:
-        thinning = min(per_draw, max(1, (budget - warmup) // asked.num_draws))
-    num_draws = min(asked.num_draws, (budget - warmup) // (thinning or per_draw))
-    return replace(asked, num_warmup=warmup, thinning=thinning, num_draws=num_draws)
+        thinning = min(per_draw, max(1, (budget - warmup) // most))
+    num_draws = min(most, (budget - warmup) // (thinning or per_draw))
+    return replace(asked, num_warmup=warmup, thinning=thinning, num_draws=max(num_draws, 1))
+
+
+def _most_steps(asked: RequestedLengths, share: float, thinning: int) -> int:
+    """Steps of a chain that the budget allows."""
+    gradients = _OF_FIRST_RUN * (asked.budget or math.inf) / asked.num_chains
+    return int(gradients / (share + 1 / thinning))
+
+
+def _nominal_share(posterior: LocalPosterior, asked: RequestedLengths, sampler: Sampler | None) -> float:
+    """Share of the rows in a minibatch, before it is chosen."""
+    needs_all = sampler is not None and sampler.needs_full_batch
+    rows = asked.batch_size or (posterior.num_data if needs_all else nominal_rows(posterior))
+    return rows / posterior.num_data
+
+
+def is_overhead_bound(posterior: LocalPosterior, rows: int) -> bool:
+    """Whether a step on `rows` rows costs little more than its overhead."""
+    return posterior.num_params * rows < _OVERHEAD_BOUND
 
 
 def steps_per_draw(sampler: Sampler | None) -> int:
@@ -62,7 +104,7 @@ def steps_per_draw(sampler: Sampler | None) -> int:
 def num_gradients(lengths: RequestedLengths) -> int:
     """Gradients of a chain, about."""
     warmup = _WARMUP if lengths.num_warmup is None else lengths.num_warmup
-    return warmup + lengths.num_draws * (lengths.thinning or _THINNING)
+    return warmup + (lengths.num_draws or _NUM_DRAWS) * (lengths.thinning or _THINNING)
 
 
 def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:
@@ -74,7 +116,9 @@ def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:
         at_center: γ from the curvature at w*, for a run of the usual length.
     """
     lengths, posterior = request.lengths, request.posterior
-    cheap = posterior.num_params * (batch.rows or posterior.num_data) < _OVERHEAD_BOUND
+    if request.price.costly:
+        return plan_costly(request, batch, at_center)
+    cheap = is_overhead_bound(posterior, batch.rows or posterior.num_data)
     factor = _LONGER if lengths.budget is None and cheap else 1
     free = request.sampler is None and lengths.num_warmup is None and lengths.thinning is None
     plan = Plan(num_gradients(lengths), factor, factor > 1 and free)
@@ -84,12 +128,55 @@ def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:
     return plan._replace(num_steps=plan.num_steps * times)
 
 
-def choose_num_draws(request: Request) -> Choice[int]:
+def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
+    """The lengths of a run whose steps and draws cost about the same, and that its budget pays for.
+
+    Args:
+        request: what calibration started from.
+        batch: rows of a minibatch.
+        at_center: ε and γ.
+    """
+    asked, num_data = request.asked, request.posterior.num_data
+    share = (batch.rows or num_data) / num_data * (2 if batch.uses_control_variates else 1)
+    rate = at_center.step_size * at_center.gamma
+    relaxed = min(math.ceil(2 / rate) if rate else _MOST_THINNING, _MOST_THINNING)
+    work = None if asked.budget is None else asked.budget * _OF_COSTLY_RUN / asked.num_chains
+    eval_size, cost = asked.eval_size, 1.0 if asked.eval_size is None else _SLOPES * asked.eval_size / num_data
+
+    def lengths(cost: float, eval_size: int | None) -> RunLengths:
+        thinning = asked.thinning or min(max(relaxed, math.ceil(cost / share)), _MOST_THINNING)
+        num_draws = asked.num_draws or _COSTLY_DRAWS
+        warmup = asked.num_warmup
+        if warmup is None:
+            warmup = max(_RELAXED * relaxed, _RELAXED * thinning)
+        if work is not None:
+            warmup = min(warmup, int(work / share) // 5) if asked.num_warmup is None else warmup
+            num_draws = max(min(num_draws, int((work - warmup * share) / (thinning * share + cost))), 1)
+        return RunLengths(
+            num_chains=asked.num_chains,
+            num_warmup=warmup,
+            num_draws=num_draws,
+            thinning=thinning,
+            batch_size=batch.rows,
+            eval_size=eval_size,
+            max_steps=None if work is None else warmup + num_draws * thinning,
+        )
+
+    run = lengths(cost, eval_size)
+    some = max(num_data // _EVALUATED, min(_FEWEST_EVALUATED, num_data))
+    if work is not None and run.num_draws < _FEWEST_DRAWS and eval_size is None and _SLOPES * some < num_data:
+        run = lengths(_SLOPES * some / num_data, some)
+    return Plan(run.num_steps, 1, overhead_bound=False, costly=run)
+
+
+def choose_num_draws(request: Request, plan: Plan) -> Choice[int]:
     """Draws of a chain, fewer than asked for where the budget is short."""
-    num_draws, budget = request.lengths.num_draws, request.lengths.budget
-    if budget is None or num_draws == request.asked.num_draws:
+    num_draws, budget = plan.costly.num_draws if plan.costly else request.num_draws, request.lengths.budget
+    if request.asked.num_draws == num_draws:
         return Choice(num_draws, "given", "of a chain; `target_mcse` adds to them")
-    return Choice(num_draws, "chosen", f"of a chain; no more fit in {budget:,} steps", {"budget": budget})
+    if budget is None:
+        return Choice(num_draws, "chosen", "of a chain; `target_mcse` adds to them")
+    return Choice(num_draws, "chosen", f"of a chain; no more fit in {budget:,} gradients", {"budget": budget})
 
 
 def choose_thinning(request: Request, plan: Plan, rate: float | None) -> Choice[int]:
@@ -102,21 +189,25 @@ def choose_thinning(request: Request, plan: Plan, rate: float | None) -> Choice[
     """
     if request.asked.thinning is not None:
         return Choice(request.asked.thinning, "given", "given")
+    if plan.costly:
+        return Choice(plan.costly.thinning, "chosen", "steps between draws: they cost about as much as the draw itself")
     thinning = request.lengths.thinning  # of the budget
     if thinning is None and rate is not None:
         relaxations = _RELAXATIONS if plan.overhead_bound else RELAXATIONS
-        thinning = _relaxing_thinning(rate, request.lengths.num_draws, relaxations, plan.max_length_factor)
+        thinning = _relaxing_thinning(rate, request.num_draws, relaxations, plan.max_length_factor)
     reason = "steps between draws: an evaluation of the loss on all rows costs as much as some steps"
     return Choice(thinning or steps_per_draw(request.sampler), "chosen", reason)
 
 
-def choose_warmup(request: Request, thinning: int) -> Choice[int]:
+def choose_warmup(request: Request, plan: Plan, thinning: int) -> Choice[int]:
     """Steps that are discarded: 2,000, or a tenth of the run if that is more."""
     if request.asked.num_warmup is not None:
         return Choice(request.asked.num_warmup, "given", "given")
+    if plan.costly:
+        return Choice(plan.costly.num_warmup, "chosen", "steps that are discarded")
     warmup = request.lengths.num_warmup  # of the budget
     if warmup is None:
-        warmup = max(_WARMUP, request.lengths.num_draws * thinning // 10)
+        warmup = max(_WARMUP, request.num_draws * thinning // 10)
     return Choice(warmup, "chosen", "steps that are discarded")
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llc.calibration.localization import Localization
 from llc.calibration.record import Choice, PilotResult, Request
 from llc.posterior.local_posterior import LocalPosterior
 
@@ -74,9 +75,26 @@ def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice
         return Choice(gamma, "posterior", "of the posterior", evidence)
     if rate is None:
         return Choice(gamma, "chosen", "for the length of a run at ε = 0.5 / (nβ h_max + γ)")
+    found_local = request.localization
+    if found_local is not None and gamma == found_local.gamma:
+        evidence |= {"anharmonicity": found_local.anharmonicity}
+        return Choice(gamma, "chosen", _reason(found_local), evidence)
     reason = f"a flat direction relaxes {evidence['relaxations']:.0f} times over the run"
     evidence["strengthened"] = gamma / found.pilots[0].gamma
     if len(found.pilots) > 1:
         times = evidence["strengthened"]
         reason += f"; {len(found.pilots)} pilots asked for a localization {times:.3g} times as strong as at w*"
     return Choice(gamma, "chosen", reason, evidence)
+
+
+def _reason(localization: Localization) -> str:
+    """Why γ is the one of `localization`."""
+    kappa = localization.anharmonicity
+    reason = f"the weakest at which the loss is about quadratic (its Gaussian mean is {kappa:.2g} times λ_quad)"
+    weaker = [pair for pair in localization.profile if pair[0] < localization.gamma]
+    if not localization.is_local:
+        return f"at no γ up to this one is the loss quadratic (its Gaussian mean is {kappa:.2g} times λ_quad)"
+    if not weaker:
+        return f"of the run's length; the loss is about quadratic there (its Gaussian mean is {kappa:.2g} times λ_quad)"
+    gamma, beyond = weaker[0]
+    return f"{reason}; at γ = {gamma:.3g} it is {beyond:.2g} times" if np.isfinite(beyond) else reason

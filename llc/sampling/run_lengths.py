@@ -27,21 +27,17 @@ class _Lengths:
 
     Attributes:
         num_chains: independent chains.
-        num_draws: recorded draws a chain.
         batch_size: rows of a minibatch; None takes all the data.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all the data.
-        budget: most steps of a chain; None sets no limit.
     """
 
     num_chains: int
-    num_draws: int
     batch_size: int | None = None
     eval_size: int | None = None
-    budget: int | None = None
 
     def __post_init__(self):
-        for name in ("num_chains", "num_warmup", "num_draws", "thinning", "budget"):
-            value, least = getattr(self, name), 0 if name == "num_warmup" else 1
+        for name in ("num_chains", "num_warmup", "num_draws", "thinning", "budget", "max_steps"):
+            value, least = getattr(self, name, None), 0 if name == "num_warmup" else 1
             if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
                 raise ValueError(f"{name} needs an integer >= {least}, got {value!r}.")
 
@@ -59,24 +55,19 @@ class RequestedLengths(_Lengths):
     """The lengths that a user asks for; None leaves one to calibration.
 
     Attributes:
+        num_draws: recorded draws a chain.
         num_warmup: steps discarded.
         thinning: steps between two draws.
+        budget: most work of all chains together, in gradients of the loss over all the data; None sets no limit.
 
     Raises:
-        ValueError: if a length is out of range, or the budget leaves no step for a draw.
+        ValueError: if a length is out of range.
     """
 
+    num_draws: int | None = None
     num_warmup: int | None = None
     thinning: int | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        least = (self.num_warmup or 0) + (self.thinning or 1)
-        if self.budget is not None and self.budget < least:
-            raise ValueError(
-                f"budget needs at least num_warmup + thinning = {least} steps for a single draw, got {self.budget}; "
-                "raise it, or leave them out."
-            )
+    budget: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +75,10 @@ class RunLengths(_Lengths):
     """The lengths of a run.
 
     Attributes:
+        num_draws: recorded draws a chain.
         num_warmup: steps discarded.
         thinning: steps between two draws.
+        max_steps: most steps of a chain, draws that are added included; None sets no limit.
 
     Raises:
         ValueError: if a length is out of range, naming it.
@@ -95,8 +88,10 @@ class RunLengths(_Lengths):
         10500
     """
 
+    num_draws: int
     num_warmup: int
     thinning: int
+    max_steps: int | None = None
 
     @property
     def num_steps(self) -> int:
@@ -109,10 +104,10 @@ class RunLengths(_Lengths):
         return -(-self.num_warmup // self.thinning)
 
     def max_draws(self, max_factor: int) -> int:
-        """Draws that a chain may have: as many as the budget allows, or `max_factor` times the first ones."""
-        if self.budget is None:
+        """Draws that a chain may have: as many as `max_steps` allows, or `max_factor` times the first ones."""
+        if self.max_steps is None:
             return max_factor * self.num_draws
-        return max((self.budget - self.num_warmup) // self.thinning, self.num_draws)
+        return max((self.max_steps - self.num_warmup) // self.thinning, self.num_draws)
 
     def slower(self, factor: int) -> "RunLengths":
         """The same draws with `factor` times the steps between them and before them."""
@@ -126,5 +121,5 @@ class RunLengths(_Lengths):
     def keywords(self) -> SampleKeywords:
         """The keywords of `llc.sample`: `llc.sample(key, posterior, sampler, **lengths.keywords())`."""
         fields = asdict(self)
-        del fields["budget"]
+        del fields["max_steps"]
         return SampleKeywords(**fields)

@@ -1,0 +1,144 @@
+r"""How strong a localization has to be for λ̂ to say something of w*: its posterior lies where the loss is quadratic.
+
+If the loss were quadratic, the posterior would be the Gaussian $N(w^*, (n\beta H + \gamma)^{-1})$, and the mean excess
+loss under it would be λ_quad. The ratio of the two,
+
+$$ \kappa(\gamma) = \frac{n\beta\, \mathbb{E}_\gamma [L(w) - L(w^*)]}{\lambda_{quad}(\gamma)}, $$
+
+needs losses at a few Gaussian points only, no chain. It is 1 as γ → ∞ and grows where the Gaussian reaches beyond the
+quadratic part. In d dimensions its flat directions carry it √(d/γ) away from w*, which for a network may be farther
+than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 3,
+within a factor of 2. A posterior avoids high losses, so that κ is an upper estimate of λ̂ / λ_quad.
+
+This is for spectra without a gap. Where the rank is one number, directions are either curved or flat, λ_corr adds what
+localization hides, and γ follows from the length of the run alone (step_size.py).
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from llc.bounds.rank import rank_bounds
+from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.rows import Rows, in_pieces, rows_that_fit
+
+_MAX_ANHARMONICITY = 3.0  # κ up to which λ̂, which is less, and λ_quad are about the same
+_STRONGEST = 4.0**6  # γ/nβ in units of h_max from which the search goes down
+_STEP = 4.0  # factor between two γ that are tried; the last interval is halved once
+_PAIRS = 4  # of points w* ± x; what they differ by is of first order in 1/√d
+_ROWS = 512  # of the data, at most
+_OPERATIONS = 2e12  # of all losses together, which bounds the rows of a large model
+
+
+class Localization(NamedTuple):
+    """A γ, and how it was found.
+
+    Attributes:
+        gamma: γ.
+        anharmonicity: κ there; nan if the run's length alone decides.
+        profile: the (γ, κ) that were tried, strongest first.
+    """
+
+    gamma: float
+    anharmonicity: float
+    profile: tuple[tuple[float, float], ...]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the Gaussian at γ lies where the loss is quadratic, to a factor of 3."""
+        return self.anharmonicity <= _MAX_ANHARMONICITY
+
+
+def has_use_for_localization(spectrum: Spectrum) -> bool:
+    """Whether γ is to be found this way: the spectrum has no gap, and its eigenvectors are known."""
+    known = spectrum.vectors is not None and len(spectrum.vectors) > 0
+    return known and spectrum.largest > 0 and not rank_bounds(spectrum).rank_is_unique
+
+
+def choose_localization(
+    key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, weakest: float, *, flops: float
+) -> Localization:
+    """The weakest localization, not below `weakest`, whose Gaussian lies where the loss is quadratic.
+
+    Args:
+        key: of the Gaussian points and the rows.
+        posterior: loss, data and w*.
+        spectrum: with eigenvectors.
+        weakest: γ that the length of the run allows.
+        flops: operations of a gradient over all the data.
+    """
+    points_key, rows_key = jax.random.split(key)
+    probe = _Probe(points_key, rows_key, posterior, spectrum, flops)
+    gamma = max(_STRONGEST * probe.nbeta * spectrum.largest, weakest)
+    tried = [(gamma, probe.anharmonicity(gamma))]
+    while tried[-1][1] <= _MAX_ANHARMONICITY and tried[-1][0] > weakest:
+        gamma = max(tried[-1][0] / _STEP, weakest)
+        tried.append((gamma, probe.anharmonicity(gamma)))
+    if tried[-1][1] > _MAX_ANHARMONICITY and len(tried) > 1:
+        gamma = float(np.sqrt(tried[-1][0] * tried[-2][0]))
+        tried.append((gamma, probe.anharmonicity(gamma)))
+    local = [pair for pair in tried if pair[1] <= _MAX_ANHARMONICITY]
+    gamma, anharmonicity = min(local) if local else tried[0]
+    return Localization(gamma, anharmonicity, tuple(sorted(tried, reverse=True)))
+
+
+class _Probe:
+    """Losses of Gaussian points on a few rows; the same points, scaled, and the same rows for every γ."""
+
+    def __init__(
+        self, key: PRNGKeyArray, rows_key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, flops: float
+    ):
+        num_data = posterior.num_data
+        a_row = max(flops / num_data / 3, 1.0)  # a loss is a third of a gradient
+        size = int(min(_ROWS, num_data, max(_OPERATIONS / (20 * _PAIRS * a_row), 8)))
+        rows = jax.device_get(jax.random.choice(rows_key, num_data, (size,), replace=False))
+        data = jax.tree.map(lambda x: x[rows], posterior.data)
+        length = rows_that_fit(lambda batch: posterior.loss(posterior.center, batch), data, size)
+        self.posterior, self.spectrum, self.data = posterior, spectrum, in_pieces(data, length)
+        self.nbeta = float(posterior.nbeta)
+        self.normals = jax.random.normal(
+            key, (_PAIRS, spectrum.dim), jnp.result_type(*jax.tree.leaves(posterior.position))
+        )
+        vectors = spectrum.vectors if spectrum.vectors is not None else np.zeros((0, spectrum.dim))
+        self.vectors = jnp.asarray(vectors, self.normals.dtype)
+        self.curvatures = spectrum.vector_eigenvalues
+
+    def anharmonicity(self, gamma: float) -> float:
+        """κ(γ); inf where a loss is not finite."""
+        shrunk = np.sqrt(gamma / (self.nbeta * np.maximum(self.curvatures, 0.0) + gamma)) - 1
+        scales = jnp.asarray(shrunk, self.normals.dtype)
+        excess = float(_mean_excess(self.posterior, self.data, self.normals, self.vectors, scales, np.sqrt(gamma)))
+        quad = self.spectrum.quad(gamma / self.nbeta)
+        kappa = self.nbeta * excess / quad if quad > 0 else np.inf
+        return float(kappa) if np.isfinite(kappa) else np.inf
+
+
+@eqx.filter_jit
+def _mean_excess(
+    posterior: LocalPosterior,
+    data: Rows,
+    normals: Float[Array, "point dim"],
+    vectors: Float[Array, "curved dim"],
+    scales: Float[Array, "curved"],
+    root: Float[np.ndarray, ""] | float,
+) -> Float[Array, ""]:
+    """Mean of L(w) − L(w*) over the points w* ± x; slopes at w* drop out of a pair."""
+    flat, unravel = ravel_pytree(posterior.position)
+
+    def losses(position: Float[Array, "dim"]) -> Array:
+        params = posterior.params_at(unravel(position))
+        return data.map(lambda batch: jnp.atleast_1d(posterior.loss_fn(params, batch)))
+
+    here = losses(flat)
+
+    def of_pair(normal: Float[Array, "dim"]) -> Array:
+        offset = (normal + (scales * (vectors @ normal)) @ vectors) / jnp.asarray(root, flat.dtype)
+        return 0.5 * jnp.mean(losses(flat + offset) - here + losses(flat - offset) - here)
+
+    return jnp.mean(jax.lax.map(of_pair, normals))

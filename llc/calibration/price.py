@@ -1,0 +1,89 @@
+r"""What the work costs before it is done, in gradients of the loss over all the data: the unit of a budget.
+
+A step on a batch of B of n rows costs B/n gradients, twice that with control variates. A draw costs one gradient, which
+gives the loss of all rows and its slopes, and a product with the Hessian about two. How many floating-point operations
+a gradient takes is counted by XLA's compiler. Counts do not depend on what else the machine does, so that the same
+settings are chosen again.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from llc.bounds.spectral_measure import Spectrum
+from llc.geometry.curvature.methods import spectrum
+from llc.posterior.local_posterior import LocalPosterior
+
+_PROBE = 4  # rows whose gradient is counted
+_PRODUCTS = 1_500  # with the Hessian, that its spectrum takes where d is larger: probes of Lanczos, and the range of H
+_GRADIENTS_A_PRODUCT = 4  # in float64
+_SPECTRUM_GRADIENTS = 80  # of a spectrum without a budget: some forty products
+_FEWEST_GRADIENTS = 40  # with fewer, neither h_max nor λ_quad is known well; rows are left out first
+_FEWEST_ROWS = 16
+_MOST_FLOPS = 2e13  # of a spectrum, some minutes on two cores
+_ERROR, _SCALE = 0.05, 0.03  # wanted of λ_quad, and the γ/nβ in units of h_max at which, where γ is open
+_COSTLY = 5e12  # operations of the spectrum above which it is made for a price: minutes on two cores
+
+
+def gradient_flops(posterior: LocalPosterior) -> float:
+    """Floating-point operations of one gradient of the loss over all the data; nothing is compiled or computed."""
+    num_rows = min(posterior.num_data, _PROBE)
+
+    def gradient(position: PyTree, batch: PyTree) -> PyTree:
+        return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
+
+    few = jax.tree.map(lambda x: jnp.asarray(x[:num_rows]), posterior.data)
+    counted = jax.jit(gradient).lower(posterior.position, few).cost_analysis() or {}
+    return float(counted.get("flops", 0.0)) * posterior.num_data / num_rows
+
+
+class Price(NamedTuple):
+    """What a gradient over all the data costs.
+
+    Attributes:
+        flops: floating-point operations of it.
+        costly: whether all eigenvalues of the Hessian, or a count of them by Lanczos, would take minutes or more.
+    """
+
+    flops: float
+    costly: bool
+
+
+def price_of(posterior: LocalPosterior) -> Price:
+    """The price of a gradient of the loss."""
+    flops = gradient_flops(posterior)
+    products = min(posterior.num_params, _PRODUCTS)
+    return Price(flops, products * _GRADIENTS_A_PRODUCT * flops > _COSTLY)
+
+
+def affordable_spectrum(
+    posterior: LocalPosterior, price: Price, budget: int | None, *, progress: bool | None
+) -> Spectrum:
+    """The spectrum of the Hessian: all of it where that is cheap, else λ_quad and the leading eigenvectors for a price.
+
+    A third of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows.
+
+    Args:
+        posterior: loss, data and w*.
+        price: of a gradient.
+        budget: of the whole run, in gradients; None takes what some twenty products cost.
+        progress: as of `llc.spectrum`.
+    """
+    if not price.costly:
+        return spectrum(posterior, progress=progress)
+    wanted = _SPECTRUM_GRADIENTS if budget is None else min(max(budget // 3, 1), 4 * _SPECTRUM_GRADIENTS)
+    wanted = min(float(wanted), _MOST_FLOPS / price.flops)
+    num_data = posterior.num_data
+    num_rows = min(max(int(num_data * wanted / _FEWEST_GRADIENTS), min(_FEWEST_ROWS, num_data)), num_data)
+    work = max(int(wanted * num_data / num_rows), _FEWEST_GRADIENTS // 2)
+    settings = {"method": "deflated", "budget": work, "relative_error": _ERROR, "relative_scale": _SCALE}
+    if num_rows >= num_data:
+        return spectrum(posterior, progress=progress, **settings)
+    rows = np.sort(np.random.default_rng(0).permutation(num_data)[:num_rows])  # data may be in order
+    some = eqx.tree_at(lambda p: p.data, posterior, jax.tree.map(lambda x: x[rows], posterior.data))
+    return replace(spectrum(some, progress=progress, **settings), row_share=num_rows / num_data)
