@@ -18,6 +18,7 @@ from llc.calibration.price import affordable_spectrum, price_of
 from llc.calibration.record import Calibration, Choice, PilotResult, Request
 from llc.calibration.run_length import (
     Plan,
+    affordable_steps,
     choose_num_draws,
     choose_thinning,
     choose_warmup,
@@ -169,4 +170,6 @@ def _max_steps(request: Request, plan: Plan, first: int) -> int | None:
     """Most steps of a chain, draws that are added included."""
     if plan.costly is not None:
         return plan.costly.max_steps
-    return None if request.asked.budget is None else first
+    if request.asked.budget is None:
+        return None
+    return max(first, affordable_steps(request.posterior, request.asked, request.sampler))

@@ -62,7 +62,7 @@ def within_budget(posterior: LocalPosterior, asked: RequestedLengths, sampler: S
     if asked.budget is None:
         return replace(asked, num_draws=asked.num_draws or _NUM_DRAWS)
     thinning, warmup, per_draw = asked.thinning, asked.num_warmup, steps_per_draw(sampler)
-    budget = _most_steps(asked, _nominal_share(posterior, asked, sampler), thinning or per_draw)
+    budget = affordable_steps(posterior, asked, sampler)
     least = (warmup or 0) + (thinning or 1)
     if budget < least:
         raise ValueError(
@@ -73,22 +73,23 @@ def within_budget(posterior: LocalPosterior, asked: RequestedLengths, sampler: S
     if warmup is None:
         warmup = min(budget // 10, _WARMUP, budget - (thinning or 1))
     if thinning is None and per_draw > 1:
-        thinning = min(per_draw, max(1, (budget - warmup) // most))
+        thinning = min(per_draw, max(1, budget - warmup))
     num_draws = min(most, (budget - warmup) // (thinning or per_draw))
     return replace(asked, num_warmup=warmup, thinning=thinning, num_draws=max(num_draws, 1))
 
 
-def _most_steps(asked: RequestedLengths, share: float, thinning: int) -> int:
-    """Steps of a chain that the budget allows."""
-    gradients = _OF_FIRST_RUN * (asked.budget or math.inf) / asked.num_chains
-    return int(gradients / (share + 1 / thinning))
+def affordable_steps(posterior: LocalPosterior, asked: RequestedLengths, sampler: Sampler | None) -> int:
+    """Steps of a chain that the budget allows, before the rows of a minibatch are chosen.
 
-
-def _nominal_share(posterior: LocalPosterior, asked: RequestedLengths, sampler: Sampler | None) -> float:
-    """Share of the rows in a minibatch, before it is chosen."""
+    Raises:
+        ValueError: if there is no budget.
+    """
+    if asked.budget is None:
+        raise ValueError("affordable_steps needs a budget, got None.")
     needs_all = sampler is not None and sampler.needs_full_batch
     rows = asked.batch_size or (posterior.num_data if needs_all else nominal_rows(posterior))
-    return rows / posterior.num_data
+    gradients = _OF_FIRST_RUN * asked.budget / asked.num_chains
+    return int(gradients / (rows / posterior.num_data + 1 / (asked.thinning or steps_per_draw(sampler))))
 
 
 def is_overhead_bound(posterior: LocalPosterior, rows: int) -> bool:

@@ -10,6 +10,7 @@ from exact import log_grid
 
 import llc
 from llc.calibration.pilots import stiffness_at
+from llc.calibration.price import price_of
 from llc.calibration.record import Pilot, PilotResult, Request
 from llc.calibration.step_size import COURANT, Settings, choose_gamma, choose_step_size
 from llc.sampling.run_lengths import RequestedLengths
@@ -46,7 +47,7 @@ def test_too_little_memory_is_no_stiffness(monkeypatch):
 def test_pilots_that_confirm_nothing_are_named(confirmed):
     free = posterior_of(lambda w: 0.5 * w[0] ** 2, 1)
     asked = RequestedLengths(num_chains=4, num_draws=10)
-    request = Request(free, None, asked, asked, llc.spectrum(free))
+    request = Request(free, None, asked, asked, llc.spectrum(free), price_of(free))
     pilots = tuple(Pilot(gamma, 1e-3, 100.0) for gamma in (1.0, 2.0, 4.0))
     found = PilotResult(free.with_scale(gamma=8.0), llc.SGLD(1e-3), 1e-3, pilots, confirmed)
     step_size, gamma = choose_step_size(request, found), choose_gamma(request, found, 1000)

@@ -49,7 +49,10 @@ def test_every_setting_has_a_reason():
     [
         ({"budget": 0}, "budget needs an integer >= 1, got 0"),
         ({"budget": 100, "num_draws": 0}, "num_draws needs an integer >= 1, got 0"),
-        ({"budget": 100, "num_warmup": 100}, r"budget needs at least num_warmup \+ thinning = 101 steps .* got 100"),
+        (
+            {"budget": 100, "num_warmup": 100},
+            r"budget needs to suffice for a draw .* num_warmup \+ thinning = 101 steps, got 100",
+        ),
         ({"thinning": 0}, "thinning needs an integer >= 1, got 0"),
         ({"eval_size": 101}, "eval_size needs an integer from 1 to n = 100, got 101"),
         ({"target_mcse": 0.0}, r"target_mcse needs a number > 0, relative to λ̂, got 0.0"),

@@ -1,5 +1,6 @@
 """How long a run is: budgets, relaxations, and what a trajectory needs."""
 
+import json
 import math
 
 import jax
@@ -13,14 +14,19 @@ from tests.support.regression import regression
 NBETA = 1000 / np.log(1000)
 
 
+def work(lengths):
+    """Gradients over all the data that a run takes: one a step of a full batch, and one a draw."""
+    return lengths["num_chains"] * (lengths["num_warmup"] + lengths["num_draws"] * (lengths["thinning"] + 1))
+
+
 def test_a_budget_is_kept():
-    calibration = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=1000)
-    assert 500 < calibration.num_steps <= 1000
+    calibration = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=4000)
+    assert 2000 < work(calibration.lengths.keywords()) <= 4000
     assert calibration.choices["num_draws"].origin == "chosen"
-    assert calibration.choices["num_draws"].evidence["budget"] == 1000
-    long_intervals = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=105, thinning=100)
-    assert long_intervals.num_steps <= 105
-    trajectories = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=30_000, sampler=llc.NUTS())
+    assert calibration.choices["num_draws"].evidence["budget"] == 4000
+    long_intervals = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=540, thinning=100)
+    assert work(long_intervals.lengths.keywords()) <= 540
+    trajectories = llc.calibrate(jax.random.key(0), regression(num_data=100), budget=200_000, sampler=llc.NUTS())
     assert trajectories.lengths.thinning == 1, "as without a budget"
     free = llc.calibrate(jax.random.key(0), regression(num_data=100), sampler=llc.NUTS())
     assert float(trajectories.posterior.gamma) == float(free.posterior.gamma)
@@ -28,9 +34,9 @@ def test_a_budget_is_kept():
 
 
 def test_a_budget_is_kept_by_estimate():
-    report = llc.estimate(jax.random.key(0), regression(num_data=100), budget=1000, target_mcse=1e-9)
-    lengths = report.settings
-    assert lengths["num_warmup"] + lengths["num_draws"] * lengths["thinning"] <= 1000
+    report = llc.estimate(jax.random.key(0), regression(num_data=100), budget=4000, target_mcse=1e-9)
+    second = json.loads(report.draws["localized"].attrs["settings"])
+    assert 2000 < work(report.settings) + work(second) <= 4000
 
 
 @pytest.mark.parametrize(("given", "relaxations"), [({}, (75, 100)), ({"num_warmup": 2000}, (35, 50))])
