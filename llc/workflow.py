@@ -1,15 +1,12 @@
 """The whole way from a loss and a minimum to a checked estimate: settings, draws, bounds, report."""
 
 import math
-import sys
-import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import PRNGKeyArray
-from tqdm.auto import tqdm
 
 from llc.analysis import schema
 from llc.analysis.assembly import assemble
@@ -23,6 +20,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
 from llc.calibration.pipeline import calibrate
 from llc.calibration.record import Calibration
+from llc.calibration.telling import say
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
@@ -111,7 +109,6 @@ def estimate(
     run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress)
     result = _extended(run, target_mcse, bounds, progress=progress)
     draws, spectrum = result.draws, calibration.spectrum
-    draws.attrs["calibration"] = str(run.calibration)
     open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
     if not open_scale or sampler is not None or not constant(draws, "gamma"):
         return result
@@ -182,7 +179,15 @@ def _start(key: PRNGKeyArray, calibration: Calibration, bounds: Bounds | None, *
     spectrum, lengths = calibration.spectrum, calibration.lengths
     chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum)
     _draw(chains, lengths.num_draws, calibration, progress=progress)
-    return Run(calibration, chains, report(chains.tree(), bounds=bounds, spectrum=spectrum))
+    return Run(calibration, chains, report(_tree(chains, calibration), bounds=bounds, spectrum=spectrum))
+
+
+def _tree(chains: Chains, calibration: Calibration) -> xr.DataTree:
+    """The draws so far, with how their settings were chosen."""
+    draws = chains.tree()
+    draws.attrs[schema.CALIBRATION] = str(calibration)
+    draws.attrs[schema.GAMMA_ORIGIN] = calibration.gamma_origin
+    return draws
 
 
 def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
@@ -193,15 +198,10 @@ def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress:
     parts = [first] + [len(part) for part in np.array_split(np.arange(num_draws - first), _LOOKS) if len(part)]
     for part in parts:
         chains.draw(part, progress=progress)
-        llc = mean_energy(chains.tree())
-        total = chains.tree()["posterior"].sizes["draw"]
-        _say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain")
+        draws = chains.tree()
+        llc, total = mean_energy(draws), draws["posterior"].sizes["draw"]
+        say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain", progress=progress)
     return None
-
-
-def _say(message: str) -> None:
-    """A line on standard error: what has taken place since the start, for a run of minutes."""
-    tqdm.write(f"llc  {time.strftime('%H:%M:%S')}  {message}", file=sys.stderr)
 
 
 def _step_too_large(result: Report) -> bool:
@@ -223,7 +223,7 @@ def _extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, pro
         more = min(more, most - done)
         _draw(chains, more, calibration, progress=progress)
         done += more
-        result = report(chains.tree(), bounds=bounds, spectrum=calibration.spectrum)
+        result = report(_tree(chains, calibration), bounds=bounds, spectrum=calibration.spectrum)
     return result
 
 

@@ -72,9 +72,16 @@ def bound_checks(
         checks += [assumption_check(a) for a in bounds.assumptions if a.kind != "minimum"]
         if bounds.valid:
             if corrected:
-                checks += [_localization(bounds, mean, compared, sensitivity), _below(compared, bounds, sensitivity)]
+                cure = _localization_cure(draws)
+                checks += [_localization(bounds, mean, compared, sensitivity, cure)]
+                checks += [_below(compared, bounds, sensitivity)]
             checks.append(_above(draws, compared, bounds, sensitivity))
     return tuple(check for check in checks if check is not None)
+
+
+def says_nothing(bounds: Bounds) -> bool:
+    """Whether bounds hold for any λ of a model of d parameters: 0 ≤ λ ≤ d/2."""
+    return bounds.valid and bounds.lower <= 0 and bounds.upper >= bounds.dim / 2
 
 
 def allowance(bound: float, compared: Estimate, sensitivity: Estimate | None) -> Allowance:
@@ -100,12 +107,24 @@ def _resolution(draws: xr.DataTree, spectrum: Spectrum) -> Check | None:
     )
 
 
-def _localization(bounds: Bounds, mean: Estimate, corrected: Estimate, sensitivity: Estimate | None) -> Check | None:
+def _localization_cure(draws: xr.DataTree) -> str:
+    """What to do about a localization that hides most of λ: a γ that was chosen is not to be lowered."""
+    hidden = "localization suppresses most of λ, and λ_corr is more extrapolated than measured; "
+    gamma, origin = schema.constant(draws, schema.GAMMA), draws.attrs.get(schema.GAMMA_ORIGIN, "given")
+    if origin == "given":
+        return hidden + "lower gamma (and take more steps)"
+    alike = "compare λ̂ with others at the same scale (`llc.estimate(…, like=report)`)"
+    if origin == "run length":
+        return f"{hidden}γ = {gamma:.4g} is the weakest that a run of this length affords; take more steps, or {alike}"
+    return f"λ̂ is at γ = {gamma:.4g}, the weakest at which the loss is about quadratic; {alike}"
+
+
+def _localization(
+    bounds: Bounds, mean: Estimate, corrected: Estimate, sensitivity: Estimate | None, cure: str
+) -> Check | None:
     if bounds.localization_scale == 0:
         return None
     at = f"at γ/nβ = {bounds.localization_scale:.2g}"
-    cure = "localization suppresses most of λ, and λ_corr is more extrapolated than measured; lower gamma (and take "
-    cure += "more steps)"
     if bounds.rank_is_unique and bounds.rank > 0:
         share = 2 * bounds.quad / bounds.rank
         seen = f"{at} λ_quad is {share:.0%} of r/2"

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
+from llc.analysis.bound_checks import says_nothing
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.schema import constant
@@ -157,8 +158,7 @@ def _number_lines(report: Report) -> list[str]:
     at = f"at nβ = {nbeta:.4g}, γ = {gamma:.4g}: {llc.method}, ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}"
     lines = [_row("λ̂", plus_minus(llc.value, llc.mcse), at)]
     if bounds is not None:
-        interval = f"[{bounds.lower:.4g}, {bounds.upper:.4g}]" if bounds.valid else "none"
-        lines.append(_row("bounds of λ", interval, bounds.source if bounds.valid else "an assumption fails at w*"))
+        lines.append(_row("bounds of λ", *_interval(bounds)))
     if report.findings.symbol == "λ_corr" and report.corrected is not None:
         value = plus_minus(report.corrected.value, report.corrected.mcse)
         lines.append(_row("λ_corr", value, "λ̂ corrected for γ, to be compared with the bounds"))
@@ -167,6 +167,15 @@ def _number_lines(report: Report) -> list[str]:
         lines += _geometry_lines(report, bounds)
     lines += [_row(other.method, plus_minus(other.value, other.mcse), "") for other in report.estimates[1:]]
     return lines
+
+
+def _interval(bounds: Bounds) -> tuple[str, str]:
+    """The bounds of λ and where they come from, or why there are none."""
+    if not bounds.valid:
+        return "none", "an assumption fails at w*"
+    if says_nothing(bounds):
+        return "none worth naming", f"the rank is 0 … {bounds.rank_interval[1]:.0f}"
+    return f"[{bounds.lower:.4g}, {bounds.upper:.4g}]", bounds.source
 
 
 def _sensitivity_lines(report: Report) -> Iterator[str]:
@@ -183,7 +192,7 @@ def _sensitivity_lines(report: Report) -> Iterator[str]:
     if report.gamma_converged is None and report.failed:
         told = "undecided: a check failed"
     elif report.gamma_converged is None and report.gaussian_only:
-        told = f"undecided: {symbol} is r/2, flat directions may be suppressed by localization; lower γ"
+        told = f"undecided: {symbol} is r/2, flat directions may be suppressed by localization"
     times = constant(localized, schema.GAMMA) / constant(report.draws, schema.GAMMA)
     yield _row(f"{symbol} − {symbol}({times:.3g}γ)", plus_minus(moved.value, moved.mcse), told)
 

@@ -27,6 +27,7 @@ CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
 
 # Attributes of the root.
 SETTINGS, CALIBRATION = "settings", "calibration"
+GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length" or "quadratic loss"
 
 _NEEDED = {
     POSTERIOR: (LOSS, ENERGY),

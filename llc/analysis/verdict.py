@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from llc.analysis.bound_checks import allowance
+from llc.analysis.bound_checks import allowance, says_nothing
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.series import plus_minus
@@ -182,7 +182,7 @@ def _moving(found: Findings) -> str | None:
     if found.sensitivity is None:
         why = "there is no second run at a larger γ"
     elif found.gaussian_only:
-        why = f"{symbol} is r/2, so flat directions may be suppressed by localization at both γ; lower γ"
+        why = f"{symbol} is r/2, so flat directions may be suppressed by localization at both γ"
     else:
         why = "the error of that change is too large to tell; take more draws"
     return f"it is not known whether {symbol} changes with γ: {why}"
@@ -200,6 +200,8 @@ def _consistent(found: Findings) -> Judgement:
 
 
 def _interval(bounds: Bounds) -> str:
+    if says_nothing(bounds):
+        return f"bounds that say nothing (the rank is 0 … {bounds.rank_interval[1]:.0f})"
     return f"the bounds [{bounds.lower:.4g}, {bounds.upper:.4g}]"
 
 

@@ -64,7 +64,7 @@ def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: 
     stationary = Assumption("stationary", bool(not localization_scale or tilt <= _TILT * unit), message, "minimum")
     assumptions = minimum, stationary, _smooth(spectrum.smoothness)
     if spectrum.row_share < 1:
-        message = f"the curvature is that of {spectrum.row_share:.0%} of the rows of data, and its rank not that of all"
+        message = f"the curvature is that of {spectrum.row_share:.2g} of the rows of data, and its rank not that of all"
         assumptions = *assumptions, Assumption("all rows", holds=False, message=message)
     if spectrum.matrix != "ggn":
         return assumptions

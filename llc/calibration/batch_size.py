@@ -74,7 +74,7 @@ def plan_batch(request: Request, at_center: Settings) -> Batch:
     fewest = min(_MINIBATCH, max(_FEWEST, num_data // _BATCHES)) if costly else _MINIBATCH
     own = None if sampler is None else sampler.langevin_step
     posterior = request.posterior.with_scale(gamma=at_center.gamma)
-    noise_rows = min(_NOISE_ROWS, num_data // 8) if costly else _NOISE_ROWS
+    noise_rows = min(_NOISE_ROWS, max(num_data // 8, 1)) if costly else _NOISE_ROWS
     step_size = at_center.step_size if own is None else own
     heating = predict_heating(posterior, request.spectrum, step_size, num_rows=noise_rows)
     heat, without = max(heating), 0

@@ -113,7 +113,8 @@ class _Probe:
         """κ(γ); inf where a loss is not finite."""
         shrunk = np.sqrt(gamma / (self.nbeta * np.maximum(self.curvatures, 0.0) + gamma)) - 1
         scales = jnp.asarray(shrunk, self.normals.dtype)
-        excess = float(_mean_excess(self.posterior, self.data, self.normals, self.vectors, scales, np.sqrt(gamma)))
+        root = jnp.asarray(np.sqrt(gamma), self.normals.dtype)
+        excess = float(_mean_excess(self.posterior, self.data, self.normals, self.vectors, scales, root))
         quad = self.spectrum.quad(gamma / self.nbeta)
         kappa = self.nbeta * excess / quad if quad > 0 else np.inf
         return float(kappa) if np.isfinite(kappa) else np.inf
@@ -126,7 +127,7 @@ def _mean_excess(
     normals: Float[Array, "point dim"],
     vectors: Float[Array, "curved dim"],
     scales: Float[Array, "curved"],
-    root: Float[np.ndarray, ""] | float,
+    root: Float[Array, ""],
 ) -> Float[Array, ""]:
     """Mean of L(w) − L(w*) over the points w* ± x; slopes at w* drop out of a pair."""
     flat, unravel = ravel_pytree(posterior.position)
@@ -138,7 +139,7 @@ def _mean_excess(
     here = losses(flat)
 
     def of_pair(normal: Float[Array, "dim"]) -> Array:
-        offset = (normal + (scales * (vectors @ normal)) @ vectors) / jnp.asarray(root, flat.dtype)
+        offset = (normal + (scales * (vectors @ normal)) @ vectors) / root
         return 0.5 * jnp.mean(losses(flat + offset) - here + losses(flat - offset) - here)
 
     return jnp.mean(jax.lax.map(of_pair, normals))

@@ -35,7 +35,9 @@ _LOOKS = 32  # positions of a chain at which the curvature is looked at where th
 _RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
 _LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
 _FEW_PILOTS, _FEW_POSITIONS = 2, 2  # of a costly model
+_OF_WARMUP = 2  # a pilot of a costly model with a budget is at most half as long as the warm-up
 _LOOK_FLOPS, _FEWEST_ROWS, _MOST_ROWS = 2e10, 16, 1024  # operations of one gradient in a look there, and its rows
+_SOME = 16  # part of the rows that a look takes at most: it is some seventy gradients
 _FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
 
 
@@ -57,8 +59,9 @@ def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) ->
     pilots: list[Pilot] = []
     for pilot_key in jax.random.split(key, num_pilots):
         posterior = posterior.with_scale(gamma=settings.gamma)
-        stiffness = _run_pilot(pilot_key, posterior, settings, request, batch, plan)
-        pilots.append(Pilot(settings.gamma, settings.step_size, stiffness))
+        pilot = _run_pilot(pilot_key, posterior, settings, request, batch, plan)
+        pilots.append(pilot)
+        stiffness = pilot.stiffness
         confirmed = stiffness <= limit
         if confirmed:
             break
@@ -81,14 +84,17 @@ def _run_pilot(
     request: Request,
     batch: Batch,
     plan: Plan,
-) -> float:
-    """The largest stiffness that the chains of one pilot come by."""
+) -> Pilot:
+    """One pilot, with the largest stiffness that its chains come by."""
     looks = _LOOKS if plan.max_length_factor > 1 else 1
     relaxed = math.ceil(_RELAXATIONS / max(settings.step_size * settings.gamma, 1e-12))
     longest, eval_size = plan.max_length_factor * _STEPS, request.lengths.eval_size
     steps = min(max(_STEPS, relaxed), longest) // looks
     if plan.costly is not None:
-        steps, eval_size = min(max(relaxed, 1), plan.costly.num_warmup or 1), plan.costly.eval_size
+        most = plan.costly.num_warmup
+        if request.asked.budget is not None:
+            most //= _OF_WARMUP
+        steps, eval_size = max(min(relaxed, most), 1), plan.costly.eval_size
     lengths = RunLengths(
         num_chains=request.lengths.num_chains,
         num_warmup=0,
@@ -105,7 +111,9 @@ def _run_pilot(
         chains.draw(1, progress=False)
         some = None if plan.costly is None else request.price
         stiffness = max(stiffness, stiffness_at(chains.positions, posterior, settings, some))
-    return stiffness
+    last = chains.recorder.draws[-1].delta[:, -1]
+    energies = tuple(float(x) for x in posterior.scale.nbeta * np.asarray(last, np.float64))
+    return Pilot(settings.gamma, settings.step_size, stiffness, energies)
 
 
 def stiffness_at(
@@ -134,6 +142,7 @@ def stiffness_at(
 def _few_rows(posterior: LocalPosterior, price: Price) -> LocalPosterior:
     """The posterior on as many rows as a look at the curvature may cost; nβ stays."""
     num_data = posterior.num_data
-    size = int(min(num_data, _MOST_ROWS, max(_LOOK_FLOPS * num_data / price.flops, _FEWEST_ROWS)))
+    affordable = min(_LOOK_FLOPS * num_data / price.flops, num_data / _SOME)
+    size = int(min(num_data, _MOST_ROWS, max(affordable, _FEWEST_ROWS)))
     rows = np.sort(np.random.default_rng(0).permutation(num_data)[:size])  # data may be in order
     return eqx.tree_at(lambda p: p.data, posterior, jax.tree.map(lambda x: x[rows], posterior.data))

@@ -6,6 +6,7 @@
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 from jaxtyping import PRNGKeyArray
@@ -14,7 +15,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.batch_size import Batch, choose_batch_size, choose_sampler, nominal_rows, plan_batch
 from llc.calibration.localization import Localization, choose_localization, has_use_for_localization
 from llc.calibration.pilots import run_pilots
-from llc.calibration.price import affordable_spectrum, price_of
+from llc.calibration.price import Price, affordable_spectrum, price_of
 from llc.calibration.record import Calibration, Choice, PilotResult, Request
 from llc.calibration.run_length import (
     Plan,
@@ -28,6 +29,7 @@ from llc.calibration.run_length import (
     within_budget,
 )
 from llc.calibration.step_size import choose_gamma, choose_step_size, settings_from_curvature
+from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
@@ -88,10 +90,35 @@ def calibrate(
         budget=budget,
     )
     asked.check_rows(posterior.num_data)
-    price = price_of(posterior)
+    return calibrate_for(key, posterior, sampler, asked, price_of(posterior), spectrum=spectrum, progress=progress)
+
+
+def calibrate_for(
+    key: PRNGKeyArray,
+    posterior: LocalPosterior,
+    sampler: Sampler | None,
+    asked: RequestedLengths,
+    price: Price,
+    *,
+    spectrum: Spectrum | None = None,
+    progress: bool | None = None,
+) -> Calibration:
+    """What `calibrate` does once it is known what a gradient costs.
+
+    Args:
+        key: `jax.random.key(seed)`.
+        posterior: as of `calibrate`.
+        sampler: as of `calibrate`.
+        asked: the lengths that were asked for.
+        price: of a gradient; of a costly model every step is told as it is done.
+        spectrum: as of `calibrate`.
+        progress: as of `calibrate`.
+    """
     lengths = asked if price.costly else within_budget(posterior, asked, sampler)
+    tell = partial(say, progress=progress if price.costly else False)
+    tell(forecast(posterior, price, asked, has_spectrum=spectrum is not None))
     if spectrum is None:
-        spectrum = affordable_spectrum(posterior, price, budget, progress=progress)
+        spectrum = affordable_spectrum(posterior, price, asked.budget, progress=progress)
     request = Request(posterior, sampler, asked, lengths, spectrum, price)
 
     key, points_key = jax.random.split(key)
@@ -99,13 +126,18 @@ def calibrate(
     at_center = settings_from_curvature(posterior, spectrum.largest, num_steps)
     request = replace(request, localization=find_localization(points_key, request, at_center.gamma))
     at_center = settings_from_curvature(request.local_posterior, spectrum.largest, num_steps)
+    tell(curvature_found(spectrum, at_center.gamma / float(posterior.nbeta)))
+    tell(gamma_found(request, at_center.gamma))
     batch = plan_batch(request, at_center)
     plan = plan_length(request, batch, at_center)
     if sampler is None or request.needs_pilots:
         found = run_pilots(key, request, batch, plan)
+        tell(pilot_found(found))
     else:
         found = PilotResult(posterior.with_scale(gamma=at_center.gamma), sampler)
-    return _choose(request, batch, plan, found)
+    calibration = _choose(request, batch, plan, found)
+    tell(run_forecast(calibration.lengths, posterior.num_data, doubled=batch.uses_control_variates))
+    return calibration
 
 
 def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> Calibration:

@@ -54,11 +54,46 @@ class Price(NamedTuple):
     costly: bool
 
 
-def price_of(posterior: LocalPosterior) -> Price:
-    """The price of a gradient of the loss."""
+def price_of(posterior: LocalPosterior, *, limit: float = _COSTLY) -> Price:
+    """The price of a gradient of the loss.
+
+    Args:
+        posterior: loss, data and w*.
+        limit: operations of all eigenvalues of the Hessian above which a model is costly.
+    """
     flops = gradient_flops(posterior)
     products = min(posterior.num_params, _PRODUCTS)
-    return Price(flops, products * _GRADIENTS_A_PRODUCT * flops > _COSTLY)
+    return Price(flops, products * _GRADIENTS_A_PRODUCT * flops > limit)
+
+
+class SpectrumPlan(NamedTuple):
+    """What the spectrum of a costly model may take.
+
+    Attributes:
+        num_rows: rows whose mean loss it belongs to.
+        work: most work, in gradients over those rows.
+        cost: the same, in gradients over all the data.
+    """
+
+    num_rows: int
+    work: int
+    cost: float
+
+
+def plan_spectrum(posterior: LocalPosterior, price: Price, budget: int | None) -> SpectrumPlan:
+    """A third of the budget, on as many rows as that suffices for.
+
+    Args:
+        posterior: loss, data and w*.
+        price: of a gradient.
+        budget: of the whole run, in gradients; None takes what some forty products cost.
+    """
+    wanted = _SPECTRUM_GRADIENTS if budget is None else min(max(budget // 3, 1), 4 * _SPECTRUM_GRADIENTS)
+    wanted = min(float(wanted), _MOST_FLOPS / price.flops)
+    num_data = posterior.num_data
+    num_rows = min(max(int(num_data * wanted / _FEWEST_GRADIENTS), min(_FEWEST_ROWS, num_data)), num_data)
+    work = max(int(wanted * num_data / num_rows), _FEWEST_GRADIENTS // 2)
+    return SpectrumPlan(num_rows, work, work * num_rows / num_data)
 
 
 def affordable_spectrum(
@@ -71,16 +106,13 @@ def affordable_spectrum(
     Args:
         posterior: loss, data and w*.
         price: of a gradient.
-        budget: of the whole run, in gradients; None takes what some twenty products cost.
+        budget: of the whole run, in gradients; None takes what some forty products cost.
         progress: as of `llc.spectrum`.
     """
     if not price.costly:
         return spectrum(posterior, progress=progress)
-    wanted = _SPECTRUM_GRADIENTS if budget is None else min(max(budget // 3, 1), 4 * _SPECTRUM_GRADIENTS)
-    wanted = min(float(wanted), _MOST_FLOPS / price.flops)
+    num_rows, work, _ = plan_spectrum(posterior, price, budget)
     num_data = posterior.num_data
-    num_rows = min(max(int(num_data * wanted / _FEWEST_GRADIENTS), min(_FEWEST_ROWS, num_data)), num_data)
-    work = max(int(wanted * num_data / num_rows), _FEWEST_GRADIENTS // 2)
     settings = {"method": "deflated", "budget": work, "relative_error": _ERROR, "relative_scale": _SCALE}
     if num_rows >= num_data:
         return spectrum(posterior, progress=progress, **settings)

@@ -45,11 +45,13 @@ class Pilot(NamedTuple):
         gamma: its γ.
         step_size: its ε.
         stiffness: the largest ε (nβ h_max + γ) where it was, in units of what was aimed at.
+        energies: nβ (L(w) − L(w*)) where its chains ended.
     """
 
     gamma: float
     step_size: float
     stiffness: float
+    energies: tuple[float, ...] = ()
 
 
 class PilotResult(NamedTuple):
@@ -169,6 +171,14 @@ class Calibration:
         sampler = replace(self.sampler, step_size=np.asarray(step_size))
         choices["sampler"] = replace(choices["sampler"], value=sampler)
         return replace(self, sampler=sampler, lengths=lengths, choices=choices)
+
+    @property
+    def gamma_origin(self) -> Literal["given", "run length", "quadratic loss"]:
+        """Whether γ was given, or what it was chosen by."""
+        choice = self.choices["gamma"]
+        if choice.origin != "chosen":
+            return "given"
+        return "quadratic loss" if "anharmonicity" in choice.evidence else "run length"
 
     @property
     def num_steps(self) -> int:

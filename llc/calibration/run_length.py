@@ -22,7 +22,7 @@ _OF_FIRST_RUN = 0.8  # of a budget; the rest is for the run at 3γ, a quarter as
 _COSTLY_DRAWS = 150  # of a chain at first, of a costly model; `target_mcse` adds to them
 _FEWEST_DRAWS = 40  # below which losses are evaluated on some of the rows
 _EVALUATED, _FEWEST_EVALUATED = 8, 128  # part of the rows then, and the least number
-_OF_COSTLY_RUN = 0.6  # of a budget; the rest is for the spectrum and the pilot
+_OF_COSTLY_RUN = 0.42  # of a budget; a quarter as much is for the run at 3γ, the rest for the spectrum and two pilots
 _SLOPES = 3.5  # times what an evaluation of some rows costs with its slopes, in units of their gradient
 _MOST_THINNING = 500
 _RELAXED = 5  # relaxations of a flat direction in the warm-up
@@ -138,11 +138,11 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
         at_center: ε and γ.
     """
     asked, num_data = request.asked, request.posterior.num_data
-    share = (batch.rows or num_data) / num_data * (2 if batch.uses_control_variates else 1)
+    share = step_cost(batch.rows, num_data, doubled=batch.uses_control_variates)
     rate = at_center.step_size * at_center.gamma
     relaxed = min(math.ceil(2 / rate) if rate else _MOST_THINNING, _MOST_THINNING)
     work = None if asked.budget is None else asked.budget * _OF_COSTLY_RUN / asked.num_chains
-    eval_size, cost = asked.eval_size, 1.0 if asked.eval_size is None else _SLOPES * asked.eval_size / num_data
+    eval_size, cost = asked.eval_size, draw_cost(asked.eval_size, num_data)
 
     def lengths(cost: float, eval_size: int | None) -> RunLengths:
         thinning = asked.thinning or min(max(relaxed, math.ceil(cost / share)), _MOST_THINNING)
@@ -151,8 +151,9 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
         if warmup is None:
             warmup = max(_RELAXED * relaxed, _RELAXED * thinning)
         if work is not None:
-            warmup = min(warmup, int(work / share) // 5) if asked.num_warmup is None else warmup
-            num_draws = max(min(num_draws, int((work - warmup * share) / (thinning * share + cost))), 1)
+            warmup = min(warmup, int(work / (share + cost / thinning)) // 5) if asked.num_warmup is None else warmup
+            left = work - warmup * share - math.ceil(warmup / thinning) * cost  # losses are evaluated in it, too
+            num_draws = max(min(num_draws, int(left / (thinning * share + cost))), 1)
         return RunLengths(
             num_chains=asked.num_chains,
             num_warmup=warmup,
@@ -166,8 +167,25 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
     run = lengths(cost, eval_size)
     some = max(num_data // _EVALUATED, min(_FEWEST_EVALUATED, num_data))
     if work is not None and run.num_draws < _FEWEST_DRAWS and eval_size is None and _SLOPES * some < num_data:
-        run = lengths(_SLOPES * some / num_data, some)
+        run = lengths(draw_cost(some, num_data), some)
     return Plan(run.num_steps, 1, overhead_bound=False, costly=run)
+
+
+def step_cost(batch_size: int | None, num_data: int, *, doubled: bool) -> float:
+    """Gradients over all the data that a step costs; with control variates it is `doubled`."""
+    return (1.0 if batch_size is None else batch_size / num_data) * (2 if doubled else 1)
+
+
+def draw_cost(eval_size: int | None, num_data: int) -> float:
+    """Gradients over all the data that the evaluation of a draw costs."""
+    return 1.0 if eval_size is None else _SLOPES * eval_size / num_data
+
+
+def run_cost(lengths: RunLengths, num_data: int, *, doubled: bool) -> float:
+    """Gradients over all the data that all chains of a run cost, the draws of the warm-up included."""
+    steps = lengths.num_steps * step_cost(lengths.batch_size, num_data, doubled=doubled)
+    draws = (lengths.num_warmup_draws + lengths.num_draws) * draw_cost(lengths.eval_size, num_data)
+    return lengths.num_chains * (steps + draws)
 
 
 def choose_num_draws(request: Request, plan: Plan) -> Choice[int]:
