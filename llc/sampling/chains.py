@@ -178,7 +178,7 @@ class Chains:
                 span = Span(np.int32(first), np.int32(count), np.int32(self.lengths.thinning))
                 # All chains share one program: the first one compiles it for the others.
                 segment = functools.partial(self._segment, span=span)
-                parts = run_at_once(segment, range(len(self.keys)), first_alone=self.done == first == 0)
+                parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
                 self.recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
                 bar.update(count * self.lengths.num_chains)
         self.done = end
