@@ -10,7 +10,8 @@ from llc.analysis.estimators import Estimate
 from llc.analysis.pointwise import Moments, subset_share, subset_stderr
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
-from llc.bounds.spectral_measure import Spectrum, shrink
+from llc.bounds.shrinkage import shrink
+from llc.bounds.spectral_measure import Spectrum
 
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims

@@ -12,7 +12,8 @@ from llc.analysis.schema import constant, variable
 from llc.analysis.series import finite_chains
 from llc.bounds.assumptions import Assumption
 from llc.bounds.rank import Bounds
-from llc.bounds.spectral_measure import Spectrum, shrink
+from llc.bounds.shrinkage import shrink
+from llc.bounds.spectral_measure import Spectrum
 
 _SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every exact finite-n case of THEORY §2
 

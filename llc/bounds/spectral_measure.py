@@ -20,6 +20,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from llc.bounds.renamed import renamed
+from llc.bounds.shrinkage import shrink, signed_shrink
 
 _SIGNED = 0.7  # −h_min nβ/γ below which λ_quad takes negative eigenvalues as they are
 
@@ -303,15 +304,3 @@ def _sum(nodes: np.ndarray, weights: np.ndarray, fn: Callable[[np.ndarray], np.n
 def _require_nonnegative(method: str, name: str, value: float) -> None:
     if not value >= 0:
         raise ValueError(f"{method} needs a {name} >= 0, got {value}.")
-
-
-def shrink(h: np.ndarray, localization_scale: float) -> np.ndarray:
-    """½ h / (h + γ/nβ), the part of each direction in λ_quad; 0 where h is not positive."""
-    h = np.maximum(h, 0.0)
-    return np.where(h > 0, 0.5 * h / np.where(h > 0, h + localization_scale, 1.0), 0.0)
-
-
-def signed_shrink(h: np.ndarray, localization_scale: float) -> np.ndarray:
-    """½ h / (h + γ/nβ), negative where h is; nan where h ≤ −γ/nβ, beyond which there is no Gaussian."""
-    shifted = h + localization_scale
-    return np.where(h == 0, 0.0, 0.5 * h / np.where(shifted > 0, shifted, np.nan))

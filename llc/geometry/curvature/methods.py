@@ -9,7 +9,8 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 
-from llc.bounds.spectral_measure import Spectrum, shrink
+from llc.bounds.shrinkage import shrink
+from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.deflated import deflated
 from llc.geometry.curvature.dense import Eigenvalues, gram
 from llc.geometry.curvature.dense import dense as dense_eigenvalues

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import llc
-from llc.bounds.spectral_measure import Spectrum, signed_shrink
+from llc.bounds.shrinkage import signed_shrink
+from llc.bounds.spectral_measure import Spectrum
 from tests.support.models import deep_linear
 
 DIM = 300
