@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 from llc.posterior.loss import fixed
 from llc.posterior.loss_probes import Probe, check_loss_function
 from llc.posterior.mask import Moves, normalize_mask
-from llc.posterior.precision import as_float64, float64
+from llc.posterior.precision import as_float64, float64, lenient
 from llc.posterior.programs import uses_primitive
 from llc.posterior.rows import mean_loss
 from llc.posterior.validation import (
@@ -103,7 +103,7 @@ class LocalPosterior(eqx.Module):
         mask: PyTree = None,
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
     ):
-        with jax.transfer_guard("allow"):
+        with lenient():
             self._make(loss_fn, center, data, nbeta, gamma, mask, predict_fn)
 
     def _make(
@@ -133,7 +133,7 @@ class LocalPosterior(eqx.Module):
             self._check_loss()
 
     def _check_loss(self) -> None:
-        loss = mean_loss(self.loss_fn, self.center, self.data)
+        loss = self.init_loss()
         if not math.isfinite(loss):
             raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
         nbeta = None if isinstance(self.nbeta, Tracer) else float(self.nbeta)

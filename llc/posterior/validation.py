@@ -21,23 +21,30 @@ _CURES = {  # by the name of the error, so that its library need not be imported
         "nnx.merge(graph, params, rest) within."
     )
 }
+_SHOWN = 8  # leaves in a message
 _FIRST_ROWS = 64  # on which the shape of the loss is found
 
 
 def check_data(data: PyTree) -> None:
     """Raises ValueError if a leaf of the data is no array of numbers, naming it and its type."""
     num_scalars, scalar = 0, None
-    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
-        if isinstance(leaf, bool | int | float | complex):
+    for path, leaf in _leaves_with_path(data):
+        if isinstance(leaf, bool | int | float | complex | np.generic):
             num_scalars, scalar = num_scalars + 1, scalar or path
             continue
         if reason := _no_array(leaf):
             raise ValueError(f"data{jax.tree_util.keystr(path)} needs to be an array of numbers, {reason}")
     if num_scalars > 1 and scalar is not None:
         raise ValueError(
-            f"data need arrays, got {num_scalars} Python numbers in lists or tuples, the first at "
+            f"data need arrays, got {num_scalars} numbers in lists or tuples, the first at "
             f"data{jax.tree_util.keystr(scalar)}: each would be an array of its own. Make one array of them, np.asarray(…)."
         )
+
+
+def _leaves_with_path(tree: PyTree) -> list[tuple[tuple[Any, ...], Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of JAX, that an iterator is a leaf: it is refused here
+        return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def _no_array(leaf: Any) -> str | None:
@@ -52,6 +59,8 @@ def _no_array(leaf: Any) -> str | None:
                 "example: np.concatenate([np.asarray(x) for x, … in loader])."
             )
         return f"got {name}; leave out of data what has no row for each example (loss_fn may close over it)."
+    if isinstance(leaf, np.ma.MaskedArray):
+        return "got a masked array; give x.filled(…), and the mask as another array that loss_fn takes into account."
     dtype = leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf).dtype
     if dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return None
@@ -67,12 +76,16 @@ def _no_array(leaf: Any) -> str | None:
 
 def leading_axis(data: PyTree) -> int:
     """Length of the leading axis that all the data share."""
-    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)}
+    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in _leaves_with_path(data)}
     if not shapes:
         raise ValueError("data needs at least one array with a leading axis of n examples, got an empty pytree.")
     lengths = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(lengths) > 1 or () in shapes.values():
-        raise ValueError(f"all data leaves need the same leading axis, got shapes {shapes}; make them agree on axis 0.")
+        shown = dict(list(shapes.items())[:_SHOWN])
+        raise ValueError(
+            f"all data leaves need the same leading axis, got shapes {shown} in {len(shapes)} arrays; make them agree on "
+            "axis 0, and stack rows in lists to one array (np.stack)."
+        )
     (length,) = lengths
     if length < 2:
         raise ValueError(f"data needs n >= 2 examples (nβ = n / log n is not defined below), got n = {length}.")
@@ -95,7 +108,8 @@ def checked_scale(name: str, value: Any) -> Any:
 
 def check_center(center: PyTree) -> None:
     """Raises ValueError if an array of the params is not of real floating-point numbers, or if there is none."""
-    arrays = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if _has_dtype(leaf)]
+    leaves = _leaves_with_path(center)
+    arrays = [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
     wrong = {path_name(path): str(leaf.dtype) for path, leaf in arrays if not jnp.issubdtype(leaf.dtype, jnp.floating)}
     if wrong:
         raise ValueError(
@@ -104,11 +118,11 @@ def check_center(center: PyTree) -> None:
             "loss_fn). Of an nnx model take nnx.state(model, nnx.Param)."
         )
     if sum(leaf.size for _, leaf in arrays) == 0:
-        raise ValueError("params need at least one floating-point array with elements, got none; check the pytree.")
-
-
-def _has_dtype(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray)
+        kinds = sorted({type(leaf).__name__ for _, leaf in leaves})
+        raise ValueError(
+            f"params need at least one floating-point array with elements, got none, but leaves of type {kinds}; numbers "
+            "in lists become one by jnp.asarray."
+        )
 
 
 def note_buffers(center: PyTree, mask: PyTree) -> None:
@@ -166,6 +180,10 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
     return shape != ()
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Shapes of a pytree's arrays by path, for messages."""
-    return {path_name(path) or "itself": np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def _shapes(tree: PyTree) -> str:
+    """Shapes of a pytree's arrays by path, for messages: those of the first ones."""
+    leaves = _leaves_with_path(tree)
+    shown = {path_name(path) or "itself": np.shape(leaf) for path, leaf in leaves[:_SHOWN]}
+    if len(leaves) <= _SHOWN:
+        return str(shown)
+    return f"{shown} and {len(leaves) - _SHOWN} more (rows in a list become one array by np.stack)"
