@@ -214,8 +214,8 @@ def _control_variates(draws: xr.DataTree, mean: Estimate, moments: Moments | Non
         threshold,
         passed=abs(difference) <= threshold,
         seen=f"zero variance − mean energy = {difference:+.3g}, of the same draws",
-        cure="the gradient may not be the derivative of the loss (a custom derivative, stop_gradient), or the chains have "
-        "not filled the posterior; check loss_fn, then take more draws and warm-up",
+        cure="the gradient may not be the derivative of the loss (a custom derivative, stop_gradient), or the chains "
+        "have not filled the posterior; check loss_fn, then take more draws and warm-up",
     )
 
 

@@ -1,7 +1,7 @@
 """A loss as a fixed function: the user's function, together with the values that it had when the posterior was made.
 
-JAX finds a compiled program by the identity of the function it was made from. A function whose attribute, class weight or
-global variable has changed would therefore be the old one. A `Loss` is equal to another one if both have the same
+JAX finds a compiled program by the identity of the function it was made from. A function whose attribute, class weight
+or global variable has changed would therefore be the old one. A `Loss` is equal to another one if both have the same
 function *and* the same program: posteriors of a function that has not changed share what was compiled, and one of a
 function that has changed meets no old constant.
 """
@@ -39,6 +39,7 @@ class Loss:
         return self.fn
 
     def __call__(self, params: PyTree, batch: PyTree) -> Array:
+        """What `fn` gives, with its NumPy tables in the precision of now."""
         with fresh_tables(self.fn):
             return self.fn(params, batch)
 
@@ -75,8 +76,8 @@ def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree,
     """What JAX traces: a jitted function itself would give the program, with the constants, of its first call."""
     if isinstance(fn, Loss):
         return fn.fn
-    while isinstance(fn, _JITTED):
-        fn = fn.__wrapped__
+    while type(fn) in _JITTED:
+        fn = getattr(fn, "__wrapped__")  # noqa: B009  (of two types that have it)
     return fn
 
 

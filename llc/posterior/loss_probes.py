@@ -176,8 +176,8 @@ def _compare_examples(
     if (worst := float(np.abs(halves - whole[splits]).max())) > allowed:
         raise ValueError(
             "loss_fn needs the loss of an example to depend on that example alone, but in half of the batch it changes "
-            f"by {worst:.3g}: batch normalization in training mode (use the running averages), dropout (switch it off), "
-            "or negatives, weights or normalizers that are taken from the batch (put them into data)."
+            f"by {worst:.3g}: batch normalization in training mode (use the running averages), dropout (switch it "
+            "off), or negatives, weights or normalizers that are taken from the batch (put them into data)."
         )
 
 
@@ -190,16 +190,16 @@ def _compare_means(
         return
     if np.abs(2 * means - whole).max() <= allowed:
         raise ValueError(
-            "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); divide "
-            "by the batch size, or return one loss per example."
+            "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); "
+            "divide by the batch size, or return one loss per example."
         )
     raise ValueError(
         f"loss_fn needs to return the mean of the losses of its rows, but on {splits[0].size} rows it is "
-        f"{float(whole):.6g} and the mean of the two halves is {means[worst]:.6g}. L(w*), the draws and the Hessian take "
-        "batches of different sizes and would see different functions. Return one loss per example instead: for a mean "
-        "over tokens or weights, Σ over the row × n / Σ of tokens or weights over all the data, which belong in data; "
-        "a prior or penalty is divided by n and added to each. Batch normalization in training mode, dropout, and "
-        "negatives from the batch give a loss that is no function of the row; switch them off."
+        f"{float(whole):.6g} and the mean of the two halves is {means[worst]:.6g}. L(w*), the draws and the Hessian "
+        "take batches of different sizes and would see different functions. Return one loss per example instead: for a "
+        "mean over tokens or weights, Σ over the row × n / Σ of tokens or weights over all the data, which belong in "
+        "data; a prior or penalty is divided by n and added to each. Batch normalization in training mode, dropout "
+        "and negatives from the batch give a loss that is no function of the row; switch them off."
     )
 
 
@@ -236,9 +236,13 @@ def different_rows(data: PyTree, count: int) -> tuple[np.ndarray, np.ndarray]:
     width = max(1, sum(int(np.prod(np.shape(x)[1:])) for x in leaves))
     most = max(count, min(_LOOKED_AT, _ELEMENTS // width))
     seen = np.unique(np.linspace(0, total - 1, min(total, most)).astype(int))
-    features = _features([np.asarray(x[seen]) for x in leaves if jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool])
+    features = _features(
+        [np.asarray(x[seen]) for x in leaves if jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool]
+    )
     orders = [np.argsort(feature, kind="stable") for feature in features]
-    extremes = dict.fromkeys(int(order[i]) for j in range(count) for order in orders for i in (j, -1 - j) if j < len(seen))
+    extremes = dict.fromkeys(
+        int(order[i]) for j in range(count) for order in orders for i in (j, -1 - j) if j < len(seen)
+    )
     spread = np.linspace(0, len(seen) - 1, min(count, len(seen))).astype(int).tolist()
     rows = list(dict.fromkeys([*list(extremes)[: count // 2], *spread, *range(len(seen))]))[:count]
     rows = np.sort(np.asarray(rows[: len(rows) // 2 * 2]))

@@ -88,8 +88,8 @@ def _message(name: str, seen: float, said: float) -> str:
         )
     return (
         f"loss_fn needs the gradient to be the derivative of the loss, but along {name!r} finite differences give "
-        f"{seen:.4g} and the gradient {said:.4g}: stop_gradient, a straight-through estimate (of quantization, rounding "
-        "or a threshold), or a custom derivative that is clipped, scaled or wrong. Samplers and curvature would see "
-        "another function than the loss. Take the true derivative, leave clipping to the optimizer, and quantize "
-        f"params before they are given; or mask {name!r}."
+        f"{seen:.4g} and the gradient {said:.4g}: stop_gradient, a straight-through estimate (of quantization, "
+        "rounding or a threshold), or a custom derivative that is clipped, scaled or wrong. Samplers and curvature "
+        "would see another function than the loss. Take the true derivative, leave clipping to the optimizer, and "
+        f"quantize params before they are given; or mask {name!r}."
     )

@@ -13,8 +13,8 @@ from jaxtyping import PyTree
 def lenient() -> Iterator[None]:
     """A context in which JAX promotes dtypes and ranks and moves arrays to its device as it does by default.
 
-    The flags that forbid it (`jax_numpy_dtype_promotion`, `jax_numpy_rank_promotion`, `jax_transfer_guard`) are there to
-    find slips in the user's own program, and are as they were afterwards.
+    The flags that forbid it (`jax_numpy_dtype_promotion`, `jax_numpy_rank_promotion`, `jax_transfer_guard`) are
+    there to find slips in the user's own program, and are as they were afterwards.
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.transfer_guard("allow"):
         yield

@@ -69,7 +69,8 @@ def _floats(jaxpr: Jaxpr, depends: list[bool]) -> set[np.dtype]:
         if not any(marks):
             continue
         known |= set(equation.outvars)
-        found |= {var.aval.dtype for var in equation.outvars if jnp.issubdtype(getattr(var.aval, "dtype", int), jnp.floating)}
+        dtypes = {getattr(var.aval, "dtype", np.dtype(int)) for var in equation.outvars}
+        found |= {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
         for part in _parts(equation):
             same = len(part.invars) == len(marks)
             found |= _floats(part, marks if same else [True] * len(part.invars))

@@ -1,14 +1,17 @@
 """NumPy arrays that a loss uses directly (relative positions, edges, class weights), usable in every precision.
 
 JAX 0.12 remembers a NumPy array, by its identity, in the precision in which it was used first, for as long as a program
-that has it lives. An int64 or float64 table is int32 or float32 in a program of the default precision, and using it under
-float64 fails. A view of the array has the same values in the same memory and another identity, so that the function gets
-views while it is traced. The tables are found where functions keep them: closures, globals, defaults, `functools.partial`,
-attributes of objects, and containers of all these.
+that has it lives. An int64 or float64 table is int32 or float32 in a program of the default precision, and using it
+under float64 fails. A view of the array has the same values in the same memory and another identity, so that the
+function gets views while it is traced. The tables are found where functions keep them: closures, globals, defaults,
+`functools.partial`, attributes of objects, and containers of all these.
 """
 
 import contextlib
 import functools
+import itertools
+import sys
+import sysconfig
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -18,8 +21,10 @@ import jax
 import numpy as np
 
 _WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")}  # what JAX narrows by default
-_MOST = 10_000  # objects that are looked at: a function that holds a data set of Python objects has to end
-_LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "equinox", "flax", "optax", "haiku", "jaxtyping", "functools", "llc"}
+_MOST = 2000  # objects that are looked at: a function that holds a data set of Python objects has to end
+_LONG = 100  # entries of a container that are looked at
+_ROOTS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})  # of libraries
+_HOLDERS = (functools.partial, types.SimpleNamespace)  # types of the standard library that hold what is the user's
 _LOCK = threading.RLock()
 
 Setter = Callable[[Any], None]
@@ -86,11 +91,20 @@ def _names_in(value: Any) -> frozenset[str]:
 
 
 def _of_library(value: Any) -> bool:
-    if isinstance(value, types.BuiltinFunctionType):
-        return True
+    """Whether an object, or its type, is defined in an installed package or in the standard library."""
+    if isinstance(value, _HOLDERS):
+        return False
     module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    inside = isinstance(module, str) and module.partition(".")[0] in _LIBRARIES
-    return inside and isinstance(value, types.ModuleType | types.FunctionType | type)
+    return isinstance(module, str) and _installed(module.partition(".")[0])
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    module = sys.modules.get(package)
+    path = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    if package in ("__main__", "llc") or module is None:
+        return package == "llc"
+    return path is None or str(path).startswith(_ROOTS)
 
 
 def _parts(value: Any, names: frozenset[str]) -> Iterator[tuple[Setter, Any]]:
@@ -109,9 +123,9 @@ def _parts(value: Any, names: frozenset[str]) -> Iterator[tuple[Setter, Any]]:
     elif isinstance(value, dict):
         yield from _of_dict(value, None)
     elif isinstance(value, list):
-        yield from ((functools.partial(value.__setitem__, i), part) for i, part in enumerate(value))
+        yield from ((functools.partial(value.__setitem__, i), part) for i, part in enumerate(value[:_LONG]))
     elif isinstance(value, tuple | set | frozenset):
-        yield from ((_nowhere, part) for part in value)
+        yield from ((_nowhere, part) for part in itertools.islice(value, _LONG))
     elif isinstance(value, type):
         yield from ((functools.partial(setattr, value, name), part) for name, part in list(vars(value).items()))
     else:
@@ -125,14 +139,14 @@ def _of_function(fn: types.FunctionType, names: frozenset[str]) -> Iterator[tupl
     yield functools.partial(setattr, fn, "__defaults__"), fn.__defaults__ or ()
     yield from _of_dict(fn.__kwdefaults__ or {}, None)
     yield from _of_dict(fn.__globals__, names)
-    if hasattr(fn, "__wrapped__"):
-        yield _nowhere, fn.__wrapped__
+    if (wrapped := getattr(fn, "__wrapped__", None)) is not None:
+        yield _nowhere, wrapped
 
 
 def _of_dict(entries: dict[Any, Any], names: frozenset[str] | None) -> Iterator[tuple[Setter, Any]]:
-    for name, part in list(entries.items()):
-        if names is None or name in names:
-            yield functools.partial(entries.__setitem__, name), part
+    wanted = itertools.islice(entries, _LONG) if names is None else (name for name in names if name in entries)
+    for name in list(wanted):
+        yield functools.partial(entries.__setitem__, name), entries[name]
 
 
 def _of_object(value: Any) -> Iterator[tuple[Setter, Any]]:

@@ -1,6 +1,5 @@
 """Checks of what a posterior is made from: data, params, scales and losses, before anything is computed with them."""
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +36,8 @@ def check_data(data: PyTree) -> None:
     if num_scalars > 1 and scalar is not None:
         raise ValueError(
             f"data need arrays, got {num_scalars} numbers in lists or tuples, the first at "
-            f"data{jax.tree_util.keystr(scalar)}: each would be an array of its own. Make one array of them, np.asarray(…)."
+            f"data{jax.tree_util.keystr(scalar)}: each would be an array of its own. Make one array of them by "
+            "np.asarray."
         )
 
 
@@ -83,8 +83,8 @@ def leading_axis(data: PyTree) -> int:
     if len(lengths) > 1 or () in shapes.values():
         shown = dict(list(shapes.items())[:_SHOWN])
         raise ValueError(
-            f"all data leaves need the same leading axis, got shapes {shown} in {len(shapes)} arrays; make them agree on "
-            "axis 0, and stack rows in lists to one array (np.stack)."
+            f"all data leaves need the same leading axis, got shapes {shown} in {len(shapes)} arrays; make them agree "
+            "on axis 0, and stack rows in lists to one array (np.stack)."
         )
     (length,) = lengths
     if length < 2:
@@ -120,8 +120,8 @@ def check_center(center: PyTree) -> None:
     if sum(leaf.size for _, leaf in arrays) == 0:
         kinds = sorted({type(leaf).__name__ for _, leaf in leaves})
         raise ValueError(
-            f"params need at least one floating-point array with elements, got none, but leaves of type {kinds}; numbers "
-            "in lists become one by jnp.asarray."
+            f"params need at least one floating-point array with elements, got none, but leaves of type {kinds}; "
+            "numbers in lists become one by jnp.asarray."
         )
 
 
@@ -139,8 +139,8 @@ def note_buffers(center: PyTree, mask: PyTree) -> None:
     if found:
         names = sorted({path_name(path) for path in found})
         warnings.warn(
-            f"params contain running averages of batch normalization, {names[:6]}, which move like parameters here; let "
-            "them stay, with mask or by nnx.state(model, nnx.Param).",
+            f"params contain running averages of batch normalization, {names[:6]}, which move like parameters here; "
+            "let them stay, with mask or by nnx.state(model, nnx.Param).",
             UserWarning,
             stacklevel=4,
         )
@@ -174,8 +174,8 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
         )
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
-            f"loss_fn needs to return real floating-point numbers, got {dtype or type(out).__name__}: counts of errors and "
-            "booleans have no gradient. Take a loss with one, the negative log likelihood for instance."
+            f"loss_fn needs to return real floating-point numbers, got {dtype or type(out).__name__}: counts of errors "
+            "and booleans have no gradient. Take a loss with one, the negative log likelihood for instance."
         )
     return shape != ()
 

@@ -51,9 +51,7 @@ WEIGHTS_OF_CLASS = np.array([1.0, 3.0, 9.0], np.float32)
 def token_mean(p, batch):
     """Mean over the tokens of a batch whose rows are padded with zeros."""
     tokens = batch["tokens"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        jnp.broadcast_to(p["logits"], (*tokens.shape, 9)), tokens
-    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.broadcast_to(p["logits"], (*tokens.shape, 9)), tokens)
     return jnp.sum(losses * (tokens > 0)) / jnp.sum(tokens > 0)
 
 
@@ -157,8 +155,11 @@ def in_float32(w, batch):
 
 
 def scanned(w, batch):
-    return jax.lax.scan(lambda total, row: (total + squares(w, jax.tree.map(lambda x: x[None], row))[0], None),
-                        jnp.zeros((), w["b"].dtype), batch)[0] / len(batch["x"])
+    return jax.lax.scan(
+        lambda total, row: (total + squares(w, jax.tree.map(lambda x: x[None], row))[0], None),
+        jnp.zeros((), w["b"].dtype),
+        batch,
+    )[0] / len(batch["x"])
 
 
 def recentred(w, batch):
@@ -173,7 +174,11 @@ HONEST = {
     "mean over outputs too": (lambda w, batch: jnp.mean((outputs(w, batch) - batch["y"]) ** 2), PARAMS, DATA),
     "cross entropy": (cross_entropies, PARAMS, DATA),
     "mean and prior": (lambda w, b: mean_square(w, b) + 0.5 * optax.tree.norm(w, squared=True) / N, PARAMS, DATA),
-    "population loss": (lambda w, batch: 0.5 * (w["a"] * w["b"]) ** 2, {"a": jnp.zeros(()), "b": jnp.zeros(())}, INPUTS),
+    "population loss": (
+        lambda w, batch: 0.5 * (w["a"] * w["b"]) ** 2,
+        {"a": jnp.zeros(()), "b": jnp.zeros(())},
+        INPUTS,
+    ),
     "population loss at a kink": (lambda w, batch: jnp.abs(w), jnp.zeros(()), INPUTS),
     "relu network": (*mlp(), DATA),
     "two rows": (mean_square, PARAMS, jax.tree.map(lambda x: x[:2], DATA)),
@@ -183,7 +188,11 @@ HONEST = {
     "difference of large numbers": (recentred, PARAMS, DATA),
     "huge": (lambda w, batch: 1e6 * squares(w, batch) + 1e8, PARAMS, DATA),
     "tiny": (lambda w, batch: 1e-12 * squares(w, batch), PARAMS, DATA),
-    "logarithm that ends": (lambda w, batch: jnp.mean(jnp.abs(batch["x"][:, 0])) * -jnp.log(w), jnp.float32(1e-3), DATA),
+    "logarithm that ends": (
+        lambda w, batch: jnp.mean(jnp.abs(batch["x"][:, 0])) * -jnp.log(w),
+        jnp.float32(1e-3),
+        DATA,
+    ),
     "integer data alone": (lambda w, batch: w[batch] ** 2, jnp.ones(3), LABELS),
     "unused leaf": (lambda w, batch: squares(w[0], batch), (PARAMS, jnp.ones(3)), DATA),
 }
@@ -410,7 +419,9 @@ def test_a_loss_too_coarse_for_nbeta_is_refused(dtype, outside):
 def test_half_precision_that_shows_lambda_is_taken():
     LocalPosterior(in_half(jnp.float16), PARAMS, DATA, gamma=1.0, nbeta=0.1)
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, DATA)
-    LocalPosterior(lambda w, b: squares(w, jax.tree.map(lambda x: x.astype(w["b"].dtype), b)), PARAMS, halves, gamma=1.0)
+    LocalPosterior(
+        lambda w, b: squares(w, jax.tree.map(lambda x: x.astype(w["b"].dtype), b)), PARAMS, halves, gamma=1.0
+    )
 
 
 # ---- The model of a library -------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ NO_DATA = {
     "array of text": ({"x": ROWS, "name": np.array(["a"] * 50)}, r"data\['name'\].*dtype <U1"),
     "objects": ((ROWS, np.array([[1], [2, 3]] * 25, dtype=object)), r"data\[1\].*dtype object"),
     "dates": ({"t": np.array(["2020-01-01"] * 50, "datetime64[D]")}, r"data\['t'\].*datetime64"),
-    "a date": ((ROWS, datetime.datetime(2020, 1, 1)), r"data\[1\].*got datetime"),  # noqa: DTZ001
+    "a date": ((ROWS, datetime.datetime(2020, 1, 1)), r"data\[1\].*got datetime"),
     "structured": (np.zeros(50, [("a", "f4")]), r"dtype \[\('a'"),
     "lists": (np.zeros((2000, 64)).tolist(), r"got 128000 numbers.*np\.asarray"),
     "list beside an array": ((ROWS, [1] * 50), r"got 50 numbers.*data\[1\]\[0\].*np\.asarray"),
@@ -92,7 +92,10 @@ def test_a_mask_on_empty_leaves_only_is_refused(mask):
 
 class Normalized(flax.nnx.Module):
     def __init__(self):
-        self.linear, self.norm = flax.nnx.Linear(3, 1, rngs=flax.nnx.Rngs(0)), flax.nnx.BatchNorm(1, rngs=flax.nnx.Rngs(0))
+        self.linear, self.norm = (
+            flax.nnx.Linear(3, 1, rngs=flax.nnx.Rngs(0)),
+            flax.nnx.BatchNorm(1, rngs=flax.nnx.Rngs(0)),
+        )
         self.drop = flax.nnx.Dropout(0.5, rngs=flax.nnx.Rngs(0))
 
     def __call__(self, x):
