@@ -6,7 +6,7 @@ from scipy import stats
 
 from llc.analysis import schema
 from llc.analysis.check import Check, make_check
-from llc.analysis.estimators import Estimate
+from llc.analysis.estimators import Estimate, zero_variance
 from llc.analysis.pointwise import Moments, subset_share, subset_stderr
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
@@ -44,6 +44,7 @@ def chain_checks(
         _virial(draws, mean),
         _virial_error(draws),
         _virial_curved(draws, moments),
+        _control_variates(draws, mean, moments),
         _evaluation_rows(draws),
         None if spectrum is None else _step_size(draws, spectrum),
     ]
@@ -193,6 +194,29 @@ def _virial_curved(draws: xr.DataTree, moments: Moments | None) -> Check | None:
         cure="the sampler heats them; lower step_size or raise batch_size"
         if value > 1
         else "the chains have not filled them; take more draws and warm-up",
+    )
+
+
+def _control_variates(draws: xr.DataTree, mean: Estimate, moments: Moments | None) -> Check | None:
+    """Whether the mean energy, with and without control variates, is the same: the gradient enters only one of them."""
+    finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
+    if variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any():
+        return None  # the control variates are off in the arms of a singular minimum, and are not used
+    zero = zero_variance(draws, moments=moments)
+    if zero is None or not finite.any():
+        return None
+    difference = zero.value - mean.value
+    # What the control variates remove of the bias of the step size is allowed, as much as a report claims.
+    threshold = max(_MAX_Z * np.hypot(zero.mcse, mean.mcse), MAX_BIAS * abs(mean.value))
+    return make_check(
+        "control_variates",
+        "chains",
+        difference,
+        threshold,
+        passed=abs(difference) <= threshold,
+        seen=f"zero variance − mean energy = {difference:+.3g}, of the same draws",
+        cure="the gradient may not be the derivative of the loss (a custom derivative, stop_gradient), or the chains "
+        "have not filled the posterior; check loss_fn, then take more draws and warm-up",
     )
 
 

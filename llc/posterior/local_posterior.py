@@ -16,13 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import dtypes
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
+from llc.posterior.loss import fixed
+from llc.posterior.loss_probes import Probe, check_loss_function
 from llc.posterior.mask import Moves, normalize_mask
-from llc.posterior.precision import as_float64, float64
+from llc.posterior.precision import as_float64, float64, lenient
 from llc.posterior.programs import uses_primitive
 from llc.posterior.rows import mean_loss
-from llc.posterior.validation import check_center, check_finite, check_loss, checked_scale, leading_axis
+from llc.posterior.validation import (
+    check_center,
+    check_data,
+    check_finite,
+    checked_scale,
+    comes_per_example,
+    leading_axis,
+    note_buffers,
+)
 
 
 class Scale(NamedTuple):
@@ -92,17 +103,42 @@ class LocalPosterior(eqx.Module):
         mask: PyTree = None,
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
     ):
+        with lenient():
+            self._make(loss_fn, center, data, nbeta, gamma, mask, predict_fn)
+
+    def _make(
+        self,
+        loss_fn: Callable[[PyTree, PyTree], Array],
+        center: PyTree,
+        data: PyTree,
+        nbeta: Real[ArrayLike, ""] | None,
+        gamma: Real[ArrayLike, ""] | None,
+        mask: PyTree,
+        predict_fn: Callable[[PyTree, PyTree], Array] | None,
+    ) -> None:
+        check_data(data)
         num_data = leading_axis(data)
-        self.loss_fn = loss_fn
+        check_center(center)
         self.center = jax.tree.map(_strong_dtype, center)
-        check_center(self.center)
         self.data = jax.tree.map(_as_array, data)
         self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
         self.gamma = None if gamma is None else checked_scale("gamma", gamma)
         self.mask = normalize_mask(mask, self.center)
-        self.predict_fn = predict_fn
+        note_buffers(self.center, self.mask)
         check_finite(self.position)
-        self.per_example = check_loss(loss_fn, self.center, self.data)
+        self.per_example = comes_per_example(loss_fn, self.center, self.data)
+        self.loss_fn = fixed(loss_fn, self.center, self.data)
+        self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, self.data)
+        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data))):
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        loss = self.init_loss()
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
+        nbeta = None if isinstance(self.nbeta, Tracer) else float(self.nbeta)
+        probe = Probe(self.loss_fn, self.position, self.params_at, self._select, self.per_example, nbeta)
+        check_loss_function(probe, self.data, loss)
 
     @property
     def num_data(self) -> int:

@@ -31,9 +31,14 @@ def normalize_mask(mask: PyTree, center: PyTree) -> PyTree:
             f"as leaves, got {jax.tree.structure(mask)} for params {jax.tree.structure(center)}."
         ) from error
     mask = jax.tree_util.tree_map_with_path(_normalize_leaf, mask, center)
-    moving = [m if isinstance(m, bool) else m.size > 0 for m in jax.tree.leaves(mask)]
-    if not any(moving):
-        raise ValueError("mask needs to let at least one parameter move, got all False; see posterior.center's paths.")
+    moving = jax.tree.map(
+        lambda m, leaf: (np.size(leaf) > 0 if m else False) if isinstance(m, bool) else m.size > 0, mask, center
+    )
+    if not any(jax.tree.leaves(moving)):
+        raise ValueError(
+            "mask needs to let at least one parameter move, got all False, or True for empty arrays only; see "
+            "posterior.center's paths."
+        )
     return mask
 
 

@@ -10,21 +10,33 @@ from jaxtyping import PyTree
 
 
 @contextlib.contextmanager
+def lenient() -> Iterator[None]:
+    """A context in which JAX promotes dtypes and ranks and moves arrays to its device as it does by default.
+
+    The flags that forbid it (`jax_numpy_dtype_promotion`, `jax_numpy_rank_promotion`, `jax_transfer_guard`) are
+    there to find slips in the user's own program, and are as they were afterwards.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.transfer_guard("allow"):
+        yield
+
+
+@contextlib.contextmanager
 def float64() -> Iterator[None]:
     """A context with float64 switched on, after which the user's global JAX configuration is as it was.
 
     Raises:
-        ValueError: if the body fails because `loss_fn` uses a NumPy float64 array directly. JAX 0.12 remembers such an
-            array in the precision in which it is used first, and fails to use it in the other one.
+        ValueError: if the body fails because `loss_fn` uses a wide NumPy array that `tables` does not find. JAX 0.12
+            remembers such an array in the precision in which it is used first, and fails to use it in the other one.
     """
     try:
-        with jax.enable_x64(True):  # noqa: FBT003
+        with jax.enable_x64(True), lenient():  # noqa: FBT003
             yield
     except (TypeError, jax.errors.JaxRuntimeError) as error:
         if "requires arguments to have the same dtypes" in str(error) or "RuntimeProgramInputMismatch" in str(error):
             raise ValueError(
                 "loss_fn needs to work in float32 and in float64, but it fails in float64: it probably uses a NumPy "
-                "float64 array directly. Pass that array as part of data."
+                "array of int64 or float64 where it can't be found (inside of a library's object). Make that array "
+                "int32 or float32, x.astype(np.float32), or pass it as part of data."
             ) from error
         raise
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jaxtyping import PyTree
 
@@ -40,12 +42,39 @@ def _peak(jaxpr: Jaxpr) -> int:
     return peak
 
 
-def _parts(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """The programs within an equation: of a loop, a condition, a call."""
+def inner_programs(equation: JaxprEqn) -> Iterator[tuple[Jaxpr, list[Any]]]:
+    """The programs within an equation (of a loop, a condition, a call), each with its constants."""
     for leaf in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
         part = getattr(leaf, "jaxpr", leaf)
         if isinstance(part, Jaxpr):
-            yield part
+            yield part, list(getattr(leaf, "consts", ()))
+
+
+def _parts(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    return (part for part, _ in inner_programs(equation))
+
+
+def coarsest_float(fn: Callable[..., PyTree], params: PyTree, batch: PyTree) -> np.dtype:
+    """The floating-point dtype of least precision among the values of `fn(params, batch)` that depend on `params`."""
+    jaxpr = jax.make_jaxpr(fn)(params, batch).jaxpr
+    depends = [i < len(jax.tree.leaves(params)) for i in range(len(jaxpr.invars))]
+    return max(_floats(jaxpr, depends), key=lambda dtype: float(jnp.finfo(dtype).eps), default=np.dtype(np.float64))
+
+
+def _floats(jaxpr: Jaxpr, depends: list[bool]) -> set[np.dtype]:
+    """Floating-point dtypes of what depends on the inputs that are marked."""
+    known, found = {var for var, mark in zip(jaxpr.invars, depends, strict=True) if mark}, set()
+    for equation in jaxpr.eqns:
+        marks = [isinstance(var, Var) and var in known for var in equation.invars]
+        if not any(marks):
+            continue
+        known |= set(equation.outvars)
+        dtypes = {getattr(var.aval, "dtype", np.dtype(int)) for var in equation.outvars}
+        found |= {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
+        for part in _parts(equation):
+            same = len(part.invars) == len(marks)
+            found |= _floats(part, marks if same else [True] * len(part.invars))
+    return found
 
 
 def _size(var: Any) -> int:

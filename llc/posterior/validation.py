@@ -1,6 +1,6 @@
 """Checks of what a posterior is made from: data, params, scales and losses, before anything is computed with them."""
 
-import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +12,80 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from llc.posterior.mask import path_name
-from llc.posterior.rows import mean_loss
 
-_SUM_PROBE = 64  # examples on which a summed loss is told from a mean loss
+_CURES = {  # by the name of the error, so that its library need not be imported
+    "TraceContextError": (
+        " — the model changes its own state (dropout keys, running averages) while it is evaluated. Call model.eval() "
+        "first, and split it outside of loss_fn: graph, params, rest = nnx.split(model, nnx.Param, …), with "
+        "nnx.merge(graph, params, rest) within."
+    )
+}
+_SHOWN = 8  # leaves in a message
+_FIRST_ROWS = 64  # on which the shape of the loss is found
+
+
+def check_data(data: PyTree) -> None:
+    """Raises ValueError if a leaf of the data is no array of numbers, naming it and its type."""
+    num_scalars, scalar = 0, None
+    for path, leaf in _leaves_with_path(data):
+        if isinstance(leaf, bool | int | float | complex | np.generic):
+            num_scalars, scalar = num_scalars + 1, scalar or path
+            continue
+        if reason := _no_array(leaf):
+            raise ValueError(f"data{jax.tree_util.keystr(path)} needs to be an array of numbers, {reason}")
+    if num_scalars > 1 and scalar is not None:
+        raise ValueError(
+            f"data need arrays, got {num_scalars} numbers in lists or tuples, the first at "
+            f"data{jax.tree_util.keystr(scalar)}: each would be an array of its own. Make one array of them by "
+            "np.asarray."
+        )
+
+
+def _leaves_with_path(tree: PyTree) -> list[tuple[tuple[Any, ...], Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of JAX, that an iterator is a leaf: it is refused here
+        return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _no_array(leaf: Any) -> str | None:
+    """Why a leaf is no array of numbers, and the cure; None if it is one."""
+    name = type(leaf).__name__
+    if not hasattr(leaf, "__array__") and not hasattr(leaf, "dtype"):
+        if isinstance(leaf, str | bytes):
+            return f"got {name}; encode text as integers (tokens, labels) first."
+        if hasattr(leaf, "__iter__") or hasattr(leaf, "__next__") or hasattr(leaf, "__getitem__"):
+            return (
+                f"got {name}, which is iterated over and is no array; put what it yields into arrays, one row an "
+                "example: np.concatenate([np.asarray(x) for x, … in loader])."
+            )
+        return f"got {name}; leave out of data what has no row for each example (loss_fn may close over it)."
+    if isinstance(leaf, np.ma.MaskedArray):
+        return "got a masked array; give x.filled(…), and the mask as another array that loss_fn takes into account."
+    dtype = leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf).dtype
+    if dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return None
+    cure = {
+        "O": "convert it, or pad rows of different lengths and put a mask beside them",
+        "M": "take numbers of seconds or days, x.astype('int64')",
+        "m": "take numbers of seconds or days, x.astype('int64')",
+        "U": "encode text as integers (tokens, labels) first",
+        "S": "encode text as integers (tokens, labels) first",
+    }.get(dtype.kind, "convert it to numbers")
+    return f"got {name} of dtype {dtype}; {cure}."
 
 
 def leading_axis(data: PyTree) -> int:
     """Length of the leading axis that all the data share."""
-    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(data)}
+    shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in _leaves_with_path(data)}
     if not shapes:
         raise ValueError("data needs at least one array with a leading axis of n examples, got an empty pytree.")
     lengths = {shape[0] if shape else 0 for shape in shapes.values()}
     if len(lengths) > 1 or () in shapes.values():
-        raise ValueError(f"all data leaves need the same leading axis, got shapes {shapes}; make them agree on axis 0.")
+        shown = dict(list(shapes.items())[:_SHOWN])
+        raise ValueError(
+            f"all data leaves need the same leading axis, got shapes {shown} in {len(shapes)} arrays; make them agree "
+            "on axis 0, and stack rows in lists to one array (np.stack)."
+        )
     (length,) = lengths
     if length < 2:
         raise ValueError(f"data needs n >= 2 examples (nβ = n / log n is not defined below), got n = {length}.")
@@ -47,15 +108,42 @@ def checked_scale(name: str, value: Any) -> Any:
 
 def check_center(center: PyTree) -> None:
     """Raises ValueError if an array of the params is not of real floating-point numbers, or if there is none."""
-    arrays = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if eqx.is_array(leaf)]
+    leaves = _leaves_with_path(center)
+    arrays = [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
     wrong = {path_name(path): str(leaf.dtype) for path, leaf in arrays if not jnp.issubdtype(leaf.dtype, jnp.floating)}
     if wrong:
         raise ValueError(
             f"params need real floating-point array leaves, got {wrong}; "
-            "cast them, or keep integer and complex state outside of params (close over it in loss_fn)."
+            "cast them, or keep integer and complex state, keys and counters outside of params (close over it in "
+            "loss_fn). Of an nnx model take nnx.state(model, nnx.Param)."
         )
     if sum(leaf.size for _, leaf in arrays) == 0:
-        raise ValueError("params need at least one floating-point array with elements, got none; check the pytree.")
+        kinds = sorted({type(leaf).__name__ for _, leaf in leaves})
+        raise ValueError(
+            f"params need at least one floating-point array with elements, got none, but leaves of type {kinds}; "
+            "numbers in lists become one by jnp.asarray."
+        )
+
+
+def note_buffers(center: PyTree, mask: PyTree) -> None:
+    """Warns if running averages of batch normalization are among what moves: they are no parameters of the loss."""
+
+    def is_buffer(x: Any) -> bool:
+        return getattr(getattr(x, "type", type(x)), "__name__", "") == "BatchStat"
+
+    found = [path for path, x in jax.tree_util.tree_leaves_with_path(center, is_leaf=is_buffer) if is_buffer(x)]
+    found += [path for path, _ in jax.tree_util.tree_leaves_with_path(center) if path_name(path[:1]) == "batch_stats"]
+    if mask is not None:
+        moves = [path for path, m in jax.tree_util.tree_leaves_with_path(mask) if m is not False]
+        found = [path for path in found if any(other[: len(path)] == path for other in moves)]
+    if found:
+        names = sorted({path_name(path) for path in found})
+        warnings.warn(
+            f"params contain running averages of batch normalization, {names[:6]}, which move like parameters here; "
+            "let them stay, with mask or by nnx.state(model, nnx.Param).",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def check_finite(position: PyTree) -> None:
@@ -65,70 +153,37 @@ def check_finite(position: PyTree) -> None:
         raise ValueError(f"params need finite values, got nan or infinity in {wrong}; check the training run.")
 
 
-def check_loss(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> bool:
-    """Whether the loss comes per example; raises ValueError if it is neither that nor a mean, or not finite at w*."""
-    probe = jax.tree.map(lambda x: x[:_SUM_PROBE], data)
-    per_example = _comes_per_example(loss_fn, center, probe)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((center, data))):
-        return per_example
-    loss = mean_loss(loss_fn, center, data)
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
-    if not per_example:
-        _check_mean(loss_fn, center, probe)
-    return per_example
-
-
-def _comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, probe: PyTree) -> bool:
-    """Whether the loss of the batch `probe` has one value an example; raises ValueError if it is no loss at all."""
+def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> bool:
+    """Whether the loss has one value an example; raises ValueError if it is no loss of (params, batch) at all."""
+    probe = jax.tree.map(lambda x: x[:_FIRST_ROWS], data)
     size = leading_axis(probe)
     try:
-        shape = eqx.filter_eval_shape(loss_fn, center, probe)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        out = eqx.filter_eval_shape(loss_fn, center, probe)
+    except Exception as error:  # the user's function may raise anything
         reason = str(error).partition("\n")[0]
+        cure = _CURES.get(type(error).__name__, "")
         raise ValueError(
             f"loss_fn needs to be a function of (params, batch), but on params {_shapes(center)} and a batch "
-            f"{_shapes(probe)} it raises {type(error).__name__}: {reason}"
+            f"{_shapes(probe)} it raises {type(error).__name__}: {reason}{cure}"
         ) from error
-    shape = getattr(shape, "shape", shape)
+    shape, dtype = getattr(out, "shape", out), getattr(out, "dtype", None)
     if shape not in ((), (size,)):
         raise ValueError(
             f"loss_fn needs to return a scalar (the mean loss) or shape (batch,) = ({size},), got {shape}; "
             "reduce over outputs, not over examples, or take the mean."
         )
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"loss_fn needs to return real floating-point numbers, got {dtype or type(out).__name__}: counts of errors "
+            "and booleans have no gradient. Take a loss with one, the negative log likelihood for instance."
+        )
     return shape != ()
 
 
-def _check_mean(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, probe: PyTree) -> None:
-    """Raises ValueError if a scalar loss is a sum: it doubles with the batch. At an exact fit both would be 0."""
-    once, doubled = map(float, _once_and_doubled(loss_fn, center, probe))
-    if once == 0:
-        once, doubled = map(float, _once_and_doubled(loss_fn, _moved(center), probe))
-    if once != 0 and abs(doubled / once - 2) < 1e-3:
-        raise ValueError(
-            "loss_fn needs to return the mean loss of a batch, got a sum (it doubles when the batch is doubled); "
-            "divide by the batch size, or return one loss per example."
-        )
-
-
-@eqx.filter_jit
-def _once_and_doubled(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> tuple[Array, Array]:
-    return loss_fn(params, batch), loss_fn(params, jax.tree.map(lambda x: jnp.concatenate([x, x]), batch))
-
-
-def _moved(params: PyTree) -> PyTree:
-    """Params moved away from w* at random, by a tenth of their size or of 1."""
-    rng = np.random.default_rng(0)
-
-    def move(leaf: Any) -> Any:
-        if not eqx.is_inexact_array(leaf):
-            return leaf
-        size = 0.1 * max(1.0, float(jnp.sqrt(jnp.mean(leaf.astype(jnp.float32) ** 2))) if leaf.size else 1.0)
-        return leaf + jnp.asarray(size * rng.normal(size=leaf.shape), leaf.dtype)
-
-    return jax.tree.map(move, params)
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Shapes of a pytree's arrays by path, for messages."""
-    return {path_name(path) or "itself": np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def _shapes(tree: PyTree) -> str:
+    """Shapes of a pytree's arrays by path, for messages: those of the first ones."""
+    leaves = _leaves_with_path(tree)
+    shown = {path_name(path) or "itself": np.shape(leaf) for path, leaf in leaves[:_SHOWN]}
+    if len(leaves) <= _SHOWN:
+        return str(shown)
+    return f"{shown} and {len(leaves) - _SHOWN} more (rows in a list become one array by np.stack)"

@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
+from llc.posterior.precision import lenient
+
 
 def run_at_once[Item, Result](
     run: Callable[[Item], Result],
@@ -47,7 +49,7 @@ def run_at_once[Item, Result](
     device = jax.config.jax_default_device
 
     def work(item: Item) -> Result:
-        with jax.default_matmul_precision(precision), jax.enable_x64(wide), jax.default_device(device):
+        with jax.default_matmul_precision(precision), jax.enable_x64(wide), jax.default_device(device), lenient():
             return jax.block_until_ready(run(item))
 
     with ThreadPoolExecutor(num_threads, thread_name_prefix="chain") as pool:

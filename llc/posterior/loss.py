@@ -1,0 +1,145 @@
+"""A loss as a fixed function: the user's function, together with the values that it had when the posterior was made.
+
+JAX finds a compiled program by the identity of the function it was made from. A function whose attribute, class weight
+or global variable has changed would therefore be the old one. A `Loss` is equal to another one if both have the same
+function *and* the same program: posteriors of a function that has not changed share what was compiled, and one of a
+function that has changed meets no old constant.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import Jaxpr, Literal
+from jaxtyping import Array, PyTree
+
+from llc.posterior.programs import inner_programs
+from llc.posterior.tables import fresh_tables
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+_JITTED = type(jax.jit(lambda: 0)), type(eqx.filter_jit(lambda: 0))
+_ROWS = 2  # of the batch on which the program is read; its values play no part
+
+
+class Loss:
+    """`fn(params, batch)` with its `fingerprint`; called like the function."""
+
+    def __init__(self, fn: Callable[[PyTree, PyTree], Array], fingerprint: str):
+        self.fn = fn
+        self.fingerprint = fingerprint
+
+    @property
+    def __wrapped__(self) -> Callable[[PyTree, PyTree], Array]:
+        return self.fn
+
+    def __call__(self, params: PyTree, batch: PyTree) -> Array:
+        """What `fn` gives, with its NumPy tables in the precision of now."""
+        with fresh_tables(self.fn):
+            return self.fn(params, batch)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Loss) or self.fingerprint != other.fingerprint:
+            return False
+        return self.fn is other.fn or (_hashable(self.fn) and _hashable(other.fn) and bool(self.fn == other.fn))
+
+    def __hash__(self) -> int:
+        return hash((hash(self.fn) if _hashable(self.fn) else id(self.fn), self.fingerprint))
+
+    def __repr__(self) -> str:
+        return f"Loss({self.fn!r})"
+
+
+def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree) -> Loss:
+    """`fn` with the constants that it has now.
+
+    Raises:
+        ValueError: if it has other constants the next time that it is traced.
+    """
+    fn = _traced_function(fn)
+    first = fingerprint(fn, params, data)
+    if first != fingerprint(fn, params, data):
+        raise ValueError(
+            "loss_fn needs to be a fixed function of (params, batch), but traced twice it is two different programs: "
+            "it probably draws from np.random or random, reads a clock, or counts its calls, and JAX would freeze "
+            "what it got once. Draw what is random before, with a fixed seed, and put it into data."
+        )
+    return Loss(fn, first)
+
+
+def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree, PyTree], Array]:
+    """What JAX traces: a jitted function itself would give the program, with the constants, of its first call."""
+    if isinstance(fn, Loss):
+        return fn.fn
+    while type(fn) in _JITTED:
+        fn = getattr(fn, "__wrapped__")  # noqa: B009  (of two types that have it)
+    return fn
+
+
+def fingerprint(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
+    """A digest of the program of `fn` and of its gradient, with all constants; equal programs have equal digests.
+
+    Nothing is compiled or computed. Where the gradient can't be traced it is that of `fn` alone, and where that can't
+    either (what evaluates it says why), it is empty.
+    """
+    arrays, rest = eqx.partition(params, eqx.is_inexact_array)
+    args = jax.tree.map(_like, (arrays, jax.tree.map(lambda x: x[:_ROWS], data)))
+
+    def forward(arrays: PyTree, batch: PyTree) -> PyTree:
+        with fresh_tables(fn):
+            return fn(eqx.combine(arrays, rest), batch)
+
+    def with_gradient(arrays: PyTree, batch: PyTree) -> PyTree:
+        def total(arrays: PyTree) -> tuple[Array, PyTree]:
+            out = forward(arrays, batch)
+            return jnp.sum(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out))), out
+
+        return jax.grad(total, has_aux=True)(arrays)
+
+    for traced in (with_gradient, forward):
+        try:
+            closed = jax.make_jaxpr(traced)(*args)
+        except Exception:  # the user's function may raise anything
+            continue
+        digest = hashlib.blake2b(_ADDRESS.sub("", str(closed.jaxpr)).encode(), digest_size=16)
+        for value in [*closed.consts, *_constants(closed.jaxpr)]:
+            digest.update(_bytes(value))
+        return digest.hexdigest()
+    return ""
+
+
+def _constants(jaxpr: Jaxpr) -> list[Any]:
+    """Constants of the equations, and of the programs within them."""
+    found = []
+    for equation in jaxpr.eqns:
+        found += [var.val for var in equation.invars if isinstance(var, Literal)]
+        for part, consts in inner_programs(equation):
+            found += [*consts, *_constants(part)]
+    return found
+
+
+def _bytes(value: Any) -> bytes:
+    if isinstance(value, Tracer) or not hasattr(value, "dtype"):
+        return repr(value).encode()
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    array = np.asarray(value)
+    return repr((array.shape, array.dtype)).encode() + array.tobytes()
+
+
+def _like(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
+
+
+def _hashable(fn: Callable[..., Any]) -> bool:
+    """Whether it has a hash, and equality that is a truth value."""
+    try:
+        hash(fn)
+    except Exception:  # of the user's object: an array among its fields, a dataclass that may change
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""Whether the gradient of a loss is its derivative: finite differences along directions, and along each leaf.
+
+A kink is no mismatch: with steps of 10⁻⁶ a share of about 10⁻⁶ of the rectifiers is crossed. A buffer under
+`stop_gradient`, a straight-through estimate, and a custom derivative that is clipped or wrong are.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from llc.posterior.mask import path_name
+
+_LEAVES = 32  # with zero gradient that are looked at one by one
+_DIRECTIONS = 2  # along all leaves at once
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A loss, its gradient, and what rounding and curvature may do to its finite differences.
+
+    Attributes:
+        value_fn: loss at a position.
+        gradient: at `position`, of the same structure.
+        position: NumPy arrays.
+        step: of finite differences, as a share of the size of the parameters.
+        share: of the slope by which a finite difference may be off.
+        noise: by which it may be off in any case.
+    """
+
+    value_fn: Callable[[PyTree], float]
+    gradient: PyTree
+    position: PyTree
+    step: float
+    share: float
+    noise: float
+
+
+def wrong_slope(slopes: Slopes) -> str | None:
+    """What is wrong with the gradient, and the cure; None if nothing is.
+
+    It takes 4 evaluations of the loss, 2 for each leaf whose gradient is zero and, if something is wrong, 2 for each of
+    the other leaves.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(slopes.gradient)
+    if not all(np.isfinite(leaf).all() for _, leaf in leaves):
+        return None
+    rng = np.random.default_rng(1)
+    directions = [
+        jax.tree.map(lambda x: _size(x) * rng.standard_normal(x.shape), slopes.position) for _ in range(_DIRECTIONS)
+    ]
+    found = [pair for pair in (_mismatch(slopes, direction) for direction in directions) if pair is not None]
+    silent = [i for i, (_, leaf) in enumerate(leaves) if leaf.size and not np.any(leaf)]
+    for i in range(len(leaves)) if found else silent[:_LEAVES]:
+        alone = [leaf if j == i else np.zeros_like(leaf) for j, leaf in enumerate(jax.tree.leaves(directions[0]))]
+        pair = _mismatch(slopes, jax.tree.unflatten(jax.tree.structure(slopes.position), alone))
+        if pair is not None:
+            return _message(path_name(leaves[i][0]) or "params", *pair)
+    return _message("params", *found[0]) if found else None
+
+
+def _mismatch(slopes: Slopes, direction: PyTree) -> tuple[float, float] | None:
+    """Finite difference and slope along `direction`, where they differ by more than they may."""
+    ahead, behind = (
+        slopes.value_fn(jax.tree.map(lambda x, v, h=h: (x + h * v).astype(x.dtype), slopes.position, direction))
+        for h in (slopes.step, -slopes.step)
+    )
+    seen = (ahead - behind) / (2 * slopes.step)
+    parts = [float(np.vdot(g, v)) for g, v in zip(*map(jax.tree.leaves, (slopes.gradient, direction)), strict=True)]
+    said = sum(parts)
+    allowed = slopes.noise + slopes.share * max(abs(seen), sum(map(abs, parts)))
+    return (seen, said) if np.isfinite(seen) and abs(seen - said) > allowed else None
+
+
+def _size(leaf: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(leaf, dtype=np.float64)))) if leaf.size else 0.0
+
+
+def _message(name: str, seen: float, said: float) -> str:
+    if said == 0:
+        return (
+            "loss_fn needs the gradient to be the derivative of the loss, but the loss depends on "
+            f"{name!r} (its slope along a direction is {seen:.3g}) and its gradient is 0 there: it lies under "
+            f"stop_gradient, or is a buffer. Mask it: with mask, let the other leaves move and {name!r} stay."
+        )
+    return (
+        f"loss_fn needs the gradient to be the derivative of the loss, but along {name!r} finite differences give "
+        f"{seen:.4g} and the gradient {said:.4g}: stop_gradient, a straight-through estimate (of quantization, "
+        "rounding or a threshold), or a custom derivative that is clipped, scaled or wrong. Samplers and curvature "
+        "would see another function than the loss. Take the true derivative, leave clipping to the optimizer, and "
+        f"quantize params before they are given; or mask {name!r}."
+    )

@@ -1,0 +1,462 @@
+"""Losses that are not what they seem: what is refused, and honest ones that are not."""
+
+import equinox as eqx
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import llc
+from llc import LocalPosterior
+from llc.posterior.loss_probes import different_rows
+
+RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
+N = 300
+INPUTS = RNG.normal(size=(N, 4)).astype(np.float32)
+TARGETS = RNG.normal(size=(N, 3)).astype(np.float32)
+LABELS = RNG.integers(0, 3, N)
+DATA = {"x": INPUTS, "y": TARGETS, "label": LABELS}
+PARAMS = {"w": jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32), "b": jnp.asarray(RNG.normal(size=3), jnp.float32)}
+ZERO = jax.tree.map(jnp.zeros_like, PARAMS)
+
+
+def outputs(w, batch):
+    return batch["x"] @ w["w"] + w["b"]
+
+
+def squares(w, batch):
+    return 0.5 * jnp.sum((outputs(w, batch) - batch["y"]) ** 2, axis=1)
+
+
+def mean_square(w, batch):
+    return jnp.mean(squares(w, batch))
+
+
+def cross_entropies(w, batch):
+    return optax.softmax_cross_entropy_with_integer_labels(outputs(w, batch), batch["label"])
+
+
+# ---- A mean over rows -------------------------------------------------------------------------------------------
+
+LENGTHS = np.sort(RNG.integers(1, 13, 3000)).astype(np.float32)
+SIGNED = (RNG.normal(size=3000) + np.where(LENGTHS < 6, 2.0, -2.0)).astype(np.float32)
+TOKENS = np.where(np.arange(12) < RNG.integers(1, 13, (N, 1)), RNG.integers(1, 9, (N, 12)), 0)
+RARE = (np.arange(N) == 17).astype(np.float32)
+WEIGHTS_OF_CLASS = np.array([1.0, 3.0, 9.0], np.float32)
+
+
+def token_mean(p, batch):
+    """Mean over the tokens of a batch whose rows are padded with zeros."""
+    tokens = batch["tokens"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(jnp.broadcast_to(p["logits"], (*tokens.shape, 9)), tokens)
+    return jnp.sum(losses * (tokens > 0)) / jnp.sum(tokens > 0)
+
+
+def normalized(outputs):
+    return (outputs - outputs.mean(axis=0)) / jnp.sqrt(outputs.var(axis=0) + 1e-5)
+
+
+def in_batch(w, batch):
+    scores = outputs(w, batch) @ batch["y"].T
+    return optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(len(scores)))
+
+
+def dropped(w, batch):
+    keep = jax.random.bernoulli(jax.random.key(3), 0.5, batch["x"].shape)
+    return squares(w, batch | {"x": batch["x"] * keep})
+
+
+def weighted_mean(w, batch):
+    weights = jnp.asarray(WEIGHTS_OF_CLASS)[batch["label"]]
+    return jnp.sum(weights * cross_entropies(w, batch)) / jnp.sum(weights)
+
+
+def mean_of_classes(w, batch):
+    """The mean over classes of the mean over their examples."""
+    one_hot = jax.nn.one_hot(batch["label"], 3)
+    return jnp.mean(cross_entropies(w, batch) @ one_hot / jnp.maximum(one_hot.sum(axis=0), 1))
+
+
+def total_and_prior(w, batch):
+    return jnp.sum(squares(w, batch)) + 0.5 * optax.tree.norm(w, squared=True)
+
+
+def weighted_in_batch(p, batch):
+    return jnp.sum(batch[1] * 0.5 * (p - batch[0]) ** 2) / jnp.sum(batch[1])
+
+
+def rare_row(p, batch):
+    return jnp.sum((1 + 5 * batch[1]) * (p - batch[0][:, 0]) ** 2) / jnp.sum(1 + 5 * batch[1])
+
+
+NO_MEANS = {
+    "weights normalized in the batch": (weighted_in_batch, jnp.float32(0.1), (SIGNED, LENGTHS)),
+    "token mean": (token_mean, {"logits": jnp.zeros(9)}, {"tokens": TOKENS}),
+    "token mean, moved": (token_mean, {"logits": jnp.linspace(0, 1, 9)}, {"tokens": TOKENS}),
+    "one row of other weight": (rare_row, jnp.float32(0.1), (INPUTS, RARE)),
+    "class weights": (weighted_mean, PARAMS, DATA),
+    "class weights, all equal at w*": (weighted_mean, ZERO, DATA),
+    "mean of class means": (mean_of_classes, PARAMS, DATA),
+    "sum and prior": (total_and_prior, PARAMS, DATA),
+    "root of the mean": (lambda w, batch: jnp.sqrt(mean_square(w, batch)), PARAMS, DATA),
+    "maximum": (lambda w, batch: jnp.max(squares(w, batch)), PARAMS, DATA),
+    "contrast of mean outputs": (lambda w, batch: jnp.mean((outputs(w, batch).mean(axis=0)) ** 2), PARAMS, DATA),
+    "batch normalization": (
+        lambda w, batch: jnp.mean((normalized(outputs(w, batch)) - batch["y"]) ** 2),
+        PARAMS,
+        DATA,
+    ),
+    "batch normalization, per example": (
+        lambda w, batch: jnp.sum((normalized(outputs(w, batch)) - batch["y"]) ** 2, axis=1),
+        PARAMS,
+        DATA,
+    ),
+    "negatives from the batch": (in_batch, PARAMS, DATA),
+    "mean with negatives from the batch": (lambda w, batch: jnp.mean(in_batch(w, batch)), PARAMS, DATA),
+    "dropout with one key": (dropped, PARAMS, DATA),
+    "mean under dropout with one key": (lambda w, batch: jnp.mean(dropped(w, batch)), PARAMS, DATA),
+    "sum": (lambda w, batch: jnp.sum(squares(w, batch)), PARAMS, DATA),
+    "divided by n of the data": (lambda w, batch: jnp.sum(squares(w, batch)) / N, PARAMS, DATA),
+}
+
+
+@pytest.mark.parametrize("name", NO_MEANS)
+def test_a_loss_that_is_no_mean_over_its_rows_is_refused(name):
+    with pytest.raises(ValueError, match=r"loss_fn needs .*(mean|that example alone)"):
+        LocalPosterior(*NO_MEANS[name], gamma=1.0)
+
+
+def test_a_scalar_loss_of_weighted_rows_has_a_value_per_example():
+    """With weights in data and Σ of a row × n / Σ over all the data; λ_quad is right."""
+    mean = LENGTHS.mean()
+    w = jnp.float32((LENGTHS * SIGNED).sum() / LENGTHS.sum())
+    posterior = LocalPosterior(
+        lambda p, batch: batch[1] / mean * 0.5 * (p - batch[0]) ** 2, w, (SIGNED, LENGTHS), gamma=1.0
+    )
+    nbeta = 3000 / np.log(3000)
+    spectrum = llc.spectrum(posterior)
+    np.testing.assert_allclose(spectrum.quad(1 / nbeta), 0.5 * nbeta / (nbeta + 1), rtol=1e-6)  # .498668
+
+
+# ---- Honest losses ----------------------------------------------------------------------------------------------
+
+
+def mlp():
+    model = eqx.nn.MLP(4, 3, 64, 3, key=KEY)
+    return lambda m, batch: jnp.sum((jax.vmap(m)(batch["x"]) - batch["y"]) ** 2, axis=1), model
+
+
+def in_float32(w, batch):
+    w = jax.tree.map(lambda x: x.astype(jnp.float32), w)
+    return jnp.mean(jax.nn.relu(100 + cross_entropies(w, batch)).astype(jnp.float32))
+
+
+def scanned(w, batch):
+    return jax.lax.scan(
+        lambda total, row: (total + squares(w, jax.tree.map(lambda x: x[None], row))[0], None),
+        jnp.zeros((), w["b"].dtype),
+        batch,
+    )[0] / len(batch["x"])
+
+
+def recentred(w, batch):
+    """A difference of large numbers, which is zero at w*."""
+    center = jax.tree.map(lambda x: x.astype(jnp.result_type(w["b"])), PARAMS)
+    return jnp.mean(1e4 + squares(w, batch)) - jnp.mean(1e4 + squares(center, batch))
+
+
+HONEST = {
+    "per example": (squares, PARAMS, DATA),
+    "mean": (mean_square, PARAMS, DATA),
+    "mean over outputs too": (lambda w, batch: jnp.mean((outputs(w, batch) - batch["y"]) ** 2), PARAMS, DATA),
+    "cross entropy": (cross_entropies, PARAMS, DATA),
+    "mean and prior": (lambda w, b: mean_square(w, b) + 0.5 * optax.tree.norm(w, squared=True) / N, PARAMS, DATA),
+    "population loss": (
+        lambda w, batch: 0.5 * (w["a"] * w["b"]) ** 2,
+        {"a": jnp.zeros(()), "b": jnp.zeros(())},
+        INPUTS,
+    ),
+    "population loss at a kink": (lambda w, batch: jnp.abs(w), jnp.zeros(()), INPUTS),
+    "relu network": (*mlp(), DATA),
+    "two rows": (mean_square, PARAMS, jax.tree.map(lambda x: x[:2], DATA)),
+    "three rows": (squares, PARAMS, jax.tree.map(lambda x: x[:3], DATA)),
+    "float32 inside": (in_float32, PARAMS, DATA),
+    "scan": (scanned, PARAMS, DATA),
+    "difference of large numbers": (recentred, PARAMS, DATA),
+    "huge": (lambda w, batch: 1e6 * squares(w, batch) + 1e8, PARAMS, DATA),
+    "tiny": (lambda w, batch: 1e-12 * squares(w, batch), PARAMS, DATA),
+    "logarithm that ends": (
+        lambda w, batch: jnp.mean(jnp.abs(batch["x"][:, 0])) * -jnp.log(w),
+        jnp.float32(1e-3),
+        DATA,
+    ),
+    "integer data alone": (lambda w, batch: w[batch] ** 2, jnp.ones(3), LABELS),
+    "unused leaf": (lambda w, batch: squares(w[0], batch), (PARAMS, jnp.ones(3)), DATA),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_loss_is_taken(name):
+    LocalPosterior(*HONEST[name], gamma=1.0)
+
+
+# ---- Its gradient -----------------------------------------------------------------------------------------------
+
+
+class Buffered(eqx.Module):
+    offset: jax.Array
+    w: jax.Array
+
+    def __call__(self, x):
+        return x @ self.w + jax.lax.stop_gradient(self.offset)
+
+
+@jax.custom_vjp
+def clipped(x):
+    return x
+
+
+clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -1e-4, 1e-4),))
+
+
+@jax.custom_vjp
+def flipped(x):
+    return x
+
+
+flipped.defvjp(lambda x: (x, None), lambda _, g: (0.9 * g,))
+
+
+def straight_through(w):
+    return w + jax.lax.stop_gradient(jnp.round(8 * w) / 8 - w)
+
+
+def buffered(m, batch):
+    return jnp.mean((m(batch["x"]) - batch["y"][:, 0]) ** 2)
+
+
+def through(change):
+    return lambda w, batch: squares(w | {"w": change(w["w"])}, batch)
+
+
+BUFFERED = Buffered(jnp.float32(0.3), jnp.ones(4))
+NO_GRADIENTS = {
+    "buffer": (buffered, BUFFERED, "offset"),
+    "straight-through": (through(straight_through), PARAMS, "'w'"),
+    "clipped": (through(clipped), PARAMS, "'w'"),
+    "scaled": (through(flipped), PARAMS, "'w'"),
+    "stop_gradient on one leaf": (lambda w, b: squares(w | {"b": jax.lax.stop_gradient(w["b"])}, b), PARAMS, "'b'"),
+    "float32, stop_gradient": (
+        lambda w, b: in_float32(w | {"b": jax.lax.stop_gradient(w["b"])}, b),
+        {"w": 3 * PARAMS["w"], "b": 40 * PARAMS["b"]},
+        "'b'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_GRADIENTS)
+def test_a_gradient_that_is_not_the_derivative_is_refused(name):
+    loss_fn, params, leaf = NO_GRADIENTS[name]
+    with pytest.raises(ValueError, match=rf"derivative of the loss.*{leaf}"):
+        LocalPosterior(loss_fn, params, DATA, gamma=1.0)
+
+
+def test_a_buffer_that_is_masked_is_taken():
+    posterior = LocalPosterior(buffered, BUFFERED, DATA, gamma=1.0, mask="w")
+    assert posterior.num_params == 4
+
+
+# ---- A fixed function -------------------------------------------------------------------------------------------
+
+
+class Tempered:
+    def __init__(self, beta):
+        self.beta = beta
+
+    def loss(self, w, batch):
+        return self.beta * squares(w, batch)
+
+
+def test_a_changed_attribute_is_another_loss():
+    model = Tempered(1.0)
+    once = LocalPosterior(model.loss, PARAMS, DATA, gamma=1.0)
+    again = LocalPosterior(model.loss, PARAMS, DATA, gamma=1.0)
+    assert once.loss_fn == again.loss_fn
+    first = once.init_loss()
+    largest = llc.spectrum(once).largest
+    model.beta = 10.0
+    changed = LocalPosterior(model.loss, PARAMS, DATA, gamma=1.0)
+    assert changed.loss_fn != once.loss_fn
+    np.testing.assert_allclose(changed.init_loss(), 10 * first, rtol=1e-12)
+    np.testing.assert_allclose(llc.spectrum(changed).largest, 10 * largest, rtol=1e-6)
+
+
+SCALE = 1.0
+TABLE = jnp.ones(3)
+
+
+def of_globals(w, batch):
+    return SCALE * jnp.sum(TABLE * (outputs(w, batch) - batch["y"]) ** 2, axis=1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("SCALE", 3.0), ("TABLE", 3 * jnp.ones(3))])
+def test_a_changed_global_is_another_loss(name, value, monkeypatch):
+    first = LocalPosterior(of_globals, PARAMS, DATA, gamma=1.0).init_loss()
+    monkeypatch.setitem(globals(), name, value)
+    np.testing.assert_allclose(LocalPosterior(of_globals, PARAMS, DATA, gamma=1.0).init_loss(), 3 * first, rtol=1e-12)
+
+
+def test_a_changed_function_of_a_jitted_loss_is_another_loss():
+    weight = [1.0]
+    loss_fn = jax.jit(lambda w, batch: weight[0] * squares(w, batch))
+    first = LocalPosterior(loss_fn, PARAMS, DATA, gamma=1.0).init_loss()
+    weight[0] = 3.0
+    np.testing.assert_allclose(LocalPosterior(loss_fn, PARAMS, DATA, gamma=1.0).init_loss(), 3 * first, rtol=1e-12)
+
+
+NOISE = np.random.default_rng(5)
+COUNT = [0]
+
+
+def counting(w, batch):
+    COUNT[0] += 1
+    return COUNT[0] * squares(w, batch)
+
+
+def called_back(w, batch):
+    noise = jax.pure_callback(lambda: np.float32(NOISE.normal()), jax.ShapeDtypeStruct((), jnp.float32))
+    return squares(w, batch) + noise
+
+
+RANDOM = {
+    "np.random": lambda w, batch: squares(w, batch) * NOISE.normal(),
+    "np.random array": lambda w, batch: squares(w, batch) + NOISE.normal(size=3) @ w["b"],
+    "a counter": counting,
+    "a callback": called_back,
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_loss_that_is_no_fixed_function_is_refused(name):
+    with pytest.raises(ValueError, match=r"loss_fn needs to be a fixed function"):
+        LocalPosterior(RANDOM[name], PARAMS, DATA, gamma=1.0)
+
+
+# ---- NumPy tables -----------------------------------------------------------------------------------------------
+
+RELATIVE = np.abs(np.arange(5)[:, None] - np.arange(5))
+ROWS = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+WIDE = np.linspace(0.5, 1.5, 5)
+
+
+class Tables:
+    relative = RELATIVE + 0
+
+    def __init__(self):
+        self.wide = {"of 5": (WIDE + 0, "a tuple")}
+
+    def loss(self, p, batch):
+        return 0.5 * jnp.sum((batch @ p[self.relative]) ** 2 * self.wide["of 5"][0], axis=1)
+
+
+def helper(p):
+    return jnp.take(p, RELATIVE, axis=0)
+
+
+def partial_loss(table, p, batch):
+    return 0.5 * jnp.sum((batch @ p[table]) ** 2 * WIDE, axis=1)
+
+
+TABLE_LOSSES = {
+    "global": lambda p, batch: 0.5 * jnp.sum((batch @ p[RELATIVE]) ** 2 * WIDE, axis=1),
+    "take in a helper": lambda p, batch: 0.5 * jnp.sum((batch @ helper(p)) ** 2 * WIDE, axis=1),
+    "attributes": Tables().loss,
+    "partial": jax.tree_util.Partial(partial_loss, RELATIVE),
+    "default": lambda p, batch, table=RELATIVE: partial_loss(table, p, batch),
+    "jitted": jax.jit(lambda p, batch: partial_loss(RELATIVE, p, batch)),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_LOSSES)
+def test_numpy_tables_work_in_float64(name):
+    loss_fn, p = TABLE_LOSSES[name], jnp.linspace(-1, 1, 5)
+    trained = jax.jit(jax.grad(lambda p: jnp.mean(loss_fn(p, ROWS))))  # a program that remembers the tables
+    trained(p)
+    posterior = LocalPosterior(loss_fn, p, ROWS, gamma=1.0)
+    rows, wide = ROWS.astype(np.float64), np.asarray(WIDE)
+    np.testing.assert_allclose(
+        posterior.init_loss(), 0.5 * np.mean((rows @ np.asarray(p, np.float64)[RELATIVE]) ** 2 @ wide), rtol=1e-12
+    )
+    one_hot = np.eye(5)[RELATIVE]  # (from, to, distance)
+    jacobian = np.einsum("ni,ijk->njk", rows, one_hot)
+    hessian = np.einsum("njk,njl,j->kl", jacobian, jacobian, wide) / len(rows)
+    np.testing.assert_allclose(llc.spectrum(posterior).largest, np.linalg.eigvalsh(hessian)[-1], rtol=1e-6)
+    trained(p + 1)
+
+
+# ---- Half precision ---------------------------------------------------------------------------------------------
+
+
+def in_half(dtype, shift=0.0, outside=False):
+    def loss_fn(w, batch):
+        w, batch = jax.tree.map(lambda x: jnp.asarray(x, dtype), (w, {name: batch[name] for name in "xy"}))
+        losses = squares(w, batch) + jnp.asarray(shift, dtype)
+        return jnp.mean(losses.astype(jnp.float32)) if outside else jnp.mean(losses)
+
+    return loss_fn
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_loss_too_coarse_for_nbeta_is_refused(dtype, outside):
+    with pytest.raises(ValueError, match=r"compute in float32 or float64, but it computes in .*float16"):
+        LocalPosterior(in_half(dtype, 4.0, outside), PARAMS, DATA, gamma=1.0)
+
+
+def test_half_precision_that_shows_lambda_is_taken():
+    LocalPosterior(in_half(jnp.float16), PARAMS, DATA, gamma=1.0, nbeta=0.1)
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == np.float32 else x, DATA)
+    LocalPosterior(
+        lambda w, b: squares(w, jax.tree.map(lambda x: x.astype(w["b"].dtype), b)), PARAMS, halves, gamma=1.0
+    )
+
+
+# ---- The model of a library -------------------------------------------------------------------------------------
+
+
+class Dropping(flax.nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.last = flax.nnx.Linear(4, 8, rngs=rngs), flax.nnx.Linear(8, 3, rngs=rngs)
+        self.norm, self.drop = flax.nnx.BatchNorm(8, rngs=rngs), flax.nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.drop(jnp.tanh(self.norm(self.first(x)))))
+
+
+def test_a_forgotten_eval_of_an_nnx_model_is_named():
+    model = Dropping(flax.nnx.Rngs(0))
+    graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...)
+
+    def closed_over(params, batch):
+        flax.nnx.update(model, params)
+        return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
+
+    def merged(params, batch):
+        return jnp.mean((flax.nnx.merge(graph, params, rest)(batch["x"]) - batch["y"]) ** 2)
+
+    for loss_fn in (closed_over, merged):
+        with pytest.raises(ValueError, match=r"loss_fn needs"):
+            LocalPosterior(loss_fn, params, DATA, gamma=1.0)
+    model.eval()
+    graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...)
+    LocalPosterior(merged, params, DATA, gamma=1.0)
+
+
+def test_the_rows_of_a_probe_differ():
+    rows, splits = different_rows((INPUTS, RARE), 32)
+    assert 17 in rows
+    assert splits.shape[1:] == (2, 16)
+    assert all(sorted(split.ravel()) == list(range(32)) for split in splits)
