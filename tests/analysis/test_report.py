@@ -191,26 +191,6 @@ def test_bounds_of_another_scale_have_no_quad_of_the_draws():
     assert llc.report(_good(), bounds=report.bounds).quad == report.quad
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "run.nc"
-    path.write_text("before")
-
-    def fail(part):
-        part.write_text("half")
-        raise RuntimeError("the disk is full")
-
-    with pytest.raises(RuntimeError, match="disk is full"):
-        files.write_whole(path, fail)
-    assert path.read_text() == "before"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.nc"]
-    path.chmod(0o640)
-    files.write_whole(path, lambda part: part.write_text("after"))
-    assert path.read_text() == "after"
-    assert path.stat().st_mode & 0o777 == 0o640
-    with pytest.raises(FileNotFoundError, match="no file"):
-        llc.load(tmp_path / "other.nc")
-
-
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [
