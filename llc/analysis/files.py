@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -90,6 +91,9 @@ def from_bytes(content: bytes, source: str) -> xr.DataTree:
         ValueError: as of `load`.
     """
     try:
+        h5py.File(
+            io.BytesIO(content)
+        ).close()  # h5netcdf's own file, where this fails, prints a second error at its end
         with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as opened:
             size = sum(node.nbytes for node in _nodes(opened).values())
             if size > max(_ALWAYS, _EXPANSION * len(content)):

@@ -124,7 +124,7 @@ def has(draws: xr.DataTree, group: str, name: str) -> bool:
     return group in draws and name in draws[group].data_vars
 
 
-def settings_of(draws: xr.DataTree) -> dict[str, Any]:
+def settings_of(draws: xr.DataTree, source: str | None = None) -> dict[str, Any]:
     """How the draws were made, as `llc.sample` wrote it.
 
     Raises:
@@ -136,7 +136,8 @@ def settings_of(draws: xr.DataTree) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise ValueError(f"{source_of(draws)} needs the attribute {SETTINGS} to be a JSON object of llc.sample.")
+        source = source_of(draws) if source is None else source
+        raise ValueError(f"{source} needs the attribute {SETTINGS} to be a JSON object of llc.sample.")
     return settings
 
 
@@ -203,8 +204,12 @@ def validate(draws: xr.DataTree, source: str) -> None:
         if not isinstance(draws.attrs.get(name, ""), str):
             raise ValueError(f"{source} needs the attribute {name} to be text, got {_short(draws.attrs[name])}.")
     if SETTINGS in draws.attrs:
-        _check_settings(settings_of(draws), source)
+        _check_settings(settings_of(draws, source), source)
     if (localized := localized_run(draws)) is not None:
+        if has(draws, CONSTANTS, GAMMA) and not constant(draws, GAMMA) > 0:
+            raise ValueError(
+                f"{source} needs {CONSTANTS}/{GAMMA} > 0 beside the group {LOCALIZED}, which is at 3γ, got 0."
+            )
         validate(localized, f"{source}, group {LOCALIZED}")
 
 
@@ -257,6 +262,7 @@ def _check_spectrum(group: xr.DataTree, where: str) -> None:
     try:
         spectrum = Spectrum.from_dataset(group)
         read_beyond(str(group.attrs.get("beyond", "")))
+        float(group.attrs.get("init_loss", math.nan))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{where} needs what llc.bounds writes, but has not: {_short(error)}.") from error
     pairs = {

@@ -11,7 +11,6 @@ import xarray as xr
 
 import llc
 import llc.analysis
-from llc.analysis import files
 from llc.analysis.series import plus_minus
 from tests.analysis.test_check import _good, _report, _shift
 from tests.analysis.test_estimators import make_draws

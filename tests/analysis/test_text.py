@@ -5,7 +5,9 @@ import pytest
 from llc.analysis.text import printable
 
 
-@pytest.mark.parametrize("char", ["\x1b", "\x07", "\r", "\x7f", "\x9b", "\u202e", "\u200b", "\u2028", "\ud800", "\U000e0041"])
+@pytest.mark.parametrize(
+    "char", ["\x1b", "\x07", "\r", "\x7f", "\x9b", "\u202e", "\u200b", "\u2028", "\ud800", "\U000e0041"]
+)
 def test_what_a_terminal_acts_on_is_shown(char):
     shown = printable(f"a{char}b")
     assert char not in shown
