@@ -64,14 +64,14 @@ def test_what_others_add_is_no_damage():
     assert "constant_data" in words
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 7)), min_size=1, max_size=8))
 def test_flipped_bits_are_seen_or_change_nothing(places):
     report, words = outcome(damage.flipped(CONTENT, places))
     assert words.startswith("run.nc") if report is None else report.to_json() == REPORT
 
 
-@fuzzed(20)
+@fuzzed(10)
 @given(st.integers(0, len(CONTENT) - 1), st.sampled_from([b"", b"\0" * 999, b"text"]))
 def test_a_cut_file_is_refused(end, tail):
     report, words = outcome(CONTENT[:end] + tail)
@@ -92,7 +92,7 @@ ATTRIBUTES = st.tuples(
 )
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.lists(VARIABLES, max_size=1), st.lists(ATTRIBUTES, max_size=1), st.sampled_from([None, *damage.GROUPS]))
 def test_another_structure_is_reported_or_refused_by_name(variables, attributes, group):
     tree = damage.copy_of_full()
@@ -177,7 +177,7 @@ llc.save(draws, {str(tmp_path / "other.nc")!r})
     assert done.returncode == 0, done.stderr
     assert "run.nc can't be written" in done.stdout
     assert os.listdir(tmp_path) == ["other.nc"]
-    assert llc.load(tmp_path / "other.nc").identical(full_draws())
+    assert llc.report(llc.load(tmp_path / "other.nc")).to_json() == REPORT
 
 
 def test_paths_at_home(tmp_path, monkeypatch):
