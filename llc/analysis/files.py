@@ -91,9 +91,8 @@ def from_bytes(content: bytes, source: str) -> xr.DataTree:
         ValueError: as of `load`.
     """
     try:
-        h5py.File(
-            io.BytesIO(content)
-        ).close()  # h5netcdf's own file, where this fails, prints a second error at its end
+        with h5py.File(io.BytesIO(content), "r") as file:
+            dict(file.attrs)  # where this fails in h5netcdf, its half-made file prints a second error at its end
         with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as opened:
             size = sum(node.nbytes for node in _nodes(opened).values())
             if size > max(_ALWAYS, _EXPANSION * len(content)):

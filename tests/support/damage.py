@@ -39,7 +39,7 @@ TEXTS = (
 VARIABLE_DAMAGE = {
     "dropped": lambda x, value: None,
     "renamed": lambda x, value: None,
-    "text": lambda x, value: x.copy(data=np.full(x.shape, "text")) if x.ndim else xr.Variable((), "text"),
+    "text": lambda x, value: xr.Variable(x.dims, np.full(x.shape, "text")),
     "transposed": lambda x, value: x.transpose(),
     "other dimensions": lambda x, value: xr.Variable([f"other_{dim}" for dim in x.dims], x.values),
     "one more": lambda x, value: x.expand_dims("more"),
