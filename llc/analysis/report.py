@@ -17,6 +17,7 @@ from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.schema import constant
 from llc.analysis.series import plus_minus
+from llc.analysis.text import printable
 from llc.analysis.verdict import Findings, Verdict
 from llc.bounds.rank import Bounds
 from llc.bounds.spectral_measure import Spectrum
@@ -118,11 +119,10 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.verdict}  {self.reason}", "", *_number_lines(self), "", *_check_lines(self)]
         chosen = [f"  {line}" for line in self.calibration.splitlines()]
-        return "\n".join([*lines, *(["", "settings, with the reason for each", *chosen] if chosen else [])])
+        return printable("\n".join([*lines, *(["", "settings, with the reason for each", *chosen] if chosen else [])]))
 
     def to_json(self) -> str:
         """Everything but the draws, as JSON; non-finite numbers are null."""
-        names = (str(name) for name in self.draws[schema.CONSTANTS].data_vars)
         fields = {
             "verdict": self.verdict,
             "reason": self.reason,
@@ -133,12 +133,12 @@ class Report:
             "gamma_converged": self.gamma_converged,
             "bounds": None if self.bounds is None else asdict(self.bounds),
             "checks": [asdict(check) for check in self.checks],
-            "constants": {name: constant(self.draws, name) for name in names},
+            "constants": schema.scalars(self.draws),
             "settings": self.settings,
             "calibration": self.calibration.splitlines(),
             "attributes": {name: self.draws.attrs.get(name) for name in ("seed", "versions")},
         }
-        return json.dumps(_without_nan(fields), indent=2, allow_nan=False, ensure_ascii=False)
+        return printable(json.dumps(_without_nan(fields), indent=2, allow_nan=False, ensure_ascii=False))
 
     def to_html(self, path: str | Path) -> None:
         """Deprecated: use `llc.save_html(report, path)`."""

@@ -1,14 +1,22 @@
 """The groups and variables of a file of draws: their names, how they are read, and what a report needs of them.
 
 Names follow ArviZ's schema where it has one. `draws` is an `xarray.DataTree`; every number in it that code asks for is
-read with `variable` or `constant`, by a name from this module.
+read with `variable` or `constant`, by a name from this module. `validate` and `require` are the door: what they let in
+has the types and shapes that the rest of the code relies on.
 """
 
 import json
+import math
+import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import xarray as xr
+
+from llc.analysis.text import printable
+from llc.bounds.spectral_measure import Spectrum
+from llc.bounds.storage import read_beyond
 
 # Groups.
 POSTERIOR, SAMPLE_STATS, CONSTANTS = "posterior", "sample_stats", "constant_data"
@@ -29,21 +37,82 @@ CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
 SETTINGS, CALIBRATION = "settings", "calibration"
 GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length" or "quadratic loss"
 
+CONSTANT_NAMES = (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE, TRACE_CURVED, CENTER_NORM)
+
 _NEEDED = {
     POSTERIOR: (LOSS, ENERGY),
     SAMPLE_STATS: (VIRIAL, DIVERGING),
     CONSTANTS: (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE),
 }
+_DRAWN, _UNITS = ("chain", "draw"), ("example", "piece")  # dimensions; losses come in units of one of the two
+_STATISTICS = (VIRIAL, DIVERGING, DISTANCE, STEIN_CURVED, STEIN_FLAT)
+_DIMS: dict[str, dict[str, tuple[str, ...]]] = {
+    POSTERIOR: dict.fromkeys((LOSS, ENERGY), _DRAWN),
+    SAMPLE_STATS: dict.fromkeys(_STATISTICS, _DRAWN),
+    f"warmup_{POSTERIOR}": dict.fromkeys((LOSS, ENERGY), _DRAWN),
+    f"warmup_{SAMPLE_STATS}": dict.fromkeys(_STATISTICS, _DRAWN),
+    CONSTANTS: dict.fromkeys(CONSTANT_NAMES, ()),
+    CURVATURE: {
+        "nodes": ("probe", "node"),
+        "weights": ("probe", "node"),
+        "gradient_nodes": ("gradient_node",),
+        "gradient_weights": ("gradient_node",),
+        "half_nodes": ("probe", "half_node"),
+        "half_weights": ("probe", "half_node"),
+    },
+    POINTWISE: {"weight": ("unit",), "num_draws": ("block",)}
+    | dict.fromkeys(
+        ("first", "second", "exponential", "paired", "paired_second", "slope_curved", "slope_flat"),
+        ("block", "chain", "unit"),
+    ),
+}
+_TOGETHER = (("slope_curved", "slope_flat"), ("paired", "paired_second"))  # both or none
+_RANGES = {  # least and largest value of a constant
+    INIT_LOSS: (-math.inf, math.inf),
+    NBETA: (np.finfo(np.float64).tiny, math.inf),
+    GAMMA: (0.0, math.inf),
+    NUM_DATA: (1.0, math.inf),
+    NUM_PARAMS: (1.0, math.inf),
+    EVAL_SIZE: (1.0, math.inf),
+}
+_TEXTS = ("sampler", "seed", "versions", CALIBRATION)  # attributes of the root
+_MOST_LEVELS = 500  # brackets in the settings, which are read by recursion
 
 
 def variable(draws: xr.DataTree, group: str, name: str) -> np.ndarray:
-    """A variable of a group, as a NumPy array."""
+    """A variable of a group, as a NumPy array.
+
+    Raises:
+        ValueError: if there is none; the message names it.
+    """
+    if not has(draws, group, name):
+        raise ValueError(f"{source_of(draws)} needs the variable {group}/{name}, but there is none.")
     return draws[group].dataset[name].to_numpy()
 
 
 def constant(draws: xr.DataTree, name: str) -> float:
-    """A number from the `constant_data` group."""
-    return float(variable(draws, CONSTANTS, name))
+    """A number from the `constant_data` group.
+
+    Raises:
+        ValueError: if there is none; the message names it.
+    """
+    value = variable(draws, CONSTANTS, name)
+    if value.ndim or value.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{source_of(draws)} needs {CONSTANTS}/{name} to be one number, got shape {value.shape} of {value.dtype}."
+        )
+    return float(value)
+
+
+def scalars(draws: xr.DataTree) -> dict[str, float]:
+    """All single numbers of `constant_data`, those of other programs too."""
+    found = draws[CONSTANTS].to_dataset().data_vars
+    return {str(name): float(x) for name, x in found.items() if x.ndim == 0 and x.dtype.kind in "biuf"}
+
+
+def source_of(draws: xr.DataTree) -> str:
+    """The file that draws were loaded from, or "draws"."""
+    return str(draws.encoding.get("source", "draws"))
 
 
 def localization_scale(draws: xr.DataTree) -> float:
@@ -56,9 +125,21 @@ def has(draws: xr.DataTree, group: str, name: str) -> bool:
     return group in draws and name in draws[group].data_vars
 
 
-def settings_of(draws: xr.DataTree) -> dict[str, Any]:
-    """How the draws were made, as `llc.sample` wrote it."""
-    return json.loads(draws.attrs[SETTINGS])
+def settings_of(draws: xr.DataTree, source: str | None = None) -> dict[str, Any]:
+    """How the draws were made, as `llc.sample` wrote it.
+
+    Raises:
+        ValueError: if they do not say it as a JSON object.
+    """
+    try:
+        text = draws.attrs[SETTINGS]
+        settings = json.loads(text) if text.count("[") + text.count("{") <= _MOST_LEVELS else None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        source = source_of(draws) if source is None else source
+        raise ValueError(f"{source} needs the attribute {SETTINGS} to be a JSON object of llc.sample.")
+    return settings
 
 
 def localized_run(draws: xr.DataTree) -> xr.DataTree | None:
@@ -66,14 +147,26 @@ def localized_run(draws: xr.DataTree) -> xr.DataTree | None:
     return cast("xr.DataTree", draws[LOCALIZED]) if LOCALIZED in draws else None
 
 
+def is_of_llc(draws: xr.DataTree) -> bool:
+    """Whether a file has draws or a spectrum of this library, and so may be added to or replaced by it."""
+    has_draws = SETTINGS in draws.attrs and has(draws, CONSTANTS, NBETA) and has(draws, POSTERIOR, ENERGY)
+    has_spectrum = has(draws, CURVATURE, "nodes") and "dim" in draws[CURVATURE].attrs
+    others = [name for name in draws.children if name != CURVATURE]
+    return has_draws or (has_spectrum and not others)
+
+
 def require(draws: xr.DataTree) -> None:
-    """Refuses draws that lack what every report needs.
+    """Refuses draws that lack what every report needs, or have something else in its place.
 
     Raises:
         ValueError: if `draws` is no DataTree, or lacks groups, variables or settings; the message names them.
     """
     if not isinstance(draws, xr.DataTree):
         raise ValueError(f"draws need to be a DataTree of llc.sample or llc.load, got {type(draws).__name__}.")
+    _require(draws, source_of(draws))
+
+
+def _require(draws: xr.DataTree, source: str) -> None:
     missing = [group for group in _NEEDED if group not in draws.children]
     missing += [
         f"{group}/{name}"
@@ -84,4 +177,130 @@ def require(draws: xr.DataTree) -> None:
     ]
     missing += ["attribute settings"] * (SETTINGS not in draws.attrs)
     if missing:
-        raise ValueError(f"draws need what llc.sample writes, but they lack {missing}.")
+        where = "" if source == "draws" else f"{source}: "
+        raise ValueError(f"{where}draws need what llc.sample writes, but they lack {missing}.")
+    validate(draws, source)
+    if (localized := localized_run(draws)) is not None:
+        _require(localized, f"{source}, group {LOCALIZED}")
+
+
+def validate(draws: xr.DataTree, source: str) -> None:
+    """Refuses whatever is there but not as this module says: types, dimensions, sizes and ranges.
+
+    Args:
+        draws: what a file holds; groups may be missing.
+        source: the file, for messages.
+
+    Raises:
+        ValueError: naming file, group and variable.
+    """
+    for group in _DIMS:
+        if group in draws.children:
+            _check_group(draws, source, group)
+    if POSTERIOR in draws.children:
+        _check_sizes(draws, source)
+    if CURVATURE in draws.children:
+        _check_spectrum(draws[CURVATURE], f"{source}, group {CURVATURE}")
+    for name in _TEXTS:
+        if not isinstance(draws.attrs.get(name, ""), str):
+            raise ValueError(f"{source} needs the attribute {name} to be text, got {_short(draws.attrs[name])}.")
+    if SETTINGS in draws.attrs:
+        _check_settings(settings_of(draws, source), source)
+    if (localized := localized_run(draws)) is not None:
+        if has(draws, CONSTANTS, GAMMA) and not constant(draws, GAMMA) > 0:
+            raise ValueError(
+                f"{source} needs {CONSTANTS}/{GAMMA} > 0 beside the group {LOCALIZED}, which is at 3γ, got 0."
+            )
+        validate(localized, f"{source}, group {LOCALIZED}")
+
+
+def _check_group(draws: xr.DataTree, source: str, group: str) -> None:
+    node = draws[group].to_dataset()
+    unit = next((name for name in _UNITS if name in node.dims), _UNITS[0])
+    for name, dims in _DIMS[group].items():
+        if name not in node:
+            continue
+        found, expected = node[name], tuple(unit if dim == "unit" else dim for dim in dims)
+        if found.dims != expected or found.dtype.kind not in "biuf" or (not found.size and group != CURVATURE):
+            got = f"{found.dtype} with dimensions {dict(found.sizes)}"
+            raise ValueError(
+                f"{source} needs numbers with the dimensions {expected}, none empty, in {group}/{name}, got {got}."
+            )
+        if group == CONSTANTS and name in _RANGES:
+            low, high = _RANGES[name]
+            if not (math.isfinite(value := float(found)) and low <= value <= high):
+                raise ValueError(f"{source} needs {group}/{name} to be finite and at least {low:g}, got {value}.")
+    if group == POINTWISE:
+        absent = [name for name in ("first", "second", "exponential", "num_draws") if name not in node]
+        absent += [
+            name for pair in _TOGETHER for name in pair if (pair[0] in node or pair[1] in node) and name not in node
+        ]
+        if absent:
+            raise ValueError(f"{source} needs the variables {absent} in {group}, but there are none.")
+
+
+def _check_sizes(draws: xr.DataTree, source: str) -> None:
+    """Chains and draws of the groups that are read together."""
+    sizes = dict(draws[POSTERIOR].sizes)
+    for group, dims in ((SAMPLE_STATS, _DRAWN), (POINTWISE, ("chain",))):
+        for dim in dims if group in draws.children else ():
+            if (size := draws[group].sizes.get(dim, sizes.get(dim))) != sizes.get(dim):
+                raise ValueError(
+                    f"{source} needs as many {dim}s in {group} as in {POSTERIOR}, got {size} and {sizes.get(dim)}."
+                )
+    first, second = f"warmup_{POSTERIOR}", f"warmup_{SAMPLE_STATS}"
+    if (first in draws.children) != (second in draws.children):
+        raise ValueError(f"{source} needs both {first} and {second} or none, got one of them.")
+    if first in draws.children:
+        for group, other in ((POSTERIOR, first), (SAMPLE_STATS, second)):
+            names = [n for n in _DIMS[group] if has(draws, group, n) and not has(draws, other, n)]
+            if names or draws[other].sizes.get("chain") != sizes.get("chain"):
+                raise ValueError(f"{source} needs in {other} the variables and chains of {group}; it lacks {names}.")
+
+
+def _check_spectrum(group: xr.DataTree, where: str) -> None:
+    """Whether a spectrum can be made of it, with finite numbers."""
+    try:
+        spectrum = Spectrum.from_dataset(group)
+        read_beyond(str(group.attrs.get("beyond", "")))
+        float(group.attrs.get("init_loss", math.nan))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{where} needs what llc.bounds writes, but has not: {_short(error)}.") from error
+    pairs = {
+        "nodes and weights": (spectrum.nodes, spectrum.weights),
+        "gradient_nodes and gradient_weights": (spectrum.gradient_nodes, spectrum.gradient_weights),
+    }
+    if spectrum.half_nodes is not None and spectrum.half_weights is not None:
+        pairs["half_nodes and half_weights"] = spectrum.half_nodes, spectrum.half_weights
+    wrong = [name for name, (x, w) in pairs.items() if x.shape != w.shape or not np.isfinite([x, w]).all()]
+    wrong += ["nodes"] * (not spectrum.nodes.size) + ["dim"] * (spectrum.dim < 1)
+    wrong += ["noise"] * (not spectrum.noise >= 0) + ["num_exact"] * (not 0 <= spectrum.num_exact <= spectrum.dim)
+    wrong += ["matrix"] * (spectrum.matrix not in ("hessian", "ggn"))
+    wrong += ["method"] * (re.fullmatch(r"[a-z_ ]+", spectrum.method) is None)
+    if wrong:
+        raise ValueError(f"{where} needs a spectrum of llc.bounds; what is there as {wrong} is none.")
+
+
+def _check_settings(settings: Mapping[str, Any], source: str) -> None:
+    """What checks read of the settings."""
+    sampler = settings.get("sampler")
+    good = isinstance(sampler, dict) and isinstance(sampler.get("name"), str)
+    if good and sampler["name"] == "SGLD":
+        preconditioner = sampler.get("preconditioner")
+        good = isinstance(preconditioner, dict) and isinstance(preconditioner.get("name"), str)
+        good = good and isinstance(sampler.get("integrator"), str) and _is_number(sampler.get("step_size"))
+    good = good and isinstance(thinning := settings.get("thinning", 1), int) and thinning >= 1
+    if not good:
+        raise ValueError(
+            f"{source} needs in the attribute {SETTINGS} a sampler with its name (and step_size, integrator and "
+            f"preconditioner of SGLD), and a thinning >= 1 or none, got {_short(settings)}."
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < 1e300
+
+
+def _short(value: object) -> str:
+    text = printable(str(value).replace("\n", " "))
+    return text if len(text) <= 200 else f"{text[:200]} …"

@@ -2,8 +2,8 @@
 
 import json
 import math
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, NamedTuple
 
 import xarray as xr
 
@@ -35,17 +35,63 @@ def add_beyond(bounds: Bounds, beyond: str) -> Bounds:
     """
     if not beyond:
         return bounds
-    known = json.loads(beyond)
-    assumptions = tuple(Assumption(**assumption) for assumption in known["assumptions"])
-    # Version 0.1 told a saddle by the name of the assumption alone.
-    is_saddle = known.get("is_saddle", any(a.name == NO_DESCENT and not a.holds for a in assumptions))
-    records = tuple(_record(record) for record in known["records"])
-    return extend(bounds, records, assumptions, is_saddle=is_saddle)
+    known = read_beyond(beyond)
+    return extend(bounds, known.records, known.assumptions, is_saddle=known.is_saddle)
 
 
-def _record(fields: dict[str, Any]) -> Bound:
+class Beyond(NamedTuple):
+    """What is known of λ beyond the rank."""
+
+    records: tuple[Bound, ...]
+    assumptions: tuple[Assumption, ...]
+    is_saddle: bool
+
+
+def read_beyond(text: str) -> Beyond:
+    """What `to_dataset` wrote into the attribute `beyond`; nothing if it is empty.
+
+    Raises:
+        ValueError: if it is another text.
+    """
+    if not text:
+        return Beyond((), (), is_saddle=False)
+    try:
+        known = json.loads(text)
+        assumptions = tuple(_typed(Assumption(**each)) for each in known["assumptions"])
+        records = tuple(_typed(_record(each)) for each in known["records"])
+        # Version 0.1 told a saddle by the name of the assumption alone.
+        is_saddle = known.get("is_saddle", any(a.name == NO_DESCENT and not a.holds for a in assumptions))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the attribute beyond is not what llc bounds writes ({error})") from error
+    return Beyond(records, assumptions, bool(is_saddle))
+
+
+def _typed[Record: (Assumption, Bound)](record: Record) -> Record:
+    """The record, if all of its fields have the type of their defaults or are text.
+
+    Raises:
+        TypeError: if one has not.
+    """
+    numbers, flags = ("lower", "upper", "evaluations", "seconds"), ("holds",)
+    for field in fields(record):
+        value = getattr(record, field.name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if field.name in numbers:
+            good = number
+        elif field.name in flags:
+            good = isinstance(value, bool)
+        elif field.name == "number":
+            good = value is None or number
+        else:
+            good = isinstance(value, str)
+        if not good:
+            raise TypeError(f"{field.name} is {value!r}")
+    return record
+
+
+def _record(written: dict[str, Any]) -> Bound:
     """A bound from its fields: an infinite one is stored as null, and version 0.1 said "proven" for "established"."""
-    known: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    known: dict[str, Any] = {name: value for name, value in written.items() if value is not None}
     known["status"] = _NEW_STATUS.get(known["status"], known["status"])
     return Bound(**known)
 

@@ -1,24 +1,19 @@
 """The commands: each takes the parsed arguments, prints its result, and returns an exit status."""
 
 import argparse
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
-import lazy_loader
-
 import llc
-from llc.cli import inputs
+from llc.cli import inputs, outputs
+from llc.cli.terminal import complain, say
 
 if TYPE_CHECKING:
     import jax
 
     from llc.calibration.pipeline import Calibration
     from llc.posterior.local_posterior import LocalPosterior
-else:  # --help answers without it
-    jax = lazy_loader.load("jax")
 
-SAMPLERS = {"sgld": "SGLD", "sghmc": "SGHMC", "sgnht": "SGNHT", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
+_SAMPLERS = {"sgld": "SGLD", "sghmc": "SGHMC", "sgnht": "SGNHT", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
 _STOCHASTIC = ("sgld", "sghmc", "sgnht")
 
 _EXIT = {"CONSISTENT": 0, "SCALE_DEPENDENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
@@ -32,41 +27,55 @@ _OF_SAMPLER = {  # flags of some samplers only
 
 def demo(arguments: argparse.Namespace) -> int:
     """`llc demo`: trains a small network and estimates its LLC."""
-    inputs.check_writable(arguments.out, arguments.figure)
+    outputs.check(out=arguments.out, figure=arguments.figure)
+    outputs.check_draws(arguments.out, None, keeps=None)
     say("Training a network with 6 hidden units on scikit-learn's digits to a minimum ...")
-    train_key, key = jax.random.split(jax.random.key(arguments.seed))
+    train_key, key = _keys(arguments.seed, 2)
     posterior = llc.demo.digits_posterior(train_key)
     say(f"... {posterior.num_params} parameters, {posterior.num_data} images. Spectrum, then SGLD ...")
     result = llc.estimate(key, posterior)
-    say(f"\n{result}\n")
     llc.save(result.draws, arguments.out)
     llc.save_figure(llc.plot_report(result), arguments.figure)
+    say(f"\n{result}\n")
     say(f"Dashboard: {arguments.figure}. Draws and spectrum: {arguments.out} (llc report {arguments.out}).")
     return 0
 
 
+def _keys(seed: int, number: int) -> "jax.Array":
+    import jax  # not for llc report
+
+    return jax.random.split(jax.random.key(seed), number)
+
+
+def _key(seed: int) -> "jax.Array":
+    import jax  # not for llc report
+
+    return jax.random.key(seed)
+
+
 def calibrate(arguments: argparse.Namespace) -> int:
     """`llc calibrate`: settings, and the words of `llc sample` that take them."""
-    inputs.check_writable(arguments.out, arguments.figure)
+    reads = (inputs.model_file(arguments.posterior),)
+    outputs.check(out=arguments.out, figure=arguments.figure, reads=reads)
     posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
-    inputs.kept(arguments.out, posterior, spectrum=False)  # refused before the work
+    outputs.check_draws(arguments.out, posterior, keeps="draws")
     names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "budget")
     settings = {name: getattr(arguments, name) for name in names}
-    calibration = llc.calibrate(jax.random.key(arguments.seed), posterior, **settings)
-    say(str(calibration))
+    calibration = llc.calibrate(_key(arguments.seed), posterior, **settings)
     words = _words_of_sample(calibration, arguments.nbeta)
-    say(f"\nllc sample {arguments.posterior} {words} --out {arguments.out or 'run.nc'}")
+    lines = [str(calibration), f"llc sample {arguments.posterior} {words} --out {arguments.out or 'run.nc'}"]
     if arguments.out is not None:
-        if arguments.out.exists() and "curvature" in llc.load(arguments.out):
-            say(f"\n{arguments.out} has a spectrum, which stays.")
+        if outputs.has_spectrum(arguments.out):
+            lines.append(f"{arguments.out} has a spectrum, which stays.")
         else:
-            inputs.put_spectrum(arguments.out, calibration.posterior, calibration.spectrum)
-            say(f"\nSpectrum written to {arguments.out}.")
+            outputs.put_spectrum(arguments.out, calibration.posterior, calibration.spectrum, replace=False)
+            lines.append(f"Spectrum written to {arguments.out}.")
     if arguments.figure is not None:
         figure = llc.plot_calibration(calibration).get_figure(root=True)
         assert figure is not None
         llc.save_figure(figure, arguments.figure)
-        say(f"\nFigure: {arguments.figure}")
+        lines.append(f"Figure: {arguments.figure}")
+    say("\n\n".join(lines))
     return 0
 
 
@@ -83,25 +92,29 @@ def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    """`llc sample`: draws into a file, and a report on them."""
-    inputs.check_writable(arguments.out)
+    """`llc sample`: draws into a file, and a report on them; those so far, where it is interrupted."""
+    outputs.check(out=arguments.out, reads=(inputs.model_file(arguments.posterior),))
     posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
-    before = inputs.kept(arguments.out, posterior, spectrum=True)
+    before = outputs.check_draws(arguments.out, posterior, keeps="spectrum")
+    if before is not None:
+        say(f"The draws in {arguments.out} will be replaced.")
     given = _sampler_settings(arguments)
     posterior, given = _completed(arguments, posterior, given)
     names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
     names += ("chain_method", "keep_params")
-    draws = llc.sample(
-        jax.random.key(arguments.seed),
-        posterior,
-        getattr(llc, SAMPLERS[arguments.sampler])(**given),
-        **{name: getattr(arguments, name) for name in names},
-    )
-    if "curvature" in before:
-        draws["curvature"] = before["curvature"]
-    llc.save(draws, arguments.out)
-    say(str(llc.report(draws)))
-    say(f"\nWritten to {arguments.out}.")
+    sampler = getattr(llc, _SAMPLERS[arguments.sampler])(**given)
+    settings = {name: getattr(arguments, name) for name in names}
+    try:
+        draws = llc.sample(_key(arguments.seed), posterior, sampler, **settings)
+    except KeyboardInterrupt as stop:
+        draws = getattr(stop, "partial", None)
+        if draws is None:
+            raise KeyboardInterrupt("interrupted before the first draw, so that nothing was written") from None
+        path = outputs.put_draws(arguments.out, posterior, draws, before)
+        done = f"{draws['posterior'].sizes['draw']} of {arguments.num_draws} draws of every chain"
+        raise KeyboardInterrupt(f"interrupted; {done} are written to {path}") from None
+    path = outputs.put_draws(arguments.out, posterior, draws, before)
+    say(f"{llc.report(draws)}\n\nWritten to {path}.")
     return 0
 
 
@@ -138,40 +151,35 @@ def _completed(
 
 def bounds(arguments: argparse.Namespace) -> int:
     """`llc bounds`: the spectrum, the rank, and bounds on λ; the status is 1 where an assumption fails."""
-    inputs.check_writable(arguments.out)
+    outputs.check(out=arguments.out, reads=(inputs.model_file(arguments.posterior),))
     posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
-    inputs.kept(arguments.out, posterior, spectrum=False)  # refused before the work
+    outputs.check_draws(arguments.out, posterior, keeps="draws")
     names = ("matrix", "method", "num_matvecs", "num_probes", "seed")
     spectrum = llc.spectrum(posterior, **{name: getattr(arguments, name) for name in names})
     scale = {} if posterior.gamma is None else {"nbeta": float(posterior.nbeta), "gamma": float(posterior.gamma)}
     result = llc.rank_bounds(spectrum, **scale)
     if arguments.higher:
-        result = llc.higher_bounds(posterior, spectrum, result, key=jax.random.key(arguments.seed))
-    say(str(result))
+        result = llc.higher_bounds(posterior, spectrum, result, key=_key(arguments.seed))
+    text = str(result)
     if arguments.out is not None:
-        inputs.put_spectrum(arguments.out, posterior, spectrum, result)
-        say(f"\nSpectrum{' and bounds' * arguments.higher} written to {arguments.out}.")
+        path = outputs.put_spectrum(arguments.out, posterior, spectrum, result)
+        text += f"\n\nSpectrum{' and bounds' * arguments.higher} written to {path}."
+    say(text)
     return 0 if result.valid else 1
 
 
 def report(arguments: argparse.Namespace) -> int:
     """`llc report`: text, JSON, page and figures of a file; the status is that of the verdict."""
-    inputs.check_writable(arguments.html)
+    outputs.check(page=arguments.html, reads=(arguments.file,))
+    if arguments.figures is not None and arguments.figures.exists() and not arguments.figures.is_dir():
+        raise ValueError(f"--figures needs a folder, but {arguments.figures} is a file; give another path.")
     result = llc.report(llc.load(arguments.file))
-    say(result.to_json() if arguments.json else str(result))
     if arguments.html is not None:
         llc.save_html(result, arguments.html)
-    if arguments.figures is not None:
-        for path in llc.save_figures(result, arguments.figures):
-            print(path, file=sys.stderr)
+    paths = llc.save_figures(result, arguments.figures) if arguments.figures is not None else []
+    say(result.to_json() if arguments.json else str(result))
+    if paths:
+        complain("\n".join(map(str, paths)))
     if arguments.require_converged and result.verdict == "SCALE_DEPENDENT":
         return 1
     return _EXIT[result.verdict]
-
-
-def say(text: str) -> None:
-    """Prints a text at once. A reader that has seen enough (head, a pager) does not stop the command."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,17 +5,24 @@ imported here.
 """
 
 import argparse
+import importlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from llc.cli import commands
+from llc.cli import terminal
 
 _WRONG = 3  # exit status of wrong input
+_SIGNAL = 128  # and the number of the signal: the exit status of a command that was stopped
+_SAMPLERS = ("hmc", "mala", "nuts", "sghmc", "sgld", "sgnht")
 _NBETA = "inverse temperature times n; default: the posterior's (n / log n)"
-_EXECUTED = "FILE.py is executed as a Python program; give it only files that you trust."
+_EXECUTED = "FILE.py is executed as a Python program, with your rights; give only files that you trust."
+_EXIT = (
+    "Exit status: 0 consistent or scale-dependent, 1 unresolved, 2 outside of the bounds, 3 wrong input, 130 stopped "
+    "by Ctrl-C, 143 by SIGTERM (llc sample then writes the draws so far)."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,21 +32,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `llc`; None takes those of the process.
 
     Returns:
-        The exit status: 0 consistent or scale-dependent, 1 unresolved, 2 outside of the bounds, 3 wrong input.
+        The exit status: 0 consistent or scale-dependent, 1 unresolved, 2 outside of the bounds, 3 wrong input, 130
+        stopped by Ctrl-C, 143 by SIGTERM.
     """
+    terminal.accept_all_characters()
     arguments = parser().parse_args(argv)
-    try:
-        status = arguments.run(arguments)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"llc {arguments.command}: {error}", file=sys.stderr)
-        status = _WRONG
-    except SystemExit as stop:  # of the model's file: its status is no verdict
-        print(f"llc {arguments.command}: the model's file called sys.exit({stop.code!r}); remove it.", file=sys.stderr)
-        status = _WRONG
-    except Exception:  # of the model's file or of llc: its traceback tells, and its status must be no verdict
-        traceback.print_exc()
-        status = _WRONG
-    return status
+    stops = terminal.Stops()
+    with stops.handled():
+        try:
+            # Here, so that --help is instant and an interrupted import is told as such.
+            return getattr(importlib.import_module("llc.cli.commands"), arguments.command)(arguments)
+        except BaseException as error:  # whatever the model's file raises, its status must be no verdict
+            return _status(error, f"llc {arguments.command}", stops.received)
+
+
+def _status(error: BaseException, command: str, signal: int | None) -> int:
+    """Says what happened and returns the exit status."""
+    if isinstance(error, KeyboardInterrupt) or signal is not None:
+        # An import that was interrupted may raise anything.
+        terminal.complain(f"{command}: {(isinstance(error, KeyboardInterrupt) and str(error)) or 'interrupted'}.")
+        return _SIGNAL + (2 if signal is None else signal)
+    if isinstance(error, (ValueError, ImportError, OSError)):
+        terminal.complain(f"{command}: {error}")
+    elif isinstance(error, SystemExit):
+        terminal.complain(f"{command}: the model's file called sys.exit({error.code!r}); remove it.")
+    else:
+        terminal.complain("".join(traceback.format_exception(error)))
+    return _WRONG
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,39 +74,40 @@ def parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="llc",
         description="Local learning coefficients of trained models: sampled, bounded by the geometry, and checked.",
-        epilog="Exit status: 0 consistent or scale-dependent, 1 unresolved, 2 outside of the bounds, 3 wrong input. "
-        + _EXECUTED,
+        epilog=f"{_EXIT} {_EXECUTED}",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, run, description, flags in (
-        ("demo", commands.demo, "estimate the LLC of a small network, in about a minute", _demo_flags),
-        ("calibrate", commands.calibrate, "settings for llc sample, with the reason for each", _calibrate_flags),
-        ("sample", commands.sample, "draws from a posterior into a netCDF file", _sample_flags),
-        ("bounds", commands.bounds, "spectrum of the Hessian at w*, its rank, and bounds on λ", _bounds_flags),
-        ("report", commands.report, "estimates, bounds, checks and verdict from a file", _report_flags),
+    for name, description, flags in (
+        ("demo", "estimate the LLC of a small network, in about a minute", _demo_flags),
+        ("calibrate", "settings for llc sample, with the reason for each", _calibrate_flags),
+        ("sample", "draws from a posterior into a netCDF file", _sample_flags),
+        ("bounds", "spectrum of the Hessian at w*, its rank, and bounds on λ", _bounds_flags),
+        ("report", "estimates, bounds, checks and verdict from a file", _report_flags),
     ):
-        _add(subparsers, name, run, description, flags)
+        _add(subparsers, name, description, flags)
     return parser
 
 
 def _add(
     subparsers: "argparse._SubParsersAction[_Parser]",
     name: str,
-    run: Callable[[argparse.Namespace], int],
     description: str,
     flags: Callable[[argparse.ArgumentParser], None],
 ) -> None:
     command = subparsers.add_parser(
         name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    command.set_defaults(run=run)
     flags(command)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of training and sampling")
-    command.add_argument("--out", type=Path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
-    command.add_argument("--figure", type=Path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
+    command.add_argument("--out", type=_path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
+    command.add_argument("--figure", type=_path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
 
 
 def _calibrate_flags(command: argparse.ArgumentParser) -> None:
@@ -101,14 +121,14 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
     command.add_argument("--budget", type=int, help="largest number of steps of a chain; default: no limit")
     command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
-    command.add_argument("--out", type=Path, help="netCDF file for the spectrum; llc sample keeps it there")
-    command.add_argument("--figure", type=Path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
+    command.add_argument("--out", type=_path, help="netCDF file for the spectrum; llc sample keeps it there")
+    command.add_argument("--figure", type=_path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
 
 def _sample_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
-    command.add_argument("--out", type=Path, required=True, help="netCDF file; a spectrum in it is kept")
-    command.add_argument("--sampler", choices=sorted(commands.SAMPLERS), default="sgld", help="transition kernel")
+    command.add_argument("--out", type=_path, required=True, help="netCDF file; a spectrum in it is kept")
+    command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
         "--step-size", type=float, help="default: from the curvature (sgld, sghmc, sgnht), or adapted in the warm-up"
     )
@@ -159,19 +179,20 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--gamma", type=float, help="localization γ at which λ_quad is computed; default: the posterior's"
     )
-    command.add_argument("--out", type=Path, help="netCDF file for the spectrum; its draws are kept")
+    command.add_argument("--out", type=_path, help="netCDF file for the spectrum; its draws are kept")
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, help="netCDF file of llc sample, best with a spectrum of llc bounds")
+    command.add_argument("file", type=_path, help="netCDF file of llc sample, best with a spectrum of llc bounds")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
-    command.add_argument("--html", type=Path, help="HTML file for the report as one self-contained page")
-    command.add_argument("--figures", type=Path, help="folder for the figures (PNG)")
+    command.add_argument("--html", type=_path, help="HTML file for the report as one self-contained page")
+    command.add_argument("--figures", type=_path, help="folder for the figures (PNG)")
     command.add_argument(
         "--require-converged", action="store_true", help="exit with status 1 where the verdict is SCALE_DEPENDENT"
     )
 
 
 def _posterior_flag(command: argparse.ArgumentParser) -> None:
+    command.epilog = _EXECUTED
     text = "a LocalPosterior of that file, or a function without arguments that returns one; the file is executed"
     command.add_argument("posterior", metavar="FILE.py:NAME", help=text)

@@ -5,7 +5,6 @@ Chains with non-finite draws are drawn up to the last finite one and marked as d
 the estimates do.
 """
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +182,7 @@ def _draw_chains(ax: Axes, draws: xr.DataTree, group: str, name: str, *, include
 
 
 def _draw_label(draws: xr.DataTree) -> str:
-    thinning = json.loads(draws.attrs.get(schema.SETTINGS, "{}")).get("thinning", 1)
+    thinning = schema.settings_of(draws).get("thinning", 1) if schema.SETTINGS in draws.attrs else 1
     return "draw" if thinning == 1 else f"draw (one in {thinning} steps)"
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llc.analysis import files
 from llc.analysis.schema import constant
 from llc.analysis.series import plus_minus
+from llc.analysis.text import printable
+from llc.analysis.writing import expand, write_whole
 from llc.plotting import canvas
 from llc.plotting.chains import plot_autocorrelation, plot_distance, plot_ess, plot_rank, plot_running, plot_trace
 from llc.plotting.spectrum import plot_effective_dimension, plot_spectrum
@@ -69,7 +70,7 @@ def _write_summary(report: Report, ax: Axes) -> None:
             "xycoords": "axes fraction",
             "textcoords": "offset points",
         }
-        ax.annotate(text, (0, 1), **place, va="baseline", fontsize=size, **style).set_in_layout(False)
+        ax.annotate(printable(text), (0, 1), **place, va="baseline", fontsize=size, **style).set_in_layout(False)
         top += step * size
 
     write(report.verdict, size=22, color=_VERDICTS.get(report.verdict, canvas.BLACK), fontweight="bold")
@@ -79,9 +80,9 @@ def _write_summary(report: Report, ax: Axes) -> None:
     for name, value, note in _numbers(report):
         write(name, step=0.0)
         fits = len(value) <= _VALUE and len(note) <= _NOTE
-        write(value, left=_column(_NAME), step=0.0 if fits else 1.5, fontweight="bold")
+        write(value, left=_column(_NAME), step=0.0 if fits else 1.5, fontweight="bold", parse_math=False)
         for line in textwrap.wrap(note, _NOTE if fits else _NOTE + _VALUE) or [""] * fits:
-            write(line, left=_column(_NAME + _VALUE if fits else _NAME), color=canvas.GREY)
+            write(line, left=_column(_NAME + _VALUE if fits else _NAME), color=canvas.GREY, parse_math=False)
     failed = [check for check in report.checks if not check.passed]
     top += 12
     write(f"{len(failed)} of {len(report.checks)} checks failed", size=12, fontweight="bold", step=1.7)
@@ -138,7 +139,7 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
         report: of `llc.estimate` or `llc.report`.
         folder: made with its parents if it does not exist. Figures there are replaced, each whole or not at all.
     """
-    folder = Path(folder)
+    folder = expand(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"report": plot_report(report)}
     for name, plot in _OF_DRAWS.items():
@@ -150,11 +151,10 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
     return [save_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Writes a figure as a PNG file, whole or not at all, and returns its path."""
-    picture = to_png(figure)
-    files.write_whole(path, lambda part: part.write_bytes(picture))
-    return path
+    write_whole(path, to_png(figure))
+    return expand(path)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -4,8 +4,8 @@ import base64
 import html
 from pathlib import Path
 
-from llc.analysis import files
 from llc.analysis.report import Report
+from llc.analysis.writing import write_whole
 from llc.plotting.dashboard import plot_report, to_png
 
 _STYLE = (
@@ -29,4 +29,4 @@ def save_html(report: Report, path: str | Path) -> None:
         f'<img alt="Dashboard of the run" src="data:image/png;base64,{figure}">\n'
         f"<h2>As JSON</h2>\n<pre>{html.escape(report.to_json())}</pre>\n</body>\n</html>\n"
     )
-    files.write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+    write_whole(path, page.encode())

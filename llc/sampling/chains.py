@@ -1,8 +1,9 @@
 """The one sampling loop: chains of any `Sampler`, from w* to draws in ArviZ's schema.
 
-Chains run in compiled segments of equal length; between two segments the host reads the finished draws and moves the
-progress bar, inside of one nothing leaves the device. A draw is taken every `thinning` steps; its loss is evaluated on
-the full data (or one fixed subset), as the difference to the loss of w* on the same rows:
+Chains run in compiled segments of about a second; between two segments the host reads the finished draws, moves the
+progress bar and answers Ctrl-C, inside of one nothing leaves the device. No number depends on where segments end. A
+draw is taken every `thinning` steps; its loss is evaluated on the full data (or one fixed subset), as the difference to
+the loss of w* on the same rows:
 
     llc = nβ (L(w) − L(w*)).
 """
@@ -11,8 +12,10 @@ import contextlib
 import functools
 import json
 import math
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,16 +27,18 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.sampling.dispatch import run_at_once
-from llc.sampling.draws import Recorder, Segment, describe
+from llc.sampling.draws import Moments, Recorder, Segment, describe
 from llc.sampling.kernel import Sampler
-from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains
+from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
 from llc.sampling.measure import make_measure
+from llc.sampling.pace import Pace
 from llc.sampling.placement import choose_method, on_device, place_keys
 from llc.sampling.run_lengths import RunLengths
+from llc.sampling.standing import Interrupted, Standing
 from llc.sampling.validation import check_key, check_settings
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
-_NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
+_NUM_SEGMENTS = 40  # progress steps of a run, at least; each costs one dispatch and one read of its draws
 
 
 def sample(
@@ -80,6 +85,7 @@ def sample(
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
+        Interrupted: on Ctrl-C, a KeyboardInterrupt whose `partial` is the DataTree of the draws so far.
     """
     lengths = RunLengths(
         num_chains=num_chains,
@@ -110,6 +116,8 @@ def _full_products() -> Iterator[None]:
 
 class Chains:
     """Chains under way: `draw` goes on where they stand, `tree` gives what they have drawn so far.
+
+    An interrupted `draw` raises `Interrupted` and loses the segment that ran, no more; another one goes on.
 
     Args:
         key: `jax.random.key(seed)`.
@@ -157,40 +165,83 @@ class Chains:
         self.keys = place_keys(step_key, lengths.num_chains, self.method)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
         adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
-        self.states = [
+        states = [
             start_chains(keys, self.posterior, sampler, adaptation, vectorize=self.settings.vectorize)
             for keys in place_keys(init_key, lengths.num_chains, self.method)
         ]
-        self.recorder = Recorder(self.warmup, lengths.num_draws)
-        self.done = 0  # draws so far, of the warm-up too
+        moments = [
+            start_moments(self.posterior, self.measure, state, vectorize=self.settings.vectorize) for state in states
+        ]
+        self._standing = Standing(states, moments, Recorder(self.warmup, lengths.num_draws), 0)
+        self._pace = Pace(self.size)
+
+    @property
+    def states(self) -> list[Any]:
+        """The states of the chains, one for each compiled program."""
+        return self._standing.states
+
+    @property
+    def moments(self) -> list[Moments | None]:
+        """The sums of the block under way, one for each compiled program."""
+        return self._standing.moments
+
+    @property
+    def done(self) -> int:
+        """Draws so far of every chain, of the warm-up too."""
+        return self._standing.done
 
     @_full_products()
     def draw(self, num_draws: int, *, progress: bool | None = None) -> None:
-        """`num_draws` more draws of every chain; the first ones after the warm-up."""
-        end = max(self.done, self.warmup) + num_draws
-        with tqdm(
-            total=(end - self.done) * self.lengths.num_chains,
-            disable=None if progress is None else not progress,
-            desc="sampling",
-            unit="draw",
-        ) as bar:
-            for first, count in _segments(self.done, self.warmup, end, self.size):
-                # Python integers would be another program each.
-                span = Span(np.int32(first), np.int32(count), np.int32(self.lengths.thinning))
-                # All chains share one program: the first one compiles it for the others.
-                segment = functools.partial(self._segment, span=span)
-                parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
-                self.recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
-                bar.update(count * self.lengths.num_chains)
-        self.done = end
+        """`num_draws` more draws of every chain; the first ones after the warm-up.
 
-    def _segment(self, part: int, span: Span) -> Segment:
+        Raises:
+            Interrupted: on Ctrl-C, within about a second, or a draw where that takes longer.
+        """
+        end = max(self.done, self.warmup) + num_draws
+        try:
+            with tqdm(
+                total=(end - self.done) * self.lengths.num_chains,
+                disable=None if progress is None else not progress,
+                desc="sampling",
+                unit="draw",
+            ) as bar:
+                while self.done < end:
+                    block = self._standing.recorder.block_end(self.done)
+                    count = min(self._pace.next_size(), min(block, end) - self.done)
+                    self._advance(count)
+                    bar.update(count * self.lengths.num_chains)
+        except KeyboardInterrupt:
+            raise Interrupted(self._partial) from None
+
+    def _advance(self, count: int) -> None:
+        """`count` more draws of every chain, all or none."""
+        _, moments, recorder, first = standing = self._standing
+        # Python integers would be another program each.
+        lengths = np.int32(first), np.int32(count), np.int32(self.lengths.thinning)
+        span = Span(*lengths, fresh=np.bool_(recorder.starts_block(first)))
+        begin = time.monotonic()
+        # One after the other: two programs at once were slower (.75 times the steps a second of an MLP on busy cores).
+        segment = functools.partial(self._segment, standing, span=span)
+        parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
+        states, moments, seen = (list(column) for column in zip(*parts, strict=True))
+        recorder = recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *seen))
+        self._standing = Standing(states, moments, recorder, first + count)
+        self._pace.saw(count, time.monotonic() - begin)
+
+    def _segment(self, standing: Standing, part: int, span: Span) -> tuple[Any, Moments | None, Segment]:
         """Moves the chains of one program on, and takes what they recorded off the device, chains first."""
-        self.states[part], segment = run_segment(
-            self.keys[part], self.posterior, self.sampler, self.measure, self.states[part], span, self.settings
+        state, segment = run_segment(
+            self.keys[part],
+            self.posterior,
+            self.sampler,
+            self.measure,
+            standing.states[part],
+            standing.moments[part],
+            span,
+            self.settings,
         )
-        segment = jax.device_get(segment)
-        return segment if self.settings.vectorize else jax.tree.map(lambda x: x[None], segment)
+        seen = jax.device_get(segment)
+        return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
 
     @property
     def positions(self) -> list[PyTree]:
@@ -201,7 +252,15 @@ class Chains:
         return [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(self.lengths.num_chains)]  # noqa: B023
 
     def tree(self) -> xr.DataTree:
-        """All draws so far, as `sample` returns them."""
+        """All draws so far, as `sample` returns them.
+
+        Raises:
+            ValueError: if there are none after the warm-up.
+        """
+        if self.done <= self.warmup:
+            raise ValueError(
+                f"tree needs draws after the warm-up, got {self.done} of its {self.warmup}; call draw first."
+            )
         attributes = {
             "sampler": type(self.sampler).__name__,
             "settings": json.dumps(self._settings()),
@@ -209,7 +268,10 @@ class Chains:
             "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
         }
         weights = np.asarray(self.measure.evaluation.weights)
-        return self.recorder.tree(self._constants(), attributes, self.posterior, weights)
+        return self._standing.recorder.tree(self._constants(), attributes, self.posterior, weights)
+
+    def _partial(self) -> xr.DataTree | None:
+        return self.tree() if self.done > self.warmup else None
 
     @property
     def _eval_size(self) -> int:
@@ -247,10 +309,3 @@ class Chains:
     def init_loss(self) -> float:
         """L(w*), in float64; pilots need none."""
         return self.given.init_loss()
-
-
-def _segments(done: int, warmup: int, end: int, size: int) -> Iterator[tuple[int, int]]:
-    """(first draw, number of draws) of every segment; none crosses the end of the warm-up."""
-    for begin, stop in ((done, warmup), (max(done, warmup), end)):
-        for first in range(begin, stop, size):
-            yield first, min(size, stop - first)

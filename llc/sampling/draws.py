@@ -1,5 +1,6 @@
 """What the sampling loop records, and its form on the host: a DataTree in ArviZ's schema."""
 
+import copy
 import dataclasses
 import warnings
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class Draw(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Sums over a segment's draws of d = loss(w) − loss(w*), d², exp(−d) and the slopes of Stein, for every unit.
+    """Sums over a block's draws so far of d = loss(w) − loss(w*), d², exp(−d) and the slopes of Stein, for every unit.
 
     On a subset also of d less its slope at w*, and of its square; the slopes of Stein are then without those at w*.
     """
@@ -43,14 +44,14 @@ class Moments(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What a segment brings to the host: its draws, and sums over them (None where no unit's losses are kept)."""
+    """What a segment brings to the host: its draws, and its block's sums (None where no unit's losses are kept)."""
 
     draws: Draw
     moments: Moments | None
 
 
 class Recorder:
-    """Collects segments on the host and turns them into a DataTree.
+    """Collects segments on the host and turns them into a DataTree. `add` returns another one and changes nothing.
 
     Args:
         warmup: draws of the warm-up, which come first.
@@ -59,19 +60,33 @@ class Recorder:
 
     def __init__(self, warmup: int, num_draws: int):
         self.warmup = warmup
-        self.draws: list[Draw] = []
-        self.length = num_draws / min(_NUM_BLOCKS, num_draws)  # of a block
+        self.draws: tuple[Draw, ...] = ()
+        self.num_draws, self.num_blocks = num_draws, min(_NUM_BLOCKS, num_draws)
         self.moments: dict[int, Moments] = {}
         self.counts: dict[int, int] = {}
 
-    def add(self, start: int, count: int, segment: Segment) -> None:
-        """Takes one segment with leading axes (chain, draw)."""
-        self.draws.append(jax.tree.map(lambda x: x[:, :count], segment.draws))
+    def block_end(self, draw: int) -> int:
+        """The draw at which the block of `draw` ends, by its number; the warm-up is a block too."""
+        if draw < self.warmup:
+            return self.warmup
+        return self.warmup - (-(self._block(draw) + 1) * self.num_draws // self.num_blocks)
+
+    def starts_block(self, draw: int) -> bool:
+        """Whether sums start anew with this draw."""
+        return draw <= self.warmup or self._block(draw) != self._block(draw - 1)
+
+    def _block(self, draw: int) -> int:
+        return (draw - self.warmup) * self.num_blocks // self.num_draws
+
+    def add(self, start: int, count: int, segment: Segment) -> "Recorder":
+        """With one segment more, of one block, with leading axes (chain, draw)."""
+        more = copy.copy(self)
+        more.draws = (*self.draws, jax.tree.map(lambda x: x[:, :count], segment.draws))
         if segment.moments is not None and start >= self.warmup:
-            block = int((start - self.warmup) / self.length)
-            before = self.moments.get(block)
-            self.moments[block] = segment.moments if before is None else jax.tree.map(np.add, before, segment.moments)
-            self.counts[block] = self.counts.get(block, 0) + count
+            block = self._block(start)
+            more.moments = {**self.moments, block: segment.moments}
+            more.counts = {**self.counts, block: self.counts.get(block, 0) + count}
+        return more
 
     def tree(
         self,

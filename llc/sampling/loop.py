@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.draws import Draw, Moments, Segment
@@ -32,11 +32,16 @@ class LoopSettings(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The draws of a segment: `num_draws` of them from number `start` on, `thinning` steps apart."""
+    """The draws of a segment: `num_draws` of them from number `start` on, `thinning` steps apart.
+
+    The sums over the units' losses go on from those of the segment before, or from zero if they are `fresh`: then they
+    do not depend, to the last bit, on how a run is cut into segments.
+    """
 
     start: Int[ArrayLike, ""]
     num_draws: Int[ArrayLike, ""]
     thinning: Int[ArrayLike, ""]
+    fresh: Bool[ArrayLike, ""]
 
 
 @eqx.filter_jit
@@ -50,18 +55,29 @@ def start_chains(keys: Array, posterior: LocalPosterior, sampler: Sampler, num_w
 
 
 @eqx.filter_jit
+def start_moments(posterior: LocalPosterior, measure: Measure, states: Any, *, vectorize: bool) -> Moments | None:
+    """Zeros for the sums of every unit and chain; None where there are none to keep."""
+
+    def initial(state: Any) -> Moments | None:
+        return _empty_moments(posterior, measure, state)
+
+    return jax.vmap(initial)(states) if vectorize else initial(states)
+
+
+@eqx.filter_jit
 def run_segment(
     keys: Array,
     posterior: LocalPosterior,
     sampler: Sampler,
     measure: Measure,
     states: Any,
+    moments: Moments | None,
     span: Span,
     settings: LoopSettings,
 ) -> tuple[Any, Segment]:
     """The draws of `span` (settings.capacity at most): the chains' new states, and what is recorded."""
 
-    def chain(key: PRNGKeyArray, state: Any) -> tuple[Any, Segment]:
+    def chain(key: PRNGKeyArray, state: Any, before: Moments | None) -> tuple[Any, Segment]:
         step_key, batch_key = jax.random.split(key)
 
         def take(i: Array, loop: tuple[Any, Draw, Moments | None]) -> tuple[Any, Draw, Moments | None]:
@@ -74,11 +90,12 @@ def run_segment(
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             return state, draws, None if moments is None else jax.tree.map(jnp.add, moments, seen)
 
-        empty = _empty_draws(measure, state, settings), _empty_moments(posterior, measure, state)
-        state, draws, moments = jax.lax.fori_loop(0, span.num_draws, take, (state, *empty))
+        start = jax.tree.map(lambda x: jnp.where(span.fresh, jnp.zeros_like(x), x), before)
+        empty = _empty_draws(measure, state, settings)
+        state, draws, moments = jax.lax.fori_loop(0, span.num_draws, take, (state, empty, start))
         return state, Segment(draws, moments)
 
-    return jax.vmap(chain)(keys, states) if settings.vectorize else chain(keys, states)
+    return jax.vmap(chain)(keys, states, moments) if settings.vectorize else chain(keys, states, moments)
 
 
 def _record(

@@ -11,7 +11,6 @@ import xarray as xr
 
 import llc
 import llc.analysis
-from llc.analysis import files
 from llc.analysis.series import plus_minus
 from tests.analysis.test_check import _good, _report, _shift
 from tests.analysis.test_estimators import make_draws
@@ -189,26 +188,6 @@ def test_bounds_of_another_scale_have_no_quad_of_the_draws():
     assert there.singular is None
     assert "λ_quad" not in str(there)
     assert llc.report(_good(), bounds=report.bounds).quad == report.quad
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "run.nc"
-    path.write_text("before")
-
-    def fail(part):
-        part.write_text("half")
-        raise RuntimeError("the disk is full")
-
-    with pytest.raises(RuntimeError, match="disk is full"):
-        files.write_whole(path, fail)
-    assert path.read_text() == "before"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.nc"]
-    path.chmod(0o640)
-    files.write_whole(path, lambda part: part.write_text("after"))
-    assert path.read_text() == "after"
-    assert path.stat().st_mode & 0o777 == 0o640
-    with pytest.raises(FileNotFoundError, match="no file"):
-        llc.load(tmp_path / "other.nc")
 
 
 @pytest.mark.parametrize(

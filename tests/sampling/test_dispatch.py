@@ -11,7 +11,8 @@ import pytest
 import llc
 from llc.sampling.chains import Chains
 from llc.sampling.dispatch import run_at_once
-from llc.sampling.loop import run_segment
+from llc.sampling.loop import Span, run_segment
+from llc.sampling.run_lengths import RunLengths
 
 RNG = np.random.default_rng(0)
 DATA = RNG.normal(size=(64, 8)).astype(np.float32), RNG.normal(size=64).astype(np.float32)
@@ -31,19 +32,15 @@ def segment():
         jax.random.key(0),
         posterior,
         llc.SGLD(1e-4),
-        num_chains=4,
-        num_warmup=0,
-        num_draws=20,
-        thinning=5,
-        batch_size=16,
+        RunLengths(num_chains=4, num_warmup=0, num_draws=20, thinning=5, batch_size=16),
         chain_method="sequential",
     )
-    span = np.int32(0), np.int32(20), np.int32(5)
-    fixed = chains.posterior, chains.sampler, chains.evaluation, chains.stein, chains.baseline
+    span = Span(np.int32(0), np.int32(20), np.int32(5), np.bool_(True))
 
     def run(item):
         key, state = item
-        return run_segment(key, *fixed, state, span, chains.settings, False)
+        moments = chains.moments[0]
+        return run_segment(key, chains.posterior, chains.sampler, chains.measure, state, moments, span, chains.settings)
 
     return run, list(zip(chains.keys, chains.states, strict=True))
 

@@ -135,8 +135,8 @@ def test_a_compiled_segment_never_leaves_the_device(kernel):
     posterior = make_posterior(kernel.loss)
     lengths = RunLengths(num_chains=2, num_warmup=NUM_WARMUP, num_draws=6, thinning=1)
     chains = Chains(jax.random.key(0), posterior, kernel.sampler, lengths)
-    arguments = chains.keys[0], chains.posterior, kernel.sampler, chains.measure, chains.states[0]
-    span = Span(np.int32(0), np.int32(4), np.int32(2))
+    arguments = chains.keys[0], chains.posterior, kernel.sampler, chains.measure, chains.states[0], chains.moments[0]
+    span = Span(np.int32(0), np.int32(4), np.int32(2), np.bool_(True))
     program = str(eqx.filter_make_jaxpr(run_segment)(*arguments, span, chains.settings)[0])
     assert "while" in program
     assert "callback" not in program

@@ -1,0 +1,217 @@
+"""Files of draws: what is written is read again, and what is damaged is refused by name."""
+
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import llc
+from llc.analysis import files
+from llc.plotting.dashboard import to_png
+from tests.support import damage
+from tests.support.files import full_draws
+
+
+def fuzzed(examples):
+    """The same examples in every run."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],  # a smaller example takes minutes to find
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+CONTENT = files.to_bytes(damage.FULL)
+REPORT = llc.report(files.from_bytes(CONTENT, "run.nc")).to_json()
+
+
+def outcome(content):
+    """`None` and the words of a refusal, or the report and no words. Anything else fails the test."""
+    try:
+        report = llc.report(files.from_bytes(content, "run.nc"))
+    except ValueError as error:
+        return None, str(error)
+    return report, ""
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    llc.save(damage.FULL, tmp_path / "run.nc")
+    read = llc.load(tmp_path / "run.nc")
+    assert read.identical(damage.FULL)
+    assert llc.report(read).to_json() == llc.report(damage.FULL).to_json() == REPORT
+    llc.save(read, tmp_path / "again.nc")
+    assert llc.load(tmp_path / "again.nc").identical(damage.FULL)
+
+
+def test_files_of_other_programs_need_no_checksums():
+    assert llc.report(files.from_bytes(damage.foreign_bytes(damage.FULL), "run.nc")).to_json() == REPORT
+
+
+def test_what_others_add_is_no_damage():
+    """Attributes and variables that no number rests on."""
+    with xr.open_datatree(io.BytesIO(CONTENT), engine="h5netcdf") as opened:
+        tree = opened.load()
+    tree.attrs["note"] = "mine"
+    tree["prior"] = xr.DataTree(xr.Dataset({"mu": 1.0}))
+    tree["constant_data"]["temperature"] = 2.0
+    assert outcome(damage.foreign_bytes(tree))[0] is not None
+    tree["constant_data"]["gamma"] = 2.0
+    report, words = outcome(damage.foreign_bytes(tree))
+    assert report is None
+    assert "constant_data" in words
+
+
+@fuzzed(10)
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 7)), min_size=1, max_size=8))
+def test_flipped_bits_are_seen_or_change_nothing(places):
+    report, words = outcome(damage.flipped(CONTENT, places))
+    assert words.startswith("run.nc") if report is None else report.to_json() == REPORT
+
+
+@fuzzed(10)
+@given(st.integers(0, len(CONTENT) - 1), st.sampled_from([b"", b"\0" * 999, b"text"]))
+def test_a_cut_file_is_refused(end, tail):
+    report, words = outcome(CONTENT[:end] + tail)
+    assert report is None or report.to_json() == REPORT, "what was cut off was not used"
+    assert report is not None or words.startswith("run.nc")
+
+
+VARIABLES = st.tuples(
+    st.sampled_from(damage.GROUPS),
+    st.integers(0, 11),
+    st.sampled_from(sorted(damage.VARIABLE_DAMAGE)),
+    st.sampled_from(damage.NUMBERS),
+)
+ATTRIBUTES = st.tuples(
+    st.sampled_from(["/", "curvature", "localized"]),
+    st.integers(0, 13),
+    st.sampled_from([None, *damage.TEXTS, *damage.NUMBERS, ["a", "b"]]),
+)
+
+
+@fuzzed(10)
+@given(st.lists(VARIABLES, max_size=1), st.lists(ATTRIBUTES, max_size=1), st.sampled_from([None, *damage.GROUPS]))
+def test_another_structure_is_reported_or_refused_by_name(variables, attributes, group):
+    tree = damage.copy_of_full()
+    for place in variables:
+        damage.damage_variable(tree, *place)
+    for place in attributes:
+        damage.damage_attribute(tree, *place)
+    if group is not None and not variables:
+        parent, _, name = group.rpartition("/")
+        del tree[parent or "/"][name]
+    report, words = outcome(damage.foreign_bytes(tree))
+    if report is None:
+        assert words.startswith("run.nc")
+    else:
+        words = str(report) + report.to_json()
+    assert not {"\x1b", "\x9b"} & set(words), "no escape reaches the terminal"
+
+
+NAMED = {  # damage → file, group and variable in the message
+    "settings null": (lambda tree: tree.attrs.update(settings="null"), ["settings"]),
+    "no settings": (lambda tree: tree.attrs.pop("settings"), ["settings"]),
+    "missing variable": (lambda tree: damage.damage_variable(tree, "posterior", 0, "dropped", 0.0), ["posterior/llc"]),
+    "text": (lambda tree: damage.damage_variable(tree, "posterior", 0, "text", 0.0), ["posterior/llc"]),
+    "empty group": (lambda tree: tree.update({"constant_data": xr.DataTree()}), ["constant_data/nbeta"]),
+    "empty arrays": (lambda tree: damage.damage_variable(tree, "sample_stats", 0, "empty", 0.0), ["sample_stats"]),
+    "transposed": (lambda tree: damage.damage_variable(tree, "posterior", 1, "transposed", 0.0), ["posterior/loss"]),
+    "spectrum": (lambda tree: tree["curvature"].attrs.pop("dim"), ["curvature", "dim"]),
+    "localized": (
+        lambda tree: damage.damage_variable(tree, "localized/posterior", 0, "dropped", 0.0),
+        ["localized", "posterior/llc"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_a_refusal_names_file_group_and_variable(case):
+    change, names = NAMED[case]
+    tree = damage.copy_of_full()
+    change(tree)
+    report, words = outcome(damage.foreign_bytes(tree))
+    assert report is None
+    for name in ("run.nc", *names):
+        assert name in words
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("nbeta", 0.0), ("gamma", -1.0), ("init_loss", np.nan), ("eval_size", 0.0)]
+)
+def test_constants_out_of_range_are_refused(name, value):
+    draws = full_draws()
+    draws["constant_data"][name] = value
+    with pytest.raises(ValueError, match=f"constant_data/{name}"):
+        llc.report(draws)
+
+
+def test_a_claim_of_more_than_the_file_can_hold_is_refused_before_it_is_read():
+    content = io.BytesIO()
+    import h5netcdf
+
+    with h5netcdf.File(content, "w") as file:
+        file.dimensions = {"x": 2**40}
+        file.create_variable("huge", ("x",), float, chunks=(1024,))
+    report, words = outcome(content.getvalue())
+    assert report is None
+    assert "claim to hold" in words
+
+
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path):
+    """HDF5 itself would die after the error was caught, when it closes the file; the draws can be saved elsewhere."""
+    code = f"""
+import resource, llc
+from tests.support.files import full_draws
+draws = full_draws()
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+try:
+    llc.save(draws, {str(tmp_path / "run.nc")!r})
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+llc.save(draws, {str(tmp_path / "other.nc")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "run.nc can't be written" in done.stdout
+    assert os.listdir(tmp_path) == ["other.nc"]
+    assert llc.report(llc.load(tmp_path / "other.nc")).to_json() == REPORT
+
+
+def test_paths_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    llc.save(damage.FULL, "~/run.nc")
+    assert llc.load("~/run.nc").identical(damage.FULL)
+    llc.save_html(llc.report(damage.FULL), "~/report.html")
+    llc.save_figures(llc.report(damage.FULL), "~/figures")
+    assert {"run.nc", "report.html", "figures"} == set(os.listdir(tmp_path))
+
+
+def test_updates_keep_what_came_in_the_meantime(tmp_path):
+    path = tmp_path / "run.nc"
+
+    def with_group(name):
+        def change(tree):
+            tree[name] = xr.DataTree(xr.Dataset({"x": 1.0}))
+            return tree
+
+        return change
+
+    for name in ("first", "second"):
+        files.update(path, with_group(name))
+    assert set(llc.load(path).children) == {"first", "second"}
+
+
+def test_formulas_in_attributes_are_no_formulas_in_figures():
+    draws = full_draws()
+    draws.attrs |= {"sampler": "$\\frac{$ \x1b[2J", "calibration": "$\\frac{$"}
+    to_png(llc.plot_report(llc.report(draws)))
