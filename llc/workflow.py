@@ -108,12 +108,12 @@ def estimate(
     )
     run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress)
     result = _extended(run, target_mcse, bounds, progress=progress)
-    draws, spectrum = result.draws, calibration.spectrum
+    draws = result.draws
     open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
     if not open_scale or sampler is not None or not constant(draws, "gamma"):
         return result
     draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress)
-    return report(draws, bounds=bounds, spectrum=spectrum)
+    return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 
 
 class Keys(NamedTuple):
@@ -193,7 +193,8 @@ def _tree(chains: Chains, calibration: Calibration) -> xr.DataTree:
 def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
     """Draws of a run; where each takes long, λ̂ so far is told as they come in."""
     if not calibration.costly or progress is False:
-        return chains.draw(num_draws, progress=progress)
+        chains.draw(num_draws, progress=progress)
+        return
     first = min(_FIRST_LOOK, num_draws)
     parts = [first] + [len(part) for part in np.array_split(np.arange(num_draws - first), _LOOKS) if len(part)]
     for part in parts:
@@ -201,7 +202,6 @@ def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress:
         draws = chains.tree()
         llc, total = mean_energy(draws), draws["posterior"].sizes["draw"]
         say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain", progress=progress)
-    return None
 
 
 def _step_too_large(result: Report) -> bool:

@@ -59,6 +59,7 @@ def test_gamma_is_chosen_and_reported():
     assert abs(report.corrected.value - 2.0) < 4 * report.corrected.mcse
     assert report.verdict == "CONSISTENT", str(report)
     assert report.settings["batch_size"] == 1000
+    assert report.draws.attrs["gamma_origin"] == "run length"
     # The report says how each setting was chosen.
     assert report.calibration in "\n".join(line.removeprefix("  ") for line in str(report).splitlines())
     assert json.loads(report.to_json())["calibration"] == report.calibration.splitlines()
@@ -91,6 +92,7 @@ def test_the_scale_may_be_given_or_taken_from_another_report():
     for report in (first, second):
         constants = report.draws["constant_data"]
         assert (float(constants["nbeta"]), float(constants["gamma"])) == (50.0, 3.0)
+        assert report.draws.attrs["gamma_origin"] == "given"
     for scale in ({"nbeta": 50.0}, {"gamma": 3.0}):
         with pytest.raises(ValueError, match="like needs nbeta and gamma to be None"):
             llc.estimate(jax.random.key(0), quadratic(), like=first, **scale)

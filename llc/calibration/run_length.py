@@ -21,6 +21,7 @@ _NUM_DRAWS, _WARMUP, _THINNING = 2000, 2000, 10
 _OF_FIRST_RUN = 0.8  # of a budget; the rest is for the run at 3γ, a quarter as long
 _COSTLY_DRAWS = 150  # of a chain at first, of a costly model; `target_mcse` adds to them
 _FEWEST_DRAWS = 40  # below which losses are evaluated on some of the rows
+_OF_WARMUP = 0.2  # of the work of a chain
 _EVALUATED, _FEWEST_EVALUATED = 8, 128  # part of the rows then, and the least number
 _OF_COSTLY_RUN = 0.42  # of a budget; a quarter as much is for the run at 3γ, the rest for the spectrum and two pilots
 _SLOPES = 3.5  # times what an evaluation of some rows costs with its slopes, in units of their gradient
@@ -136,6 +137,9 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
         request: what calibration started from.
         batch: rows of a minibatch.
         at_center: ε and γ.
+
+    Raises:
+        ValueError: if the budget does not suffice for a draw of each chain.
     """
     asked, num_data = request.asked, request.posterior.num_data
     share = step_cost(batch.rows, num_data, doubled=batch.uses_control_variates)
@@ -145,15 +149,22 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
     eval_size, cost = asked.eval_size, draw_cost(asked.eval_size, num_data)
 
     def lengths(cost: float, eval_size: int | None) -> RunLengths:
-        thinning = asked.thinning or min(max(relaxed, math.ceil(cost / share)), _MOST_THINNING)
+        thinning = asked.thinning or _costly_thinning(relaxed, share, cost, work)
         num_draws = asked.num_draws or _COSTLY_DRAWS
         warmup = asked.num_warmup
         if warmup is None:
             warmup = max(_RELAXED * relaxed, _RELAXED * thinning)
         if work is not None:
-            warmup = min(warmup, int(work / (share + cost / thinning)) // 5) if asked.num_warmup is None else warmup
+            warmup = (
+                min(warmup, int(_OF_WARMUP * work / (share + cost / thinning))) if asked.num_warmup is None else warmup
+            )
             left = work - warmup * share - math.ceil(warmup / thinning) * cost  # losses are evaluated in it, too
-            num_draws = max(min(num_draws, int(left / (thinning * share + cost))), 1)
+            num_draws = min(num_draws, int(left / (thinning * share + cost)))
+            if num_draws < 1:
+                raise ValueError(
+                    f"budget needs to suffice for a draw of each of {asked.num_chains} chains beside the spectrum, the "
+                    f"pilots and {warmup} steps of warm-up, got {asked.budget} gradients; raise it."
+                )
         return RunLengths(
             num_chains=asked.num_chains,
             num_warmup=warmup,
@@ -164,11 +175,29 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
             max_steps=None if work is None else warmup + num_draws * thinning,
         )
 
-    run = lengths(cost, eval_size)
     some = max(num_data // _EVALUATED, min(_FEWEST_EVALUATED, num_data))
-    if work is not None and run.num_draws < _FEWEST_DRAWS and eval_size is None and _SLOPES * some < num_data:
+    few = work is not None and (1 - _OF_WARMUP) * work / (2 * cost) < min(
+        asked.num_draws or _FEWEST_DRAWS, _FEWEST_DRAWS
+    )
+    if few and eval_size is None and _SLOPES * some < num_data:
         run = lengths(draw_cost(some, num_data), some)
+    else:
+        run = lengths(cost, eval_size)
     return Plan(run.num_steps, 1, overhead_bound=False, costly=run)
+
+
+def _costly_thinning(relaxed: int, share: float, cost: float, work: float | None) -> int:
+    """Steps between draws: at least as many as cost what a draw does, and more while these are enough draws.
+
+    Args:
+        relaxed: steps in which a flat direction relaxes; draws that are closer repeat each other.
+        share: gradients that a step costs.
+        cost: gradients that a draw costs.
+        work: gradients of a chain; None sets no limit.
+    """
+    least = math.ceil(cost / share)
+    most = relaxed if work is None else min(relaxed, int(((1 - _OF_WARMUP) * work / _FEWEST_DRAWS - cost) / share))
+    return min(max(least, most), _MOST_THINNING)
 
 
 def step_cost(batch_size: int | None, num_data: int, *, doubled: bool) -> float:

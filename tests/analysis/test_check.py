@@ -277,3 +277,12 @@ def test_fewer_draws_than_r_hat_takes(num_draws):
     assert check.cured_by_draws
     assert "R-hat nan" not in check.message
     assert report.verdict == "UNRESOLVED"
+
+
+@pytest.mark.parametrize(("origin", "lower"), [("given", True), ("run length", False), ("quadratic loss", False)])
+def test_a_gamma_that_was_chosen_is_not_advised_against(origin, lower):
+    draws = _huge_gamma().draws.copy()
+    draws.attrs["gamma_origin"] = origin
+    (check,) = [check for check in _report(draws).failed if check.name == "localization"]
+    assert ("lower gamma" in check.message) == lower
+    assert ("like=report" in check.message) == (not lower), "what else there is to do"

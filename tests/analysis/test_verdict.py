@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from llc.analysis.bound_checks import says_nothing
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.verdict import Findings, judge
@@ -140,3 +141,18 @@ def test_what_is_not_corrected_is_not_called_so():
     assert findings(1.4, 1.5, MEET).symbol == "λ_corr"
     assert findings(1.5, 1.5, MEET).symbol == "λ̂"
     assert findings(1.5, None, None).symbol == "λ̂"
+
+
+@pytest.mark.parametrize(
+    ("of", "nothing"),
+    [
+        (bounds(0.0, 2.0, rank=(0.0, 4.0)), True),
+        (bounds(0.0, 1.0, rank=(0.0, 0.0)), False),
+        (bounds(0.5, 2.0, rank=(1.0, 4.0)), False),
+        (KINK, False),
+    ],
+)
+def test_bounds_that_any_model_of_four_parameters_has_say_nothing(of, nothing):
+    assert says_nothing(of) == nothing
+    interval = f"[{of.lower:.4g}, {of.upper:.4g}]"
+    assert (interval in judge(findings(of=of, moved=0.0)).reason) == (of.valid and not nothing)

@@ -48,7 +48,9 @@ def posterior_of(quartic=0.0, *, num_data=NUM_DATA, **scale):
 
 def spectrum_with_vectors(eigenvalues, *, num_vectors=64):
     """The eigenvectors of the largest eigenvalues; the others count as flat in the Gaussian, as they are here."""
-    return dataclasses.replace(spectrum_of(eigenvalues), vectors=np.eye(len(eigenvalues), dtype=np.float32)[:num_vectors])
+    return dataclasses.replace(
+        spectrum_of(eigenvalues), vectors=np.eye(len(eigenvalues), dtype=np.float32)[:num_vectors]
+    )
 
 
 SPECTRUM = spectrum_with_vectors(CURVATURES, num_vectors=DIM)

@@ -74,7 +74,7 @@ def test_settings_of_a_costly_model(budget):
     assert not found.overhead_bound
     assert found.choices["gamma"].origin == "chosen"
     assert found.gamma_origin == "quadratic loss"
-    assert found.choices["gamma"].evidence["anharmonicity"] == pytest.approx(1, abs=0.5)
+    assert found.choices["gamma"].evidence["anharmonicity"] <= 3
     # A step costs a small part of a draw's evaluation, which waits until it costs as much.
     assert lengths.batch_size < NUM_DATA / 4
     share = lengths.batch_size / NUM_DATA * (2 if found.sampler.control_variates else 1)
@@ -106,6 +106,11 @@ def test_all_of_the_work_keeps_to_the_budget(budget):
     assert spectrum + run + second <= budget
     assert run > 0.2 * budget, "and it is used"
     assert found.lengths.max_draws(8) == found.lengths.num_draws, "none are added"
+
+
+def test_a_budget_without_a_draw_is_refused():
+    with pytest.raises(ValueError, match="budget needs to suffice for a draw"):
+        calibrated(budget=60, num_warmup=5000)
 
 
 def test_given_lengths_of_a_costly_model_are_kept():

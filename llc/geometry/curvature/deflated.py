@@ -31,52 +31,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from llc.bounds.shrinkage import shrink, signed_shrink
 from llc.bounds.spectral_measure import Smoothness, Spectrum
 from llc.geometry.curvature import krylov
 from llc.geometry.curvature.krylov import Krylov, Ritz
 from llc.geometry.curvature.lanczos import Measure
 from llc.geometry.curvature.operators import CurvatureOperator
+from llc.geometry.curvature.outlook import MAX_PROBES, MAX_STEPS, Outlook, Target, num_probes_for, outlook_of, target_of
 from llc.geometry.curvature.problem import Problem
 
 _GRADIENTS = 2  # that a product costs (1.6 and 2.7 measured, see krylov.py)
 _FORECAST = 100  # products that the bar shows before anything is known
-_MAX_STEPS = 400  # of one run
-_MAX_PROBES = 64
 _LOOK = 4  # steps between two looks at what was found
-_RESIDUAL = 1e-4  # ρ² / (θ c) of a pair that is deflated
-_CURVED = 0.1  # θ / c above which deflation is worth a vector
-_DEEP, _DEEPEST = 0.7, 0.9  # |h_min| nβ / γ up to which λ_quad is signed, and to which a node is cut
 _QUADRATURE = 1 / 3  # part of the wanted error that the change from half of a probe's steps to all may take
 _TILT = 2e-3  # shift of λ̂ by the gradient, relative to λ_quad, below which more about it changes nothing
 _SETTLED = 0.05  # relative change of the gradient's measure with which its run ends
-
-
-class _Target(NamedTuple):
-    """What is asked: λ_quad at γ/nβ = `scale`, with the relative standard error `error`; signed where that exists."""
-
-    scale: float
-    error: float
-    signed: bool
-
-    def parts(self, nodes: Float[np.ndarray, "node"]) -> Float[np.ndarray, "node"]:
-        """What each eigenvalue adds to λ_quad."""
-        if self.signed:
-            return signed_shrink(np.maximum(nodes, -_DEEPEST * self.scale), self.scale)
-        return shrink(nodes, self.scale)
-
-    def allowed(self, quad: float) -> float:
-        """The wanted standard error; no smaller than that of half a parameter."""
-        return self.error * max(abs(quad), 0.5)
-
-
-class _Outlook(NamedTuple):
-    """What the run of the whole matrix says of the rest of the work."""
-
-    known: Float[np.ndarray, "step"]  # which pairs are deflated
-    quad: float
-    num_steps: int  # of a probe
-    num_probes: int
 
 
 class _Leading(NamedTuple):
@@ -86,8 +54,8 @@ class _Leading(NamedTuple):
     vectors: Float[Array, "known dim"]
     noise: float
     norm: float
-    outlook: _Outlook
-    target: _Target
+    outlook: Outlook
+    target: Target
 
 
 class _Probe(NamedTuple):
@@ -125,7 +93,7 @@ def deflated(problem: Problem) -> Spectrum:
     """
     settings, dtype = problem.settings, jnp.result_type(jnp.float32, *jax.tree.leaves(problem.posterior.position))
     hessian, operator = (_cast(x, dtype) for x in (problem.hessian, problem.operator))
-    products = _MAX_STEPS * _MAX_PROBES if settings.budget is None else (settings.budget - 1) // _GRADIENTS
+    products = MAX_STEPS * MAX_PROBES if settings.budget is None else (settings.budget - 1) // _GRADIENTS
     first = _FORECAST if settings.budget is None else products
     bar = tqdm(desc="spectrum", unit="product", total=first, disable=problem.hide_bar)
     with jax.enable_x64(dtype == jnp.float64), bar:
@@ -158,15 +126,15 @@ def _leading(operator: CurvatureOperator, problem: Problem, work: _Work, dtype: 
     """The pairs that have converged when the probes are forecast to cost no more than the run did."""
     nothing = jnp.zeros((0, operator.dim), dtype)
     run, _ = krylov.start(_normal(problem.settings.seed, 0, operator.dim), nothing)
-    most = min(work.left // 2, _MAX_STEPS, operator.dim, problem.limits.vector_bytes // (run.following.nbytes))
+    most = min(work.left // 2, MAX_STEPS, operator.dim, problem.limits.vector_bytes // (run.following.nbytes))
     most = max(most, 1)
     while True:
         run = work.step(operator, nothing, run)
         if run.size % _LOOK and run.size < most and not run.exhausted:
             continue
         found = krylov.ritz(run)
-        target = _target(problem, found)
-        outlook = _outlook(found, operator.dim, target)
+        target = target_of(problem, found)
+        outlook = outlook_of(found, operator.dim, target)
         rest = outlook.num_steps * outlook.num_probes
         work.forecast(
             rest if rest <= run.size else rest + _LOOK, f"h_max {found.nodes[0]:.3g}, λ_quad ≈ {outlook.quad:.3g}"
@@ -176,32 +144,6 @@ def _leading(operator: CurvatureOperator, problem: Problem, work: _Work, dtype: 
     order = np.flatnonzero(outlook.known)  # largest first: those with eigenvectors to hand out, and the negative ones
     noise = max(8 * float(jnp.finfo(dtype).eps) * max(float(found.nodes[0]), 0.0), 3 * run.noise)
     return _Leading(found.nodes[order], krylov.combine(run, found.mix[:, order]), noise, run.norm, outlook, target)
-
-
-def _outlook(found: Ritz, dim: int, target: _Target) -> _Outlook:
-    size = np.abs(found.nodes)
-    known = (found.residuals**2 <= _RESIDUAL * size * target.scale) & (size >= _CURVED * target.scale)
-    nodes, weights = found.nodes[~known], found.weights[~known]
-    weights = weights * (dim - int(known.sum())) / max(float(weights.sum()), np.finfo(np.float64).tiny)
-    parts = target.parts(nodes)
-    quad = float(np.sum(target.parts(found.nodes[known])) + np.sum(weights * parts))
-    variance = 2 * float(np.sum(weights * parts**2))
-    num_probes = _num_probes(variance, target.allowed(quad))
-    condition = float(np.abs(nodes).max(initial=0.0)) / target.scale
-    if target.signed:  # a function without a kink, with a pole at −γ/nβ
-        condition = float((nodes.max(initial=0.0) + target.scale) / (nodes.min(initial=0.0) + target.scale))
-    num_steps = min(math.ceil(0.5 * math.pi * math.sqrt(condition)) + 1, _MAX_STEPS)
-    return _Outlook(known, quad, num_steps, num_probes)
-
-
-def _target(problem: Problem, found: Ritz) -> _Target:
-    """γ/nβ of the posterior, or the part of h_max that was asked for."""
-    posterior, settings = problem.posterior, problem.settings
-    scale = settings.relative_scale * float(found.nodes[0])
-    if posterior.gamma is not None and float(posterior.gamma) > 0:
-        scale = posterior.scale.localization
-    scale = max(scale, np.finfo(np.float64).tiny)
-    return _Target(scale, settings.relative_error, signed=bool(-found.nodes[-1] < _DEEP * scale))
 
 
 def _gradient_measure(
@@ -235,7 +177,7 @@ def _probes(operator: CurvatureOperator, leading: _Leading, seed: int, work: _Wo
     exact = float(np.sum(target.parts(leading.nodes)))
     while len(probes) < wanted and rest and (not probes or work.left >= num_steps):
         run, _ = krylov.start(_normal(seed, 1 + len(probes), operator.dim), leading.vectors, leading.norm)
-        while not run.size or (work.left and run.size < _MAX_STEPS and not run.exhausted):
+        while not run.size or (work.left and run.size < MAX_STEPS and not run.exhausted):
             run = work.step(operator, leading.vectors, run)
             if run.size >= num_steps and (probes or run.size >= 2 * num_steps or _settled(run, rest, exact, target)):
                 break
@@ -245,18 +187,13 @@ def _probes(operator: CurvatureOperator, leading: _Leading, seed: int, work: _Wo
         weights = [rest * probe.whole[1] for probe in probes]
         quad = exact + float(np.mean([np.sum(w * f) for w, f in zip(weights, parts, strict=True)]))
         square = float(np.mean([np.sum(w * f**2) for w, f in zip(weights, parts, strict=True)]))
-        wanted = _num_probes(2 * square, target.allowed(quad))
+        wanted = num_probes_for(2 * square, target.allowed(quad))
         error = math.sqrt(2 * square / len(probes))
         work.forecast((wanted - len(probes)) * num_steps, f"λ_quad {quad:.4g} ± {error:.1g}")
     return probes
 
 
-def _num_probes(variance: float, error: float) -> int:
-    """Probes that bring the error down to the wanted one, two at least: the variance is an estimate."""
-    return min(max(math.ceil(variance / error**2) if error > 0 else 2, 2), _MAX_PROBES)
-
-
-def _settled(run: Krylov, rest: int, exact: float, target: _Target) -> bool:
+def _settled(run: Krylov, rest: int, exact: float, target: Target) -> bool:
     """Whether half of the steps give λ_quad well within the wanted error already."""
     whole, half = (krylov.ritz(run, size) for size in (run.size, max(run.size // 2, 1)))
     sums = [rest * float(np.sum(x.weights * target.parts(x.nodes))) for x in (whole, half)]

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from llc.geometry.curvature.lanczos import require_finite
-from llc.geometry.curvature.operators import CurvatureOperator, GaussNewtonOperator, JacobianOperator, require_symmetry
+from llc.geometry.curvature.operators import CurvatureOperator, GaussNewtonOperator, JacobianOperator
+from llc.geometry.curvature.symmetric import require_symmetry
 from llc.posterior.memory import require_memory
 
 MAX_ORDER = 5_000  # of a dense matrix that `auto` takes: 200 MB and about a minute of eigh on two cores

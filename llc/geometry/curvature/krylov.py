@@ -27,7 +27,7 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from llc.geometry.curvature.lanczos import require_finite
-from llc.geometry.curvature.operators import SymmetricOperator, require_symmetry
+from llc.geometry.curvature.symmetric import SymmetricOperator, require_symmetry
 
 _FIRST_ROWS = 32  # of the array that holds the basis; it doubles when it is full
 _EXHAUSTED = 100.0  # times the precision, of the norm

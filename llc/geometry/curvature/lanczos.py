@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 from matfree import decomp
 from tqdm.auto import tqdm
 
-from llc.geometry.curvature.operators import SymmetricOperator, curvature_operator
+from llc.geometry.curvature.operators import curvature_operator
+from llc.geometry.curvature.symmetric import SymmetricOperator
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
 from llc.posterior.precision import float64

@@ -12,14 +12,13 @@ data after the other, in float64 (ranks are decided on it), in the parameters th
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from llc.geometry.curvature.output_loss import OutputLoss, scaled_output_loss
 from llc.posterior.local_posterior import LocalPosterior
@@ -28,25 +27,10 @@ from llc.posterior.rows import Rows, even_length, in_pieces, num_rows, rows_that
 
 _PIECE = 1024  # rows of data that one product keeps in memory at a time, and fewer where the model is large
 _OF_A_GRADIENT = 2.0  # bytes that a product keeps alive, in units of those of a gradient (it is its derivative)
-_ASYMMETRY = 1e-3  # ‖A − Aᵀ‖ / ‖A‖; round-off stays below it up to d = 10⁷ even where the loss computes in float32
 _MOVES = (0.1, 1.0, 10.0)  # of the params, in units of a typical one; outputs that ignore them all ignore the params
 
 
 _OfBatch = Callable[[Array, PyTree], Array]  # of flat params and a batch
-
-
-@runtime_checkable
-class SymmetricOperator(Protocol):
-    """What a spectrum is made from: a symmetric matrix of order `dim` that multiplies vectors."""
-
-    @property
-    def dim(self) -> int:
-        """Order of the matrix."""
-        ...
-
-    def product(self, vector: Float[Array, "dim"]) -> Float[Array, "dim"]:
-        """The matrix times `vector`."""
-        ...
 
 
 class _DataOperator(eqx.Module):
@@ -229,40 +213,6 @@ def jacobian_operator(posterior: LocalPosterior, *, inputs: PyTree = None) -> Ja
         raise ValueError(f"inputs need arrays with the same leading axis of at least one input, got shapes {shapes}.")
     fields = _in_pieces(posterior, posterior.data if inputs is None else inputs, _sum_of_outputs)
     return JacobianOperator(*fields, _output_shape(*fields))
-
-
-def check_symmetric(operator: SymmetricOperator, *, num_probes: int = 4, seed: int = 0) -> float:
-    """‖A − Aᵀ‖ / ‖A‖ in the Frobenius norm, estimated from 2 · `num_probes` products.
-
-    E (uᵀAv − vᵀAu)² = ‖A − Aᵀ‖² and E ‖Au‖² = ‖A‖² for independent Gaussian u and v.
-
-    Raises:
-        ValueError: if it is above 1e-3, which no round-off explains.
-    """
-    difference, size = _symmetry(operator, jax.random.split(jax.random.key(seed), num_probes))
-    defect = 0.0 if float(size) == 0 else float(np.sqrt(float(difference) / float(size)))
-    require_symmetry(defect)
-    return defect
-
-
-def require_symmetry(defect: float) -> None:
-    """Raises ValueError if ‖A − Aᵀ‖ / ‖A‖ is above 1e-3, which no round-off explains."""
-    if not defect <= _ASYMMETRY:
-        raise ValueError(
-            f"the operator needs to be symmetric, got ‖A − Aᵀ‖ / ‖A‖ ≈ {defect:.2g}; check the custom "
-            "derivatives of the loss, which are not those of any function."
-        )
-
-
-@eqx.filter_jit
-def _symmetry(operator: SymmetricOperator, keys: Key[Array, "probe"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    def probe(key: PRNGKeyArray) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        u, v = jax.random.normal(key, (2, operator.dim))
-        a_u, a_v = operator.product(u), operator.product(v)
-        return (u @ a_v - v @ a_u) ** 2, 0.5 * (a_u @ a_u + a_v @ a_v)
-
-    differences, sizes = jax.lax.map(probe, keys)
-    return jnp.sum(differences), jnp.sum(sizes)
 
 
 def _in_pieces(

@@ -17,16 +17,12 @@ from jaxtyping import Float
 from llc.bounds.spectral_measure import Smoothness, Spectrum
 from llc.geometry.curvature.dense import MAX_ORDER, Eigenvalues
 from llc.geometry.curvature.lanczos import Measure, quadrature, top_eigenvalue
-from llc.geometry.curvature.operators import (
-    CurvatureOperator,
-    check_symmetric,
-    curvature_operator,
-    gauss_newton_operator,
-)
+from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator, gauss_newton_operator
 from llc.geometry.curvature.output_loss import OutputLoss
 from llc.geometry.curvature.residuals import first_order, gauss_newton_part, residual_share
 from llc.geometry.curvature.smoothness import directions, probe_smoothness
 from llc.geometry.curvature.stability import unstable_eigenvalues
+from llc.geometry.curvature.symmetric import check_symmetric
 from llc.posterior.local_posterior import LocalPosterior
 
 _MIN_BUDGET = (

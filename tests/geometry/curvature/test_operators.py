@@ -9,13 +9,9 @@ import pytest
 
 import llc
 from llc.geometry.curvature import operators
-from llc.geometry.curvature.operators import (
-    check_symmetric,
-    curvature_operator,
-    gauss_newton_operator,
-    jacobian_operator,
-)
+from llc.geometry.curvature.operators import curvature_operator, gauss_newton_operator, jacobian_operator
 from llc.geometry.curvature.output_loss import CONVEX_PARTS
+from llc.geometry.curvature.symmetric import check_symmetric
 from llc.posterior.precision import float64
 
 MASKS = [None, "a", {"a": np.eye(3, 4, dtype=bool), "b": True}]
