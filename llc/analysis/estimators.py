@@ -66,8 +66,13 @@ def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         moments: of `moments_of(draws)`; None computes them.
     """
     energy = variable(draws, POSTERIOR, schema.ENERGY)
-    subset = constant(draws, schema.NBETA) * subset_stderr(draws, moments=moments)
-    return _of_series("mean energy", energy, energy.mean(axis=1), stderr=subset)
+    stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
+    return _of_series("mean energy", energy, energy.mean(axis=1), stderr=constant(draws, schema.NBETA) * stderr)
+
+
+def loss_rounding(draws: xr.DataTree) -> float:
+    """Standard error of E[L(w)] − L(w*) by rounding, as `llc.sample` measured it; 0 of older files."""
+    return schema.optional_constant(draws, schema.LOSS_ROUNDING)
 
 
 def zero_variance(
@@ -98,10 +103,14 @@ def zero_variance(
     batches = _batches(np.concatenate([llc[finite][..., None], controls[finite]], axis=-1))
     fitted = _fitted(batches) if coefficients is None else np.asarray(coefficients, float)
     series = np.where(finite[:, None], llc - controls @ fitted, np.nan)
-    subset = constant(draws, schema.NBETA) * subset_stderr(draws, (1.0, *-fitted), moments=moments)
-    rounding = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, schema.TRACE_CURVED))
-    estimate = _of_series("zero variance", series, series.mean(axis=1), stderr=float(np.hypot(subset, rounding)))
-    return estimate if coefficients is not None else replace(estimate, mcse=max(estimate.mcse, _jackknife(batches)))
+    nbeta = constant(draws, schema.NBETA)
+    of_products = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, schema.TRACE_CURVED))
+    of_losses = nbeta * np.hypot(subset_stderr(draws, (1.0, *-fitted), moments=moments), loss_rounding(draws))
+    others = float(np.hypot(of_losses, of_products))
+    estimate = _of_series("zero variance", series, series.mean(axis=1), stderr=others)
+    if coefficients is not None:
+        return estimate
+    return replace(estimate, mcse=max(estimate.mcse, math.hypot(_jackknife(batches), others)))
 
 
 def _batches(values: Float[np.ndarray, "chain draw kind"]) -> Float[np.ndarray, "batch kind"]:
@@ -202,7 +211,8 @@ def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
     if not math.isclose(constant(draws, schema.NBETA), num_data / math.log(num_data), rel_tol=1e-6):
         return None
     loss = num_data * variable(draws, POSTERIOR, schema.LOSS)  # that of w* is over all the data
-    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * subset_stderr(draws, moments=moments))
+    stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
+    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * stderr)
 
 
 def singular_fluctuation(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | None:

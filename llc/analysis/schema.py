@@ -23,6 +23,8 @@ STEIN_CURVED, STEIN_FLAT = "stein_curved", "stein_flat"  # x·A∇U − tr A alo
 NBETA, GAMMA, INIT_LOSS = "nbeta", "gamma", "init_loss"
 NUM_DATA, NUM_PARAMS, EVAL_SIZE = "num_data", "num_params", "eval_size"
 TRACE_CURVED = "trace_curved"  # tr A; only beside the two above
+LOSS_ROUNDING = "loss_rounding"  # error of L(w) − L(w*) by rounding; not in every file
+PARAMS_ROUNDING = "params_rounding"  # ½ Σ u(w*)²/12: what λ̂ is heated by, in units of 1/ε; not in every file
 CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
 
 # Attributes of the root.
@@ -43,6 +45,11 @@ def variable(draws: xr.DataTree, group: str, name: str) -> np.ndarray:
 def constant(draws: xr.DataTree, name: str) -> float:
     """A number from the `constant_data` group."""
     return float(variable(draws, CONSTANTS, name))
+
+
+def optional_constant(draws: xr.DataTree, name: str) -> float:
+    """A number from the `constant_data` group, 0 in a file that does not have it."""
+    return constant(draws, name) if has(draws, CONSTANTS, name) else 0.0
 
 
 def localization_scale(draws: xr.DataTree) -> float:

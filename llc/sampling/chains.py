@@ -28,6 +28,7 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains
 from llc.sampling.measure import make_measure
 from llc.sampling.placement import choose_method, on_device, place_keys
+from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.validation import check_key, check_settings
 
@@ -144,6 +145,7 @@ class Chains:
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
         self.measure = make_measure(subset_key, self.posterior, lengths, spectrum)
+        self.rounding = LossRounding(self.posterior, self.measure)
 
         self.warmup = lengths.num_warmup_draws
         self.size = max(1, math.ceil((self.warmup + lengths.num_draws) / _NUM_SEGMENTS))
@@ -201,6 +203,7 @@ class Chains:
 
     def tree(self) -> xr.DataTree:
         """All draws so far, as `sample` returns them."""
+        self.rounding.add(self.positions, self.recorder.last_deltas)
         attributes = {
             "sampler": type(self.sampler).__name__,
             "settings": json.dumps(self._settings()),
@@ -224,6 +227,8 @@ class Chains:
             "num_data": self.posterior.num_data,
             "num_params": self.given.num_params,
             "eval_size": self._eval_size,
+            "loss_rounding": self.rounding.error,
+            "params_rounding": params_rounding(self.posterior),
         }
         variates = self.measure.control_variates
         return constants if variates is None else constants | {"trace_curved": float(variates.trace)}

@@ -73,6 +73,11 @@ class Recorder:
             self.moments[block] = segment.moments if before is None else jax.tree.map(np.add, before, segment.moments)
             self.counts[block] = self.counts.get(block, 0) + count
 
+    @property
+    def last_deltas(self) -> Float[np.ndarray, "chain"]:
+        """L(w) − L(w*) of the last draw of every chain."""
+        return np.asarray(self.draws[-1].delta[:, -1])
+
     def tree(
         self,
         constants: dict[str, float],
