@@ -5,22 +5,19 @@ import xarray as xr
 from scipy import stats
 
 from llc.analysis import schema
-from llc.analysis.check import Check, make_check
-from llc.analysis.estimators import Estimate, loss_rounding
+from llc.analysis.check import MAX_BIAS, Check, make_check
+from llc.analysis.estimators import Estimate
 from llc.analysis.pointwise import Moments, subset_share, subset_stderr
+from llc.analysis.rounding_checks import rounding_checks
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
 from llc.bounds.spectral_measure import Spectrum, shrink
 
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
-MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
-
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 _MAX_Z = 4.0
 _MAX_VIRIAL = 0.05  # THEORY §7: every unmixed run had .37–.9, every trusted one is within .05
 _MAX_VIRIAL_CURVED = 0.03  # the same where λ_quad comes from
-_MAX_ROUNDING = MAX_BIAS / 2  # of λ̂: the step and the minibatches have the other half
-_ANY_LAMBDA = 0.1  # below it what rounding does is compared with this instead of λ̂, which may be 0
 _MIN_ROWS = 100  # of an evaluation subset: at 15 and 30 rows errors were 1.4 to 1.75 times too small, at 100 right
 _STABLE, _SAFE = 4.0, 2.0  # ε (nβ h + γ) from which Euler–Maruyama is unstable, and up to which it is trusted
 
@@ -47,8 +44,7 @@ def chain_checks(
         _virial_curved(draws, moments),
         _evaluation_rows(draws),
         None if spectrum is None else _step_size(draws, spectrum),
-        _rounding(draws, mean),
-        _params_rounding(draws, mean),
+        *rounding_checks(draws, mean),
     ]
     return tuple(check for check in checks if check is not None)
 
@@ -244,57 +240,3 @@ def _step_size(draws: xr.DataTree, spectrum: Spectrum) -> Check | None:
         f"{bias:+.1%}",
         cure="lower step_size to about 0.5 / (nβ h_max + γ), or take integrator='leimkuhler_matthews'",
     )
-
-
-def _rounding(draws: xr.DataTree, mean: Estimate) -> Check | None:
-    """Whether the loss has digits enough for L(w) − L(w*)."""
-    if not schema.has(draws, schema.CONSTANTS, schema.LOSS_ROUNDING):
-        return None
-    error = constant(draws, schema.NBETA) * loss_rounding(draws)
-    share = error / max(abs(mean.value), _ANY_LAMBDA)
-    return make_check(
-        "rounding",
-        "chains",
-        share,
-        _MAX_ROUNDING,
-        passed=share <= _MAX_ROUNDING,
-        seen=f"rounding changes nβ (L(w) − L(w*)) by {error:.2g}, at L(w*) = {constant(draws, schema.INIT_LOSS):.4g}",
-        cure="the loss has too few digits for so small a difference; return one loss per example, subtract a constant "
-        "from the loss, rescale the outputs, or sample in float64 (jax_enable_x64, with params and data in float64)",
-    )
-
-
-def _params_rounding(draws: xr.DataTree, mean: Estimate) -> Check | None:
-    """Whether steps are large against the spacing of numbers as large as the params."""
-    settings = schema.settings_of(draws)["sampler"]
-    step_size = _langevin_step(draws, settings)
-    if step_size is None or not schema.has(draws, schema.CONSTANTS, schema.PARAMS_ROUNDING):
-        return None
-    heat = constant(draws, schema.PARAMS_ROUNDING) / step_size
-    share = heat / max(abs(mean.value), _ANY_LAMBDA)
-    return make_check(
-        "rounding_of_params",
-        "chains",
-        share,
-        _MAX_ROUNDING,
-        passed=share <= _MAX_ROUNDING,
-        seen=f"steps of √ε = {np.sqrt(step_size):.2g} are rounded to the spacing of numbers as large as w*, which heats "
-        f"λ̂ by up to {heat:.2g}",
-        cure="the params are too large for their precision; sample in float64 (jax_enable_x64, with params in "
-        "float64), rescale the params or shift them towards 0, or lower gamma and nbeta for wider chains",
-    )
-
-
-def _langevin_step(draws: xr.DataTree, settings: dict[str, object]) -> float | None:
-    """ε of a sampler whose steps are √ε long; the posterior's variance of a parameter for one with trajectories."""
-    step_size = settings.get("step_size")
-    preconditioner = settings.get("preconditioner")
-    plain = preconditioner is None or (isinstance(preconditioner, dict) and preconditioner.get("name") == "Identity")
-    if settings["name"] in ("SGLD", "SGHMC", "SGNHT") and plain and isinstance(step_size, (int, float)):
-        return float(step_size)
-    if not schema.has(draws, SAMPLE_STATS, schema.DISTANCE):
-        return None
-    distance = variable(draws, SAMPLE_STATS, schema.DISTANCE)
-    finite = distance[finite_chains(distance)]
-    spread = float(np.mean(finite**2)) / constant(draws, schema.NUM_PARAMS) if finite.size else 0.0
-    return spread if spread > 0 else None

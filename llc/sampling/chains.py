@@ -30,7 +30,7 @@ from llc.sampling.measure import make_measure
 from llc.sampling.placement import choose_method, on_device, place_keys
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.validation import check_key, check_settings
+from llc.sampling.validation import check_key, check_memory, check_settings
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run; each costs one dispatch and one read of its draws
@@ -139,6 +139,7 @@ class Chains:
         check_key(key)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
+        check_memory(self.posterior, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
         self.method = choose_method(chain_method, posterior, lengths.num_chains)
@@ -151,7 +152,9 @@ class Chains:
         self.size = max(1, math.ceil((self.warmup + lengths.num_draws) / _NUM_SEGMENTS))
         self.settings = LoopSettings(
             batch_size=None if lengths.batch_size == posterior.num_data else lengths.batch_size,
-            capacity=max(_CAPACITY, 2 ** math.ceil(math.log2(self.size))),  # few different ones: a program each
+            capacity=max(
+                1 if keep_params else _CAPACITY, 2 ** math.ceil(math.log2(self.size))
+            ),  # few different ones: a program each
             keep_params=keep_params,
             vectorize=self.method != "sequential",
         )
@@ -169,6 +172,7 @@ class Chains:
     def draw(self, num_draws: int, *, progress: bool | None = None) -> None:
         """`num_draws` more draws of every chain; the first ones after the warm-up."""
         end = max(self.done, self.warmup) + num_draws
+        self.recorder.reserve(end)
         with tqdm(
             total=(end - self.done) * self.lengths.num_chains,
             disable=None if progress is None else not progress,
@@ -181,7 +185,7 @@ class Chains:
                 # All chains share one program: the first one compiles it for the others.
                 segment = functools.partial(self._segment, span=span)
                 parts = run_at_once(segment, range(len(self.keys)), first_alone=self.done == first == 0)
-                self.recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *parts))
+                self.recorder.add(first, count, parts)
                 bar.update(count * self.lengths.num_chains)
         self.done = end
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,7 +15,8 @@ from jaxtyping import Array, Float, PyTree
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info
 
-_NUM_BLOCKS = 5  # blocks a chain (more after a top-up) in which per-example moments are kept, for jackknife errors
+_NUM_BLOCKS = 5  # blocks a chain in which per-example moments are kept at first, for jackknife errors
+_MOST_BLOCKS = 10  # after top-ups; from here on two become one
 
 
 class Draw(NamedTuple):
@@ -52,6 +54,8 @@ class Segment(NamedTuple):
 class Recorder:
     """Collects segments on the host and turns them into a DataTree.
 
+    Draws lie in one array a leaf, which is made once for as many as are asked for and grows only with `reserve`.
+
     Args:
         warmup: draws of the warm-up, which come first.
         num_draws: how many draws are asked for at first; a block of moments takes a fifth of them.
@@ -59,24 +63,62 @@ class Recorder:
 
     def __init__(self, warmup: int, num_draws: int):
         self.warmup = warmup
-        self.draws: list[Draw] = []
+        self.end, self.capacity = 0, warmup + num_draws
+        self.buffers: list[np.ndarray] = []  # the leaves of `Draw`, with leading axes (chain, draw)
+        self.structure: Any = None
         self.length = num_draws / min(_NUM_BLOCKS, num_draws)  # of a block
         self.moments: dict[int, Moments] = {}
         self.counts: dict[int, int] = {}
 
-    def add(self, start: int, count: int, segment: Segment) -> None:
-        """Takes one segment with leading axes (chain, draw)."""
-        self.draws.append(jax.tree.map(lambda x: x[:, :count], segment.draws))
-        if segment.moments is not None and start >= self.warmup:
+    def reserve(self, num_draws: int) -> None:
+        """Makes room for `num_draws` draws of a chain in all, those of the warm-up too."""
+        if num_draws <= self.capacity:
+            return
+        self.capacity = num_draws
+        for i, buffer in enumerate(self.buffers):
+            self.buffers[i] = np.empty((len(buffer), num_draws, *buffer.shape[2:]), buffer.dtype)
+            self.buffers[i][:, : self.end] = buffer[:, : self.end]
+
+    def add(self, start: int, count: int, parts: Sequence[Segment]) -> None:
+        """Takes one segment of every program, each with leading axes (chain, draw)."""
+        self.reserve(start + count)
+        leaves = [jax.tree.leaves(part.draws) for part in parts]
+        if not self.buffers:
+            self.structure = jax.tree.structure(parts[0].draws)
+            num_chains = sum(len(part[0]) for part in leaves)
+            self.buffers = [np.empty((num_chains, self.capacity, *x.shape[2:]), x.dtype) for x in leaves[0]]
+        first = 0
+        for part in leaves:
+            last = first + len(part[0])
+            for buffer, leaf in zip(self.buffers, part, strict=True):
+                buffer[first:last, start : start + count] = leaf[:, :count]
+            first = last
+        self.end = start + count
+        if start >= self.warmup and parts[0].moments is not None:
+            self._add_moments(start, count, jax.tree.map(lambda *x: np.concatenate(x), *[p.moments for p in parts]))
+
+    def _add_moments(self, start: int, count: int, sums: Moments) -> None:
+        """Adds sums over `count` draws to their block."""
+        block = int((start - self.warmup) / self.length)
+        while block >= _MOST_BLOCKS:
+            moments: dict[int, Moments] = {}
+            counts: dict[int, int] = {}
+            for number, total in self.moments.items():
+                moments[number // 2] = _sum(total, moments.get(number // 2))
+                counts[number // 2] = self.counts[number] + counts.get(number // 2, 0)
+            self.moments, self.counts, self.length = moments, counts, 2 * self.length
             block = int((start - self.warmup) / self.length)
-            before = self.moments.get(block)
-            self.moments[block] = segment.moments if before is None else jax.tree.map(np.add, before, segment.moments)
-            self.counts[block] = self.counts.get(block, 0) + count
+        self.moments[block] = _sum(sums, self.moments.get(block))
+        self.counts[block] = self.counts.get(block, 0) + count
 
     @property
     def last_deltas(self) -> Float[np.ndarray, "chain"]:
         """L(w) − L(w*) of the last draw of every chain."""
-        return np.asarray(self.draws[-1].delta[:, -1])
+        return np.asarray(self._recorded().delta[:, -1])
+
+    def _recorded(self) -> Draw:
+        """All draws so far, as views of the arrays that they lie in."""
+        return jax.tree.unflatten(self.structure, [buffer[:, : self.end] for buffer in self.buffers])
 
     def tree(
         self,
@@ -86,7 +128,7 @@ class Recorder:
         weights: Float[np.ndarray, "unit"],
     ) -> xr.DataTree:
         """Everything recorded, with the warm-up apart; `weights` are those of the units that losses come in."""
-        draws = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.draws)
+        draws = self._recorded()
         groups = {"posterior": _values(draws, constants), "sample_stats": _statistics(draws)}
         split: dict[str, dict[str, Any]] = {
             name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()
@@ -108,14 +150,25 @@ class Recorder:
         """Means over every block of draws, of every unit."""
         blocks = [(self.moments[block], self.counts[block]) for block in sorted(self.moments)]
         dims = ("block", "chain", unit)
-        means: dict[str, Any] = {
-            name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
-            for name in Moments._fields
-            if getattr(blocks[0][0], name) is not None
-        }
+        means: dict[str, Any] = {}
+        for name in Moments._fields:
+            if (first := getattr(blocks[0][0], name)) is None:
+                continue
+            values = np.empty((len(blocks), *first.shape), np.float32)
+            for i, (total, count) in enumerate(blocks):
+                values[i] = getattr(total, name) / count
+            means[name] = (dims, values)
         means["weight"] = (dims[-1:], weights.astype(np.float64))
         means["num_draws"] = (("block",), np.array([float(count) for _, count in blocks]))
         return xr.Dataset(means)
+
+
+def _sum(moments: Moments, others: Moments | None) -> Moments:
+    """Sums over the draws of both; exp(−d) may overflow, which a check of the report names."""
+    if others is None:
+        return moments
+    with np.errstate(over="ignore", invalid="ignore"):
+        return jax.tree.map(np.add, moments, others)
 
 
 def _values(draws: Draw, constants: dict[str, float]) -> dict[str, np.ndarray]:

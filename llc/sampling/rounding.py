@@ -1,4 +1,4 @@
-r"""What rounding does to draws: to L(w) − L(w*), the difference of two numbers of the size of the loss, and to the steps.
+"""What rounding does to draws: to L(w) − L(w*), the difference of two numbers as large as the loss, and to the steps.
 
 The first is measured: at the last draw of every chain the recorded difference is compared with the same difference in
 float64, on the same rows and of the same rounded params. Its root mean square over chains is the error, since the

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.memory import require_memory
 from llc.sampling.draws import parameter_name
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RunLengths
+
+_BYTES_OF_A_DRAW = 200  # of a chain: eleven numbers in float32, and in float64
+_COPIES = 1.3  # of the params: what is recorded, and the buffers of a segment
+_BYTES_OF_A_ROW = 160  # of a chain: five blocks of three moments or more, on the host twice and once on the device
 
 
 def check_key(key: object) -> None:
@@ -43,6 +48,28 @@ def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengt
         raise ValueError(
             f"{type(sampler).__name__} takes its friction from gamma, which is 0, so that nothing would ever be "
             f"damped; give {type(sampler).__name__}(friction=…), or a gamma above 0."
+        )
+
+
+def check_memory(posterior: LocalPosterior, lengths: RunLengths, *, keep_params: bool) -> None:
+    """Raises ValueError if the draws of a run do not fit in the memory that is free, naming the setting to change."""
+    num_draws = lengths.num_chains * (lengths.num_warmup_draws + lengths.num_draws)
+    position = jax.tree.leaves(posterior.position)
+    statistics = num_draws * _BYTES_OF_A_DRAW
+    require_memory(statistics, f"{num_draws:,} draws of num_chains · num_draws", "fewer num_draws or num_chains")
+    if keep_params:
+        params = num_draws * sum(leaf.nbytes for leaf in position)
+        require_memory(
+            int(_COPIES * params) + statistics,
+            f"the params of {num_draws:,} draws, which keep_params keeps,",
+            "keep_params=False, fewer num_draws, or a larger thinning",
+        )
+    size = posterior.num_data if lengths.eval_size is None else lengths.eval_size
+    if posterior.per_example or size < posterior.num_data:
+        require_memory(
+            size * lengths.num_chains * _BYTES_OF_A_ROW,
+            f"the moments of the losses of {size:,} rows in {lengths.num_chains} chains",
+            "a smaller eval_size, fewer num_chains, or a loss_fn that returns the mean",
         )
 
 
