@@ -19,6 +19,7 @@ from jax import dtypes
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
 from llc.posterior.mask import Moves, normalize_mask
+from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import as_float64, float64
 from llc.posterior.programs import uses_primitive
 from llc.posterior.rows import mean_loss
@@ -92,6 +93,7 @@ class LocalPosterior(eqx.Module):
         mask: PyTree = None,
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
     ):
+        center, data = on_common_devices(center, data)
         num_data = leading_axis(data)
         self.loss_fn = loss_fn
         self.center = jax.tree.map(_strong_dtype, center)

@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.placement import is_spread
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, describe
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains
 from llc.sampling.measure import make_measure
-from llc.sampling.placement import choose_method, on_device, place_keys
+from llc.sampling.placement import choose_method, on_device, place_keys, place_posterior
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.validation import check_key, check_memory, check_settings
@@ -143,6 +144,9 @@ class Chains:
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
         self.method = choose_method(chain_method, posterior, lengths.num_chains)
+        self.posterior = place_posterior(self.posterior, lengths.num_chains, self.method)
+        # Programs on several devices at once would wait for each other.
+        self.num_threads = 1 if is_spread(self.posterior) else None
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
         self.measure = make_measure(subset_key, self.posterior, lengths, spectrum)
@@ -184,7 +188,9 @@ class Chains:
                 span = Span(np.int32(first), np.int32(count), np.int32(self.lengths.thinning))
                 # All chains share one program: the first one compiles it for the others.
                 segment = functools.partial(self._segment, span=span)
-                parts = run_at_once(segment, range(len(self.keys)), first_alone=self.done == first == 0)
+                parts = run_at_once(
+                    segment, range(len(self.keys)), num_threads=self.num_threads, first_alone=self.done == first == 0
+                )
                 self.recorder.add(first, count, parts)
                 bar.update(count * self.lengths.num_chains)
         self.done = end

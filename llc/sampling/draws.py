@@ -186,7 +186,7 @@ def _statistics(draws: Draw) -> dict[str, np.ndarray]:
     stats["distance"] = draws.distance
     if draws.stein is not None:
         stats |= {"stein_curved": draws.stein[..., 0], "stein_flat": draws.stein[..., 1]}
-    if np.isnan(stats["acceptance_rate"]).all():
+    if not (stats["acceptance_rate"] >= 0).any():  # no accept step
         del stats["acceptance_rate"]
     return {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
 

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
-from llc.sampling.kernel import Gradient, Info, Sampler, center_gradient, potential_gradient, virial
+from llc.sampling.kernel import NO_ACCEPT_STEP, Gradient, Info, Sampler, center_gradient, potential_gradient, virial
 from llc.sampling.noise import normal_like
 from llc.sampling.preconditioner import Identity, Preconditioner
 
@@ -127,7 +127,7 @@ def step_info(posterior: LocalPosterior, gradient: Gradient, num_gradients: int 
         potential=gradient.potential,
         virial=virial(posterior, gradient.offset, gradient.grad),
         grad_norm=grad_norm,
-        acceptance_rate=jnp.full((), jnp.nan, gradient.potential.dtype),
+        acceptance_rate=jnp.full((), NO_ACCEPT_STEP, gradient.potential.dtype),
         num_gradients=jnp.full((), num_gradients, gradient.potential.dtype),
         diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
     )
