@@ -8,6 +8,9 @@ from pathlib import Path
 
 import xarray as xr
 
+from llc.analysis import schema
+from llc.posterior.arguments import require_type
+
 
 def save(draws: xr.DataTree, path: str | Path) -> None:
     """Writes draws to a netCDF file, whole or not at all.
@@ -16,6 +19,8 @@ def save(draws: xr.DataTree, path: str | Path) -> None:
         draws: a DataTree, as of `llc.sample`.
         path: the file; an existing one is replaced.
     """
+    schema.require(draws)
+    require_type("path", path, (str, Path), "the path of a file")
     write_whole(path, lambda part: draws.to_netcdf(part, engine="h5netcdf"))
 
 
@@ -26,6 +31,7 @@ def load(path: str | Path) -> xr.DataTree:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no netCDF file, or only a part of one.
     """
+    require_type("path", path, (str, Path), "the path of a file")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file {path}; llc sample --out {path} writes one.")

@@ -1,6 +1,7 @@
 """Where params and data lie: on one device, or spread over one mesh, so that one program can take them together."""
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
@@ -40,7 +41,7 @@ def is_spread(tree: PyTree) -> bool:
 
 
 def _is_committed(x: object) -> bool:
-    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.committed
 
 
 def _automatic(x: jax.Array) -> jax.sharding.Sharding:

@@ -21,6 +21,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.placement import is_spread
 from llc.sampling.dispatch import run_at_once
@@ -82,6 +83,7 @@ def sample(
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
     """
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     lengths = RunLengths(
         num_chains=num_chains,
         num_warmup=num_warmup,

@@ -30,7 +30,12 @@ _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
 
 def as_array(step_size: Any) -> Any:
     """An array, so that another step size is no other program."""
-    return step_size if isinstance(step_size, jax.Array) else np.asarray(step_size, np.float64)
+    if isinstance(step_size, jax.Array):
+        return step_size
+    try:
+        return np.asarray(step_size, np.float64)
+    except (TypeError, ValueError):
+        return np.asarray(np.nan)  # which no setting may be
 
 
 class SGLDState(NamedTuple):

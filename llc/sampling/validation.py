@@ -1,9 +1,8 @@
 """What sampling refuses before anything compiles; the lengths of a run check themselves (run_lengths.py)."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from llc.posterior.keys import check_key as check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
 from llc.sampling.draws import parameter_name
@@ -13,15 +12,6 @@ from llc.sampling.run_lengths import RunLengths
 _BYTES_OF_A_DRAW = 200  # of a chain: eleven numbers in float32, and in float64
 _COPIES = 1.3  # of the params: what is recorded, and the buffers of a segment
 _BYTES_OF_A_ROW = 160  # of a chain: five blocks of three moments or more, on the host twice and once on the device
-
-
-def check_key(key: object) -> None:
-    """Raises ValueError if `key` is not a key of JAX."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    legacy = dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape
-    if not (typed or legacy):
-        raise ValueError(f"key needs to be jax.random.key(seed), got {key!r}.")
 
 
 def check_posterior(posterior: object) -> None:
@@ -80,7 +70,7 @@ def _check_params(posterior: LocalPosterior, sampler: Sampler, *, keep_params: b
             f"sampling needs params in float32 or float64, got {dtypes}: a step is smaller than the rounding of less. "
             "Cast the params, and back inside of loss_fn if the model wants it."
         )
-    default = str(jnp.result_type(float))
+    default = str(jax.dtypes.canonicalize_dtype(float))
     if sampler.needs_full_batch and dtypes != [default]:
         raise ValueError(
             f"{type(sampler).__name__} needs params in JAX's default dtype {default}, got {dtypes}; "
