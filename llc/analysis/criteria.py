@@ -29,6 +29,7 @@ def singular_fluctuation(draws: xr.DataTree, *, moments: Moments | None = None) 
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     num_data = constant(draws, schema.NUM_DATA)
     beta = constant(draws, schema.NBETA) / num_data
 
@@ -45,6 +46,7 @@ def waic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     beta = constant(draws, schema.NBETA) / constant(draws, schema.NUM_DATA)
     init_loss = constant(draws, schema.INIT_LOSS)
 

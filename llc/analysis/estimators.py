@@ -55,6 +55,7 @@ def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     energy = variable(draws, POSTERIOR, schema.ENERGY)
     stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
     return _of_series("mean energy", energy, energy.mean(axis=1), stderr=constant(draws, schema.NBETA) * stderr)
@@ -82,6 +83,7 @@ def zero_variance(
     References:
         Mira, Solgi & Imparato, Zero variance Markov chain Monte Carlo for Bayesian estimators, 2013, eq. 7.
     """
+    schema.require(draws)
     if not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED):
         return None
     llc = variable(draws, POSTERIOR, schema.ENERGY)
@@ -140,6 +142,7 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
     diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any()
     return (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
@@ -156,6 +159,8 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     Raises:
         ValueError: if the two are at the same nβ, or differ in more than nβ.
     """
+    schema.require(hot)
+    schema.require(cold)
     first, second = constant(hot, schema.NBETA), constant(cold, schema.NBETA)
     if not 0 < first < second:
         raise ValueError(f"two_temperatures needs two nβ, the smaller one first, got {first:g} and {second:g}.")
@@ -182,6 +187,7 @@ def energy_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> Es
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     llc = variable(draws, POSTERIOR, schema.ENERGY)
     finite = llc[finite_chains(llc)]
     if not finite.size:
@@ -197,6 +203,7 @@ def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     num_data = constant(draws, schema.NUM_DATA)
     if not math.isclose(constant(draws, schema.NBETA), num_data / math.log(num_data), rel_tol=1e-6):
         return None

@@ -73,6 +73,7 @@ def temperature_curve(draws: xr.DataTree, nbetas: Sequence[float] | np.ndarray |
     References:
         Vehtari, Simpson, Gelman, Yao & Gabry, Pareto smoothed importance sampling, JMLR 2024.
     """
+    schema.require(draws)
     own = constant(draws, schema.NBETA)
     grid = own * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS) if nbetas is None else np.sort(np.asarray(nbetas, float))
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
