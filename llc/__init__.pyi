@@ -50,8 +50,8 @@ from .analysis.estimators import best_energy as best_energy
 from .analysis.estimators import two_temperatures as two_temperatures
 from .analysis.estimators import energy_variance as energy_variance
 from .analysis.estimators import wbic as wbic
-from .analysis.estimators import waic as waic
-from .analysis.estimators import singular_fluctuation as singular_fluctuation
+from .analysis.criteria import waic as waic
+from .analysis.criteria import singular_fluctuation as singular_fluctuation
 from .analysis.temperature import temperature_curve as temperature_curve
 from .analysis.temperature import TemperatureCurve as TemperatureCurve
 from .plotting.temperature import plot_temperature as plot_temperature

@@ -21,6 +21,7 @@ from llc.bounds.storage import add_beyond, to_dataset
 from llc.calibration.pipeline import calibrate
 from llc.calibration.record import Calibration
 from llc.calibration.telling import say
+from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
@@ -88,6 +89,10 @@ def estimate(
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
     """
+    require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
+    require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
+    require_type("like", like, Report, "an llc.Report", optional=True)
     _check_target(target_mcse)
     check_key(key)
     check_posterior(posterior)
@@ -110,7 +115,7 @@ def estimate(
     result = _extended(run, target_mcse, bounds, progress=progress)
     draws = result.draws
     open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
-    if not open_scale or sampler is not None or not constant(draws, "gamma"):
+    if not open_scale or not constant(draws, "gamma"):
         return result
     draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress)
     return report(draws, bounds=bounds, spectrum=calibration.spectrum)
@@ -266,6 +271,8 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
     Example:
         See the quickstart in the README.
     """
+    require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     schema.require(draws)
     draws = draws.copy()  # shallow: the arrays are shared, the groups are not
     beyond = str(draws[schema.CURVATURE].attrs.get("beyond", "")) if schema.CURVATURE in draws else ""

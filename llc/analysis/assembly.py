@@ -20,13 +20,13 @@ import xarray as xr
 from llc.analysis import schema
 from llc.analysis.bound_checks import bound_checks
 from llc.analysis.chain_checks import chain_checks
+from llc.analysis.check import Check, make_check
+from llc.analysis.criteria import singular_fluctuation, waic
 from llc.analysis.estimators import (
     Estimate,
     best_energy,
     energy_variance,
     mean_energy,
-    singular_fluctuation,
-    waic,
     wbic,
 )
 from llc.analysis.minimum_checks import minimum_checks
@@ -66,6 +66,7 @@ def assemble(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spec
             draws, mean, bounds, spectrum, corrected or best, corrected=corrected is not None, sensitivity=sensitivity
         ),
     )
+    checks += tuple(_finite(estimate) for estimate in others if estimate is not None and not _is_finite(estimate))
     judgement = judge(Findings(best, corrected, bounds, checks, sensitivity))
     return Report(
         estimates=(best, *(estimate for estimate in others if estimate is not None)),
@@ -78,6 +79,24 @@ def assemble(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spec
         draws=draws,
         spectrum=spectrum,
         gamma_sensitivity=sensitivity,
+    )
+
+
+def _is_finite(estimate: Estimate) -> bool:
+    return math.isfinite(estimate.value) and math.isfinite(estimate.mcse)
+
+
+def _finite(estimate: Estimate) -> Check:
+    """A check that fails, of an estimate beside λ̂ that is not finite."""
+    return make_check(
+        estimate.method.replace(" ", "_").lower(),
+        "estimates",
+        estimate.value,
+        np.nan,
+        passed=False,
+        seen=f"{estimate.method} is {estimate.value:.4g} ± {estimate.mcse:.2g}",
+        cure="it is no estimate; the losses of some example go further from those at w* than exp(−ℓ) can hold (88 nats "
+        "in float32; divide the loss by its scale), or there are too few draws or rows",
     )
 
 

@@ -1,13 +1,13 @@
 """Checks of kinds "bounds" and "scale": whether the bounds hold, contain the estimate, and are comparable with it."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
-from llc.analysis.chain_checks import MAX_BIAS
-from llc.analysis.check import Check, make_check
+from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate
 from llc.analysis.minimum_checks import assumption_check
 from llc.bounds.rank import Bounds
@@ -15,6 +15,7 @@ from llc.bounds.spectral_measure import Spectrum
 
 _MIN_SHARE = 0.5  # of r/2 in λ_quad; below it λ_corr is more extrapolated than measured
 _FEW_DATA = 100  # below it terms of finite n are not small beside what is allowed (set by eye; 30 % at n = 15)
+_FINITE_TERM = 1.0  # of λ / log t, what E[nβK] may differ from λ at finite t = nβ (set by eye)
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,24 @@ class Allowance:
         bias: 2 % of the bound.
         noise: three standard errors.
         moved: change of λ_corr from a larger γ, where it is significant: as much may still be missing.
+        finite: bound / log nβ where n is below 100, and 0 from there on. E[nβK] = λ − (m − 1)/log nβ + O(1/nβ) reaches
+            λ as slowly as that, and the bounds are those of the limit.
     """
 
     bias: float
     noise: float
     moved: float
+    finite: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.bias + self.noise + self.moved
+        return self.bias + self.noise + self.moved + self.finite
 
     def __str__(self) -> str:
         moved = f" + {self.moved:.2g} that it changes with γ" if self.moved else ""
-        return f"2 % + 3 standard errors{moved}"
+        finite = f" + {self.finite:.2g} for terms of finite n, of order 1/log nβ" if self.finite else ""
+        return f"2 % + 3 standard errors{moved}{finite}"
 
 
 def bound_checks(
@@ -169,8 +174,8 @@ def _below(compared: Estimate, bounds: Bounds, sensitivity: Estimate | None) -> 
 
 
 def _above(draws: xr.DataTree, compared: Estimate, bounds: Bounds, sensitivity: Estimate | None) -> Check:
-    allowed = allowance(bounds.upper, compared, sensitivity)
-    most = bounds.upper + allowed.bias + allowed.noise + allowed.moved
+    allowed = replace(allowance(bounds.upper, compared, sensitivity), finite=_finite_term(draws, bounds.upper))
+    most = bounds.upper + allowed.total
     num_data = schema.constant(draws, schema.NUM_DATA)
     few = f", or terms of finite n, which are large at n = {num_data:.0f}" if num_data < _FEW_DATA else ""
     return make_check(
@@ -184,3 +189,10 @@ def _above(draws: xr.DataTree, compared: Estimate, bounds: Bounds, sensitivity: 
         f"wrong L(w*), or another basin{few}",
         direction="hot",
     )
+
+
+def _finite_term(draws: xr.DataTree, bound: float) -> float:
+    """What the bounds, which are those of n → ∞, do not cover where n is small."""
+    if schema.constant(draws, schema.NUM_DATA) >= _FEW_DATA:
+        return 0.0
+    return _FINITE_TERM * bound / max(math.log(schema.constant(draws, schema.NBETA)), 1.0)

@@ -5,17 +5,16 @@ import xarray as xr
 from scipy import stats
 
 from llc.analysis import schema
-from llc.analysis.check import Check, make_check
+from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate, zero_variance
 from llc.analysis.pointwise import Moments, subset_share, subset_stderr
+from llc.analysis.rounding_checks import rounding_checks
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
 from llc.bounds.shrinkage import shrink
 from llc.bounds.spectral_measure import Spectrum
 
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
-MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
-
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 _MAX_Z = 4.0
 _MAX_VIRIAL = 0.05  # THEORY §7: every unmixed run had .37–.9, every trusted one is within .05
@@ -47,6 +46,7 @@ def chain_checks(
         _control_variates(draws, mean, moments),
         _evaluation_rows(draws),
         None if spectrum is None else _step_size(draws, spectrum),
+        *rounding_checks(draws, mean),
     ]
     return tuple(check for check in checks if check is not None)
 

@@ -9,7 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["chains", "minimum", "bounds", "scale"]
+MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
+
+Kind = Literal["chains", "minimum", "bounds", "scale", "estimates"]
 Direction = Literal["hot", "cold"]
 
 
@@ -20,7 +22,8 @@ class Check:
     Attributes:
         name: what was tested.
         kind: what it judges: whether the `"chains"` sample their posterior, whether w* is a `"minimum"`, whether the
-            `"bounds"` hold and contain the estimate, or whether the `"scale"` (nβ, γ) lets most of λ be seen.
+            `"bounds"` hold and contain the estimate, whether the `"scale"` (nβ, γ) lets most of λ be seen, or whether
+            the other `"estimates"` beside λ̂ are numbers, which says nothing of λ̂ and leaves the verdict alone.
         passed: whether the value is within its threshold.
         value: what was seen.
         threshold: what is allowed.

@@ -7,14 +7,11 @@ With t = nβ, expectations over draws, and ℓ_i the loss of example i:
     two temperatures      (E₁[L] − E₂[L]) / (1/t₁ − 1/t₂)               Watanabe 2013, Corollary 3
     energy variance       t² Var[L(w)]                                  Watanabe 2013, Theorem 4 (tK is Gamma(λ, 1))
     WBIC                  n E[L(w)] at β = 1 / log n                    Watanabe 2013, eq. 20
-    singular fluctuation  ν = (β/2) Σ Var[ℓ_i(w)]                       Watanabe 2010, eq. 9
-    WAIC                  −(1/n) Σ log E[exp(−ℓ_i)] + (β/n) Σ Var[ℓ_i]  Watanabe 2010, eq. 6
 
 Where the losses come from a fixed subset of the data, its sampling error is part of the standard error.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,14 +19,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from llc.analysis import schema
-from llc.analysis.pointwise import (
-    Moments,
-    moments_of,
-    small_sample_factor,
-    subset_share,
-    subset_stderr,
-    subset_variance,
-)
+from llc.analysis.pointwise import Moments, subset_stderr, subset_variance
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error, split_rhat
 
@@ -65,9 +55,15 @@ def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     energy = variable(draws, POSTERIOR, schema.ENERGY)
-    subset = constant(draws, schema.NBETA) * subset_stderr(draws, moments=moments)
-    return _of_series("mean energy", energy, energy.mean(axis=1), stderr=subset)
+    stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
+    return _of_series("mean energy", energy, energy.mean(axis=1), stderr=constant(draws, schema.NBETA) * stderr)
+
+
+def loss_rounding(draws: xr.DataTree) -> float:
+    """Standard error of E[L(w)] − L(w*) by rounding, as `llc.sample` measured it; 0 of older files."""
+    return schema.optional_constant(draws, schema.LOSS_ROUNDING)
 
 
 def zero_variance(
@@ -87,6 +83,7 @@ def zero_variance(
     References:
         Mira, Solgi & Imparato, Zero variance Markov chain Monte Carlo for Bayesian estimators, 2013, eq. 7.
     """
+    schema.require(draws)
     if not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED):
         return None
     llc = variable(draws, POSTERIOR, schema.ENERGY)
@@ -98,10 +95,14 @@ def zero_variance(
     batches = _batches(np.concatenate([llc[finite][..., None], controls[finite]], axis=-1))
     fitted = _fitted(batches) if coefficients is None else np.asarray(coefficients, float)
     series = np.where(finite[:, None], llc - controls @ fitted, np.nan)
-    subset = constant(draws, schema.NBETA) * subset_stderr(draws, (1.0, *-fitted), moments=moments)
-    rounding = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, schema.TRACE_CURVED))
-    estimate = _of_series("zero variance", series, series.mean(axis=1), stderr=float(np.hypot(subset, rounding)))
-    return estimate if coefficients is not None else replace(estimate, mcse=max(estimate.mcse, _jackknife(batches)))
+    nbeta = constant(draws, schema.NBETA)
+    of_products = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, schema.TRACE_CURVED))
+    of_losses = nbeta * np.hypot(subset_stderr(draws, (1.0, *-fitted), moments=moments), loss_rounding(draws))
+    others = float(np.hypot(of_losses, of_products))
+    estimate = _of_series("zero variance", series, series.mean(axis=1), stderr=others)
+    if coefficients is not None:
+        return estimate
+    return replace(estimate, mcse=max(estimate.mcse, math.hypot(_jackknife(batches), others)))
 
 
 def _batches(values: Float[np.ndarray, "chain draw kind"]) -> Float[np.ndarray, "batch kind"]:
@@ -141,6 +142,7 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
     diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any()
     return (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
@@ -157,6 +159,8 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     Raises:
         ValueError: if the two are at the same nβ, or differ in more than nβ.
     """
+    schema.require(hot)
+    schema.require(cold)
     first, second = constant(hot, schema.NBETA), constant(cold, schema.NBETA)
     if not 0 < first < second:
         raise ValueError(f"two_temperatures needs two nβ, the smaller one first, got {first:g} and {second:g}.")
@@ -183,6 +187,7 @@ def energy_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> Es
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     llc = variable(draws, POSTERIOR, schema.ENERGY)
     finite = llc[finite_chains(llc)]
     if not finite.size:
@@ -198,43 +203,13 @@ def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
+    schema.require(draws)
     num_data = constant(draws, schema.NUM_DATA)
     if not math.isclose(constant(draws, schema.NBETA), num_data / math.log(num_data), rel_tol=1e-6):
         return None
     loss = num_data * variable(draws, POSTERIOR, schema.LOSS)  # that of w* is over all the data
-    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * subset_stderr(draws, moments=moments))
-
-
-def singular_fluctuation(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | None:
-    """ν = (β/2) Σ Var[ℓ_i]; None unless the loss came per example.
-
-    Args:
-        draws: of `llc.sample`.
-        moments: of `moments_of(draws)`; None computes them.
-    """
-    num_data = constant(draws, schema.NUM_DATA)
-    beta = constant(draws, schema.NBETA) / num_data
-
-    def of_example(first: np.ndarray, second: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return 0.5 * beta * num_data * (second - first**2)
-
-    return _of_moments("singular fluctuation", draws, of_example, moments)
-
-
-def waic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | None:
-    """WAIC in nats per example, at the sampler's β; None unless the loss came per example.
-
-    Args:
-        draws: of `llc.sample`.
-        moments: of `moments_of(draws)`; None computes them.
-    """
-    beta = constant(draws, schema.NBETA) / constant(draws, schema.NUM_DATA)
-    init_loss = constant(draws, schema.INIT_LOSS)
-
-    def of_example(first: np.ndarray, second: np.ndarray, exponential: np.ndarray) -> np.ndarray:
-        return init_loss - np.log(exponential) + beta * (second - first**2)
-
-    return _of_moments("WAIC", draws, of_example, moments)
+    stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
+    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * stderr)
 
 
 def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:
@@ -254,46 +229,3 @@ def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: f
 
 def _nothing(method: str, series: np.ndarray) -> Estimate:
     return Estimate(method, np.nan, np.inf, (np.nan,) * len(series), 0.0, np.nan)
-
-
-def _of_moments(
-    method: str,
-    draws: xr.DataTree,
-    of_example: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    moments: Moments | None,
-) -> Estimate | None:
-    """The mean over examples of a function of their pooled moments, with a delete-one-group jackknife error.
-
-    That of the examples being a subset of the data is added in quadrature.
-    """
-    moments = moments or moments_of(draws)
-    if moments is None or "example" not in draws[schema.POINTWISE].dims:
-        return None
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        arrays = moments.first, moments.second, moments.exponential
-        return of_example(*(np.average(x, axis=0, weights=weights) for x in arrays))
-
-    def pooled(weights: np.ndarray) -> float:
-        return float(np.mean(values(weights)))
-
-    groups = np.arange(len(moments.weights))
-    error = np.inf
-    if len(groups) > 1:
-        left_out = np.array([pooled(moments.weights * (groups != g)) for g in groups])
-        error = np.sqrt((len(groups) - 1) * np.var(left_out))
-    num_chains = draws[POSTERIOR].sizes["chain"]
-    per_chain = [
-        pooled(moments.weights * (moments.chains == c)) if (moments.chains == c).any() else np.nan
-        for c in range(num_chains)
-    ]
-    if (share := subset_share(draws)) < 1:
-        error = np.hypot(error, _subset_error(values(moments.weights), share))
-    return Estimate(method, pooled(moments.weights), float(error), tuple(per_chain), np.nan, np.nan)
-
-
-def _subset_error(values: Float[np.ndarray, "example"], share: float) -> float:
-    """Standard error of the mean over examples that are a share of all; inf for one example."""
-    if len(values) < 2:
-        return np.inf
-    return float(np.std(values, ddof=1) * np.sqrt((1 - share) / len(values))) * small_sample_factor(len(values))

@@ -19,6 +19,7 @@ from llc.analysis import schema
 from llc.analysis.text import printable
 from llc.analysis.writing import check_writable as check_writable
 from llc.analysis.writing import expand, locked, write_whole
+from llc.posterior.arguments import require_type
 
 _CHECKSUM = "checksum"  # attribute of each group
 _EXPANSION, _ALWAYS = 1000, 2**30  # a file may hold so many times its own bytes, or so many
@@ -34,6 +35,8 @@ def save(draws: xr.DataTree, path: str | Path) -> None:
     Raises:
         OSError: if the file can't be written; the message names the path, and an existing file is as before.
     """
+    require_type("draws", draws, xr.DataTree, "a DataTree, as of llc.sample")
+    require_type("path", path, (str, Path), "the path of a file")
     write_whole(path, to_bytes(draws))
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
-from llc.analysis.chain_checks import MAX_BIAS
-from llc.analysis.check import Check, make_check
+from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate
 from llc.analysis.pointwise import Moments, subset_stderr
 from llc.analysis.schema import constant, variable

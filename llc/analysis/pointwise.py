@@ -23,7 +23,9 @@ _TWO_SIDED = 0.975  # the quantile of a 95 % interval
 class Moments:
     """Means over draws of d, d² and exp(−d) per example: one group for each block of each finite chain.
 
-    `paired` is of d less its slope at w* where a subset was evaluated, and d else.
+    They are as large as the data times the groups, and stay in float32, in the arrays of the draws where all chains are
+    finite; `pooled` takes means in float64. `paired` is of d less its slope at w* where a subset was evaluated, and d
+    else.
     """
 
     first: Float[np.ndarray, "group unit"]
@@ -31,7 +33,7 @@ class Moments:
     exponential: Float[np.ndarray, "group unit"]
     paired: Float[np.ndarray, "group unit"]
     paired_second: Float[np.ndarray, "group unit"]
-    slopes: Float[np.ndarray, "2 group unit"] | None
+    slopes: tuple[Float[np.ndarray, "group unit"], ...]
     units: Float[np.ndarray, "unit"]  # weights of the units, which add up to 1
     weights: Float[np.ndarray, "group"]
     chains: Int[np.ndarray, "group"]
@@ -48,22 +50,34 @@ def moments_of(draws: xr.DataTree) -> Moments | None:
     slope_names = ("slope_curved", "slope_flat") if "slope_curved" in group else ()
     pair = ("paired", "paired_second") if "paired" in group else ("first", "second")
     names = ("first", "second", "exponential", *pair, *slope_names)
+    arrays = {name: group.dataset[name].to_numpy() for name in set(names)}
+    if not finite.all():
+        arrays = {name: values[:, finite] for name, values in arrays.items()}
+    num_blocks, num_chains, num_units = arrays["first"].shape
     first, second, exponential, paired, paired_second, *slopes = (
-        group.dataset[name].to_numpy()[:, finite].astype(np.float64) for name in names
+        arrays[name].reshape(num_blocks * num_chains, -1) for name in names
     )
-    num_blocks, num_chains, num_units = first.shape
-    groups = num_blocks * num_chains
     return Moments(
-        first=first.reshape(groups, -1),
-        second=second.reshape(groups, -1),
-        exponential=exponential.reshape(groups, -1),
-        paired=paired.reshape(groups, -1),
-        paired_second=paired_second.reshape(groups, -1),
-        slopes=np.stack([slope.reshape(groups, -1) for slope in slopes]) if slopes else None,
+        first=first,
+        second=second,
+        exponential=exponential,
+        paired=paired,
+        paired_second=paired_second,
+        slopes=tuple(slopes),
         units=variable(draws, POINTWISE, "weight") if "weight" in group else np.full(num_units, 1 / num_units),
         weights=np.repeat(group.dataset["num_draws"].to_numpy().astype(float), num_chains),
         chains=np.tile(np.flatnonzero(finite), num_blocks),
     )
+
+
+def pooled(values: Float[np.ndarray, "group unit"], weights: Float[np.ndarray, "group"]) -> Float[np.ndarray, "unit"]:
+    """Weighted mean over groups in float64, without a copy of all of them."""
+    total = np.zeros(values.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):  # an infinite exp(−d) is named by a check
+        for group, weight in zip(values, weights, strict=True):
+            if weight:
+                total += weight * group.astype(np.float64)
+        return total / np.sum(weights)
 
 
 def subset_share(draws: xr.DataTree) -> float:
@@ -95,11 +109,8 @@ def subset_stderr(
     share = subset_share(draws)
     if share >= 1 or (moments := moments or moments_of(draws)) is None:
         return 0.0
-    parts = (moments.paired, *(() if moments.slopes is None else moments.slopes))
-    means = sum(
-        factor * np.average(part, axis=0, weights=moments.weights)
-        for factor, part in zip(combination, parts, strict=False)
-    )
+    parts = moments.paired, *moments.slopes
+    means = sum(factor * pooled(part, moments.weights) for factor, part in zip(combination, parts, strict=False))
     size, weights = np.size(means), moments.units
     if size < 2:
         return np.inf
@@ -117,8 +128,7 @@ def subset_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> fl
     share = subset_share(draws)
     if share >= 1 or (moments := moments or moments_of(draws)) is None:
         return 0.0
-    first = np.average(moments.paired, axis=0, weights=moments.weights)
-    second = np.average(moments.paired_second, axis=0, weights=moments.weights)
+    first, second = pooled(moments.paired, moments.weights), pooled(moments.paired_second, moments.weights)
     loss = variable(draws, schema.POSTERIOR, schema.LOSS)
     within = np.sum(moments.units * (second - first**2)) - loss[finite_chains(loss)].var()
     return float(max(within, 0.0) * np.sum(moments.units**2) * (1 - share))

@@ -31,6 +31,8 @@ STEIN_CURVED, STEIN_FLAT = "stein_curved", "stein_flat"  # x·A∇U − tr A alo
 NBETA, GAMMA, INIT_LOSS = "nbeta", "gamma", "init_loss"
 NUM_DATA, NUM_PARAMS, EVAL_SIZE = "num_data", "num_params", "eval_size"
 TRACE_CURVED = "trace_curved"  # tr A; only beside the two above
+LOSS_ROUNDING = "loss_rounding"  # error of L(w) − L(w*) by rounding; not in every file
+PARAMS_ROUNDING = "params_rounding"  # ½ Σ u(w*)²/12: what λ̂ is heated by, in units of 1/ε; not in every file
 CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
 
 # Attributes of the root.
@@ -46,7 +48,7 @@ _NEEDED = {
 }
 _DRAWN, _UNITS = ("chain", "draw"), ("example", "piece")  # dimensions; losses come in units of one of the two
 _STATISTICS = (VIRIAL, DIVERGING, DISTANCE, STEIN_CURVED, STEIN_FLAT)
-_DIMS: dict[str, dict[str, tuple[str, ...]]] = {
+_DIMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     POSTERIOR: dict.fromkeys((LOSS, ENERGY), _DRAWN),
     SAMPLE_STATS: dict.fromkeys(_STATISTICS, _DRAWN),
     f"warmup_{POSTERIOR}": dict.fromkeys((LOSS, ENERGY), _DRAWN),
@@ -113,6 +115,11 @@ def scalars(draws: xr.DataTree) -> dict[str, float]:
 def source_of(draws: xr.DataTree) -> str:
     """The file that draws were loaded from, or "draws"."""
     return str(draws.encoding.get("source", "draws"))
+
+
+def optional_constant(draws: xr.DataTree, name: str) -> float:
+    """A number from the `constant_data` group, 0 in a file that does not have it."""
+    return constant(draws, name) if has(draws, CONSTANTS, name) else 0.0
 
 
 def localization_scale(draws: xr.DataTree) -> float:
@@ -200,7 +207,7 @@ def validate(draws: xr.DataTree, source: str) -> None:
     if POSTERIOR in draws.children:
         _check_sizes(draws, source)
     if CURVATURE in draws.children:
-        _check_spectrum(draws[CURVATURE], f"{source}, group {CURVATURE}")
+        _check_spectrum(draws.children[CURVATURE], f"{source}, group {CURVATURE}")
     for name in _TEXTS:
         if not isinstance(draws.attrs.get(name, ""), str):
             raise ValueError(f"{source} needs the attribute {name} to be text, got {_short(draws.attrs[name])}.")
@@ -283,7 +290,7 @@ def _check_spectrum(group: xr.DataTree, where: str) -> None:
 
 def _check_settings(settings: Mapping[str, Any], source: str) -> None:
     """What checks read of the settings."""
-    sampler = settings.get("sampler")
+    sampler: Any = settings.get("sampler")
     good = isinstance(sampler, dict) and isinstance(sampler.get("name"), str)
     if good and sampler["name"] == "SGLD":
         preconditioner = sampler.get("preconditioner")

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from llc.analysis import schema
 from llc.analysis.schema import constant, variable
 from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error
+from llc.posterior.arguments import require_type
 
 _MAX_TAIL = 0.7  # Vehtari et al., Pareto smoothed importance sampling, 2024, §3.2.3
 _MIN_ESS = 100.0  # below it the standard error itself is unreliable
@@ -73,6 +74,7 @@ def temperature_curve(draws: xr.DataTree, nbetas: Sequence[float] | np.ndarray |
     References:
         Vehtari, Simpson, Gelman, Yao & Gabry, Pareto smoothed importance sampling, JMLR 2024.
     """
+    require_type("draws", draws, xr.DataTree, "a DataTree of llc.sample")
     own = constant(draws, schema.NBETA)
     grid = own * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS) if nbetas is None else np.sort(np.asarray(nbetas, float))
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():

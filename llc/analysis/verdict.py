@@ -72,7 +72,8 @@ class Findings:
         moved, error = abs(self.sensitivity.value), 2 * self.sensitivity.mcse
         limit = _MOVES * abs(self.corrected.value)
         if moved + error <= limit:
-            return None if self.gaussian_only or self.failed else True
+            broken = any(check.kind != "estimates" for check in self.failed)
+            return None if self.gaussian_only or broken else True
         return False if moved - error > limit else None
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from llc.bounds.assumptions import Assumption, assumptions_of, note_of
 from llc.bounds.renamed import renamed
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.arguments import require_number, require_type
 
 _GAP_DECADES = 2.0  # below it, a change of τ by round-off or imperfect convergence changes the rank
 _EDGE = 0.005  # largest share of a count from Lanczos in the decade above the smallest scale that it resolves
@@ -157,6 +158,9 @@ def rank_bounds(spectrum: Spectrum, *, nbeta: float | None = None, gamma: float 
     References:
         Bushnaq, Griffin & Mendel 2024 (bound); Watanabe 2009, Theorem 6.5 (splitting).
     """
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum")
+    require_number("nbeta", nbeta, optional=True)
+    require_number("gamma", gamma, strict=False, optional=True)
     localization_scale = _checked_scale(nbeta, gamma)
     threshold = spectrum.threshold
     if spectrum.exact:

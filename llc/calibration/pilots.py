@@ -111,8 +111,7 @@ def _run_pilot(
         chains.draw(1, progress=False)
         some = None if plan.costly is None else request.price
         stiffness = max(stiffness, stiffness_at(chains.positions, posterior, settings, some))
-    last = chains.recorder.draws[-1].delta[:, -1]
-    energies = tuple(float(x) for x in posterior.scale.nbeta * np.asarray(last, np.float64))
+    energies = tuple(float(x) for x in posterior.scale.nbeta * chains.last_deltas)
     return Pilot(settings.gamma, settings.step_size, stiffness, energies)
 
 

@@ -30,6 +30,7 @@ from llc.calibration.run_length import (
 )
 from llc.calibration.step_size import choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
+from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
@@ -78,6 +79,10 @@ def calibrate(
     Raises:
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
     """
+    check_key(key)
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     check_key(key)
     check_posterior(posterior)
     asked = RequestedLengths(

@@ -14,6 +14,7 @@ import numpy as np
 
 from llc.calibration.localization import Localization
 from llc.calibration.record import Choice, PilotResult, Request
+from llc.posterior.arguments import require_integer, require_number, require_type
 from llc.posterior.local_posterior import LocalPosterior
 
 COURANT = 0.5  # c; stable below 4, and with it λ̂ had an rmse of 0.5–1.9 %
@@ -39,6 +40,9 @@ def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps
     Raises:
         ValueError: if the curvature is not positive, so that no scale for ε or γ exists.
     """
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_number("largest", largest)
+    require_integer("num_steps", num_steps, least=1)
     nbeta = float(posterior.nbeta)
     gamma = None if posterior.gamma is None else float(posterior.gamma)
     if largest <= 0 and not gamma:

@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 from llc.posterior.loss import fixed
 from llc.posterior.loss_probes import Probe, check_loss_function
 from llc.posterior.mask import Moves, normalize_mask
+from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import as_float64, float64, lenient
 from llc.posterior.programs import uses_primitive
 from llc.posterior.rows import mean_loss
@@ -117,6 +118,7 @@ class LocalPosterior(eqx.Module):
         predict_fn: Callable[[PyTree, PyTree], Array] | None,
     ) -> None:
         check_data(data)
+        center, data = on_common_devices(center, data)
         num_data = leading_axis(data)
         check_center(center)
         self.center = jax.tree.map(_strong_dtype, center)

@@ -20,10 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.sampling.dispatch import run_at_once
@@ -32,10 +33,11 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
 from llc.sampling.measure import make_measure
 from llc.sampling.pace import Pace
-from llc.sampling.placement import choose_method, on_device, place_keys
+from llc.sampling.placement import choose_method, on_device, place_keys, place_posterior
+from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, Standing
-from llc.sampling.validation import check_key, check_settings
+from llc.sampling.validation import check_key, check_memory, check_settings
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run, at least; each costs one dispatch and one read of its draws
@@ -87,6 +89,7 @@ def sample(
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
         Interrupted: on Ctrl-C, a KeyboardInterrupt whose `partial` is the DataTree of the draws so far.
     """
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     lengths = RunLengths(
         num_chains=num_chains,
         num_warmup=num_warmup,
@@ -147,18 +150,23 @@ class Chains:
         check_key(key)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
+        check_memory(self.posterior, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
         self.method = choose_method(chain_method, posterior, lengths.num_chains)
+        self.posterior = place_posterior(self.posterior, lengths.num_chains, self.method)
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
         self.measure = make_measure(subset_key, self.posterior, lengths, spectrum)
+        self.rounding = LossRounding(self.posterior, self.measure)
 
         self.warmup = lengths.num_warmup_draws
         self.size = max(1, math.ceil((self.warmup + lengths.num_draws) / _NUM_SEGMENTS))
         self.settings = LoopSettings(
             batch_size=None if lengths.batch_size == posterior.num_data else lengths.batch_size,
-            capacity=max(_CAPACITY, 2 ** math.ceil(math.log2(self.size))),  # few different ones: a program each
+            capacity=max(
+                1 if keep_params else _CAPACITY, 2 ** math.ceil(math.log2(self.size))
+            ),  # few different ones: a program each
             keep_params=keep_params,
             vectorize=self.method != "sequential",
         )
@@ -198,6 +206,7 @@ class Chains:
             Interrupted: on Ctrl-C, within about a second, or a draw where that takes longer.
         """
         end = max(self.done, self.warmup) + num_draws
+        self._standing.recorder.reserve(end)
         try:
             with tqdm(
                 total=(end - self.done) * self.lengths.num_chains,
@@ -224,7 +233,7 @@ class Chains:
         segment = functools.partial(self._segment, standing, span=span)
         parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
         states, moments, seen = (list(column) for column in zip(*parts, strict=True))
-        recorder = recorder.add(first, count, jax.tree.map(lambda *x: np.concatenate(x), *seen))
+        recorder = recorder.add(first, count, seen)
         self._standing = Standing(states, moments, recorder, first + count)
         self._pace.saw(count, time.monotonic() - begin)
 
@@ -251,6 +260,11 @@ class Chains:
             return ends
         return [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(self.lengths.num_chains)]  # noqa: B023
 
+    @property
+    def last_deltas(self) -> Float[np.ndarray, "chain"]:
+        """L(w) − L(w*) of the last draw of every chain, in float64."""
+        return self._standing.recorder.last_deltas.astype(np.float64)
+
     def tree(self) -> xr.DataTree:
         """All draws so far, as `sample` returns them.
 
@@ -261,6 +275,7 @@ class Chains:
             raise ValueError(
                 f"tree needs draws after the warm-up, got {self.done} of its {self.warmup}; call draw first."
             )
+        self.rounding.add(self.positions, self._standing.recorder.last_deltas)
         attributes = {
             "sampler": type(self.sampler).__name__,
             "settings": json.dumps(self._settings()),
@@ -287,6 +302,8 @@ class Chains:
             "num_data": self.posterior.num_data,
             "num_params": self.given.num_params,
             "eval_size": self._eval_size,
+            "loss_rounding": self.rounding.error,
+            "params_rounding": params_rounding(self.posterior),
         }
         variates = self.measure.control_variates
         return constants if variates is None else constants | {"trace_curved": float(variates.trace)}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,7 +16,8 @@ from jaxtyping import Array, Float, PyTree
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info
 
-_NUM_BLOCKS = 5  # blocks a chain (more after a top-up) in which per-example moments are kept, for jackknife errors
+_NUM_BLOCKS = 5  # blocks a chain in which per-example moments are kept at first, for jackknife errors
+_MOST_BLOCKS = 10  # after top-ups; from here on two become one
 
 
 class Draw(NamedTuple):
@@ -51,7 +53,10 @@ class Segment(NamedTuple):
 
 
 class Recorder:
-    """Collects segments on the host and turns them into a DataTree. `add` returns another one and changes nothing.
+    """Collects segments on the host and turns them into a DataTree.
+
+    Draws lie in one array a leaf, which is made once for as many as are asked for and grows only with `reserve`. `add`
+    returns another recorder and writes only beyond what this one holds, so that an interruption leaves it whole.
 
     Args:
         warmup: draws of the warm-up, which come first.
@@ -60,10 +65,21 @@ class Recorder:
 
     def __init__(self, warmup: int, num_draws: int):
         self.warmup = warmup
-        self.draws: tuple[Draw, ...] = ()
+        self.end, self.capacity = 0, warmup + num_draws
+        self.buffers: list[np.ndarray] = []  # the leaves of `Draw`, with leading axes (chain, draw)
+        self.structure: Any = None
         self.num_draws, self.num_blocks = num_draws, min(_NUM_BLOCKS, num_draws)
         self.moments: dict[int, Moments] = {}
         self.counts: dict[int, int] = {}
+
+    def reserve(self, num_draws: int) -> None:
+        """Makes room for `num_draws` draws of a chain in all, those of the warm-up too."""
+        if num_draws <= self.capacity:
+            return
+        self.capacity = num_draws
+        for i, buffer in enumerate(self.buffers):
+            self.buffers[i] = np.empty((len(buffer), num_draws, *buffer.shape[2:]), buffer.dtype)
+            self.buffers[i][:, : self.end] = buffer[:, : self.end]
 
     def block_end(self, draw: int) -> int:
         """The draw at which the block of `draw` ends, by its number; the warm-up is a block too."""
@@ -78,15 +94,47 @@ class Recorder:
     def _block(self, draw: int) -> int:
         return (draw - self.warmup) * self.num_blocks // self.num_draws
 
-    def add(self, start: int, count: int, segment: Segment) -> "Recorder":
-        """With one segment more, of one block, with leading axes (chain, draw)."""
+    def add(self, start: int, count: int, parts: Sequence[Segment]) -> "Recorder":
+        """With one segment more of every program, of one block, each with leading axes (chain, draw)."""
+        self.reserve(start + count)
+        leaves = [jax.tree.leaves(part.draws) for part in parts]
+        if not self.buffers:
+            self.structure = jax.tree.structure(parts[0].draws)
+            num_chains = sum(len(part[0]) for part in leaves)
+            self.buffers = [np.empty((num_chains, self.capacity, *x.shape[2:]), x.dtype) for x in leaves[0]]
+        first = 0
+        for part in leaves:
+            last = first + len(part[0])
+            for buffer, leaf in zip(self.buffers, part, strict=True):
+                buffer[first:last, start : start + count] = leaf[:, :count]
+            first = last
         more = copy.copy(self)
-        more.draws = (*self.draws, jax.tree.map(lambda x: x[:, :count], segment.draws))
-        if segment.moments is not None and start >= self.warmup:
-            block = self._block(start)
-            more.moments = {**self.moments, block: segment.moments}
-            more.counts = {**self.counts, block: self.counts.get(block, 0) + count}
+        more.end = start + count
+        if start >= self.warmup and parts[0].moments is not None:
+            sums = jax.tree.map(lambda *x: np.concatenate(x), *[part.moments for part in parts])
+            more._keep(start, count, sums)
         return more
+
+    def _keep(self, start: int, count: int, sums: Moments) -> None:
+        """Takes the sums of the block under way, which began with its first draw; two blocks become one if many are."""
+        self.moments, self.counts = dict(self.moments), dict(self.counts)
+        while self._block(start) >= _MOST_BLOCKS:
+            pairs = sorted({number // 2 for number in self.moments})
+            halves = {pair: [n for n in (2 * pair, 2 * pair + 1) if n in self.moments] for pair in pairs}
+            self.counts = {pair: sum(self.counts[n] for n in half) for pair, half in halves.items()}
+            self.moments = {pair: _sum_of([self.moments[n] for n in half]) for pair, half in halves.items()}
+            self.num_draws *= 2
+        block = self._block(start)
+        self.moments[block], self.counts[block] = sums, self.counts.get(block, 0) + count
+
+    @property
+    def last_deltas(self) -> Float[np.ndarray, "chain"]:
+        """L(w) − L(w*) of the last draw of every chain."""
+        return np.asarray(self._recorded().delta[:, -1])
+
+    def _recorded(self) -> Draw:
+        """All draws so far, as views of the arrays that they lie in."""
+        return jax.tree.unflatten(self.structure, [buffer[:, : self.end] for buffer in self.buffers])
 
     def tree(
         self,
@@ -96,7 +144,7 @@ class Recorder:
         weights: Float[np.ndarray, "unit"],
     ) -> xr.DataTree:
         """Everything recorded, with the warm-up apart; `weights` are those of the units that losses come in."""
-        draws = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *self.draws)
+        draws = self._recorded()
         groups = {"posterior": _values(draws, constants), "sample_stats": _statistics(draws)}
         split: dict[str, dict[str, Any]] = {
             name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()
@@ -118,14 +166,23 @@ class Recorder:
         """Means over every block of draws, of every unit."""
         blocks = [(self.moments[block], self.counts[block]) for block in sorted(self.moments)]
         dims = ("block", "chain", unit)
-        means: dict[str, Any] = {
-            name: (dims, np.stack([getattr(total, name) / count for total, count in blocks]).astype(np.float32))
-            for name in Moments._fields
-            if getattr(blocks[0][0], name) is not None
-        }
+        means: dict[str, Any] = {}
+        for name in Moments._fields:
+            if (first := getattr(blocks[0][0], name)) is None:
+                continue
+            values = np.empty((len(blocks), *first.shape), np.float32)
+            for i, (total, count) in enumerate(blocks):
+                values[i] = getattr(total, name) / count
+            means[name] = (dims, values)
         means["weight"] = (dims[-1:], weights.astype(np.float64))
         means["num_draws"] = (("block",), np.array([float(count) for _, count in blocks]))
         return xr.Dataset(means)
+
+
+def _sum_of(moments: Sequence[Moments]) -> Moments:
+    """Sums over the draws of all; exp(−d) may overflow, which a check of the report names."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return jax.tree.map(lambda *x: np.sum(x, axis=0), *moments)
 
 
 def _values(draws: Draw, constants: dict[str, float]) -> dict[str, np.ndarray]:
@@ -143,7 +200,7 @@ def _statistics(draws: Draw) -> dict[str, np.ndarray]:
     stats["distance"] = draws.distance
     if draws.stein is not None:
         stats |= {"stein_curved": draws.stein[..., 0], "stein_flat": draws.stein[..., 1]}
-    if np.isnan(stats["acceptance_rate"]).all():
+    if not (stats["acceptance_rate"] >= 0).any():  # no accept step
         del stats["acceptance_rate"]
     return {name: x if x.dtype == bool else x.astype(np.float64) for name, x in stats.items()}
 

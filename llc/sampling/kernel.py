@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.energies import make_evaluation
 
+NO_ACCEPT_STEP = -1.0  # no nan, which jax_debug_nans takes for a mistake
+
 
 class Info(NamedTuple):
     """What a reader wants to see of one step.
@@ -24,7 +26,7 @@ class Info(NamedTuple):
         potential: U at the position where its gradient was taken (an estimate of it on a minibatch).
         virial: x·∇U / d with x = w − w*; its mean is 1 under the exact target (equipartition).
         grad_norm: ‖∇U‖.
-        acceptance_rate: Metropolis acceptance probability; nan for a sampler without an accept step.
+        acceptance_rate: Metropolis acceptance probability; `NO_ACCEPT_STEP` for a sampler that has none.
         num_gradients: gradient evaluations that the step took.
         diverging: the step was numerically unstable.
     """

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro.infer.hmc import HMCState, hmc
 
+from llc.posterior.arguments import require_integer, require_number
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info, Sampler, virial
 
@@ -48,8 +49,8 @@ class _Hamiltonian(Sampler):
         return self.step_size is None
 
     def __check_init__(self):
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"{type(self).__name__} needs step_size > 0 (or None: adapted), got {self.step_size}.")
+        require_number("step_size", self.step_size, optional=True)
+        require_number("target_accept", self.target_accept)
         if not 0 < self.target_accept < 1:
             raise ValueError(f"{type(self).__name__} needs 0 < target_accept < 1, got {self.target_accept}.")
 
@@ -134,10 +135,8 @@ class HMC(_Hamiltonian):
     dense_mass: bool = False
 
     def __check_init__(self):
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"HMC needs num_steps >= 1 leapfrog steps (or None), got {self.num_steps}.")
-        if not self.trajectory_length > 0:
-            raise ValueError(f"HMC needs trajectory_length > 0, got {self.trajectory_length}; π/2 suits a normal law.")
+        require_integer("num_steps", self.num_steps, least=1, optional=True)
+        require_number("trajectory_length", self.trajectory_length)
 
     def _settings(self) -> "_Settings":
         return _Settings(
@@ -176,8 +175,7 @@ class NUTS(_Hamiltonian):
     dense_mass: bool = False
 
     def __check_init__(self):
-        if self.max_tree_depth < 1:
-            raise ValueError(f"NUTS needs max_tree_depth >= 1, got {self.max_tree_depth}.")
+        require_integer("max_tree_depth", self.max_tree_depth, least=1)
 
     def _settings(self) -> "_Settings":
         return _Settings(

@@ -34,6 +34,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.arguments import require_number
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info, Sampler, potential_gradient
 from llc.sampling.noise import normal_like
@@ -82,10 +83,8 @@ class SGHMC(Sampler):
     def __check_init__(self) -> None:
         require_positive("SGHMC", step_size=self.step_size)
         _require_friction("SGHMC", self.friction)
-        if not isinstance(self.noise, Tracer) and not 0 <= np.asarray(self.noise) < np.inf:
-            raise ValueError(
-                f"SGHMC needs a finite noise >= 0, the variance of ∂U/∂w on a minibatch, got {self.noise}."
-            )
+        if not isinstance(self.noise, Tracer):
+            require_number("noise", self.noise, strict=False)
 
     def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> SGHMCState:  # noqa: ARG002
         """State at w* with a momentum of the stationary law."""

@@ -4,11 +4,12 @@ import math
 
 import equinox as eqx
 import jax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.placement import is_committed
 
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
@@ -21,7 +22,7 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
 
     Args:
         chain_method: of `llc.sample`.
-        posterior: its number of parameters decides on a CPU.
+        posterior: its number of parameters decides on a CPU; one that is bound to devices is not spread over others.
         num_chains: has to be a multiple of the number of devices for `"parallel"`.
 
     Raises:
@@ -38,7 +39,7 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
         )
     if chain_method != "auto":
         return chain_method
-    if devices > 1 and num_chains % devices == 0:
+    if devices > 1 and num_chains % devices == 0 and not is_committed(posterior):
         return "parallel"
     small = posterior.num_params <= _SEQUENTIAL_PARAMS
     return "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
@@ -50,9 +51,20 @@ def place_keys(key: PRNGKeyArray, num_chains: int, method: str) -> list[Array]:
     if method == "sequential":
         return list(keys)
     if method == "parallel":
-        mesh = jax.make_mesh((math.gcd(num_chains, jax.device_count()),), ("chain",), axis_types=(AxisType.Auto,))
-        keys = jax.device_put(keys, NamedSharding(mesh, P("chain")))
+        keys = jax.device_put(keys, NamedSharding(_mesh(num_chains), P("chain")))
     return [keys]
+
+
+def place_posterior(posterior: LocalPosterior, num_chains: int, method: str) -> LocalPosterior:
+    """The posterior where chains run: on every device if they are spread over all and it is bound to some."""
+    if method != "parallel" or not is_committed(posterior):
+        return posterior
+    arrays, rest = eqx.partition(posterior, eqx.is_array)
+    return eqx.combine(jax.device_put(arrays, NamedSharding(_mesh(num_chains), P())), rest)
+
+
+def _mesh(num_chains: int) -> Mesh:
+    return jax.make_mesh((math.gcd(num_chains, jax.device_count()),), ("chain",), axis_types=(AxisType.Auto,))
 
 
 def on_device(tree: PyTree) -> PyTree:

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
-from llc.sampling.kernel import Gradient, Info, Sampler, center_gradient, potential_gradient, virial
+from llc.sampling.kernel import NO_ACCEPT_STEP, Gradient, Info, Sampler, center_gradient, potential_gradient, virial
 from llc.sampling.noise import normal_like
 from llc.sampling.preconditioner import Identity, Preconditioner
 
@@ -30,7 +30,12 @@ _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
 
 def as_array(step_size: Any) -> Any:
     """An array, so that another step size is no other program."""
-    return step_size if isinstance(step_size, jax.Array) else np.asarray(step_size, np.float64)
+    if isinstance(step_size, jax.Array):
+        return step_size
+    try:
+        return np.asarray(step_size, np.float64)
+    except (TypeError, ValueError):
+        return np.asarray(np.nan)  # which no setting may be
 
 
 class SGLDState(NamedTuple):
@@ -127,7 +132,7 @@ def step_info(posterior: LocalPosterior, gradient: Gradient, num_gradients: int 
         potential=gradient.potential,
         virial=virial(posterior, gradient.offset, gradient.grad),
         grad_norm=grad_norm,
-        acceptance_rate=jnp.full((), jnp.nan, gradient.potential.dtype),
+        acceptance_rate=jnp.full((), NO_ACCEPT_STEP, gradient.potential.dtype),
         num_gradients=jnp.full((), num_gradients, gradient.potential.dtype),
         diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
     )

@@ -1,22 +1,17 @@
 """What sampling refuses before anything compiles; the lengths of a run check themselves (run_lengths.py)."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from llc.posterior.keys import check_key as check_key
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.memory import require_memory
 from llc.sampling.draws import parameter_name
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RunLengths
 
-
-def check_key(key: object) -> None:
-    """Raises ValueError if `key` is not a key of JAX."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
-    legacy = dtype == np.uint32 and shape == jax.random.key_data(jax.random.key(0)).shape
-    if not (typed or legacy):
-        raise ValueError(f"key needs to be jax.random.key(seed), got {key!r}.")
+_BYTES_OF_A_DRAW = 200  # of a chain: eleven numbers in float32, and in float64
+_COPIES = 1.3  # of the params: what is recorded, and the buffers of a segment
+_BYTES_OF_A_ROW = 160  # of a chain: five blocks of three moments or more, on the host twice and once on the device
 
 
 def check_posterior(posterior: object) -> None:
@@ -46,6 +41,28 @@ def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengt
         )
 
 
+def check_memory(posterior: LocalPosterior, lengths: RunLengths, *, keep_params: bool) -> None:
+    """Raises ValueError if the draws of a run do not fit in the memory that is free, naming the setting to change."""
+    num_draws = lengths.num_chains * (lengths.num_warmup_draws + lengths.num_draws)
+    position = jax.tree.leaves(posterior.position)
+    statistics = num_draws * _BYTES_OF_A_DRAW
+    require_memory(statistics, f"{num_draws:,} draws of num_chains · num_draws", "fewer num_draws or num_chains")
+    if keep_params:
+        params = num_draws * sum(leaf.nbytes for leaf in position)
+        require_memory(
+            int(_COPIES * params) + statistics,
+            f"the params of {num_draws:,} draws, which keep_params keeps,",
+            "keep_params=False, fewer num_draws, or a larger thinning",
+        )
+    size = posterior.num_data if lengths.eval_size is None else lengths.eval_size
+    if posterior.per_example or size < posterior.num_data:
+        require_memory(
+            size * lengths.num_chains * _BYTES_OF_A_ROW,
+            f"the moments of the losses of {size:,} rows in {lengths.num_chains} chains",
+            "a smaller eval_size, fewer num_chains, or a loss_fn that returns the mean",
+        )
+
+
 def _check_params(posterior: LocalPosterior, sampler: Sampler, *, keep_params: bool) -> None:
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(posterior.position)})
     if not set(dtypes) <= {"float32", "float64"}:
@@ -53,7 +70,7 @@ def _check_params(posterior: LocalPosterior, sampler: Sampler, *, keep_params: b
             f"sampling needs params in float32 or float64, got {dtypes}: a step is smaller than the rounding of less. "
             "Cast the params, and back inside of loss_fn if the model wants it."
         )
-    default = str(jnp.result_type(float))
+    default = str(jax.dtypes.canonicalize_dtype(float))
     if sampler.needs_full_batch and dtypes != [default]:
         raise ValueError(
             f"{type(sampler).__name__} needs params in JAX's default dtype {default}, got {dtypes}; "

@@ -116,6 +116,13 @@ def _dead_chain():
     return draws
 
 
+def _with_constant(name, value):
+    """The good draws, as if rounding had been larger."""
+    draws = _good()
+    draws["constant_data"] = draws["constant_data"].dataset.assign({name: value})
+    return draws
+
+
 def _sabotaged(posterior, **settings):
     spectrum = llc.spectrum(posterior)
     stiffness = float(posterior.nbeta) * max(spectrum.largest, 0.1) + float(posterior.gamma)
@@ -169,6 +176,8 @@ SABOTAGE = {
     "untrained": ({"stationary", "lower_loss", "positive"}, lambda: _sabotaged(_moved())),
     "saddle": ({"no_negative_curvature", "lower_loss", "positive"}, lambda: _sabotaged(_saddle())),
     "dead chain": ({"finite_chains"}, lambda: _report(_dead_chain())),
+    "loss of too few digits": ({"rounding"}, lambda: _report(_with_constant("loss_rounding", 1e-3))),
+    "params of too few digits": ({"rounding_of_params"}, lambda: _report(_with_constant("params_rounding", 1e-3))),
     "L(w*) too low": ({"above_bounds"}, lambda: _report(_shift(_good(), 10.0))),
     "L(w*) too high": ({"lower_loss", "below_bounds"}, lambda: _report(_shift(_good(), -2.0))),
     "gamma too large": ({"localization"}, _huge_gamma),
@@ -197,6 +206,8 @@ KINDS = {
         "control_variates",
         "evaluation_rows",
         "step_size_bias",
+        "rounding",
+        "rounding_of_params",
     },
     "minimum": {"positive", "lower_loss", "mean_variance", "no_negative_curvature", "stationary"},
     "bounds": {"smooth", "spectrum_resolution", "below_bounds", "above_bounds"},

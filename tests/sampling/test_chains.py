@@ -91,7 +91,10 @@ def test_schema():
             assert draws[f"{prefix}posterior"][name].dims == ("chain", "draw")
             assert draws[f"{prefix}posterior"][name].shape == (4, num_draws)
     assert draws["posterior"]["params.layer.w"].shape == (4, 20, 2)
-    assert {name: value.item() for name, value in draws["constant_data"].data_vars.items()} == {
+    constants = {name: value.item() for name, value in draws["constant_data"].data_vars.items()}
+    assert 0 < constants.pop("loss_rounding") < 1e-6
+    assert 0 < constants.pop("params_rounding") < 1e-15
+    assert constants == {
         "init_loss": make_posterior().init_loss(),
         "nbeta": float(np.float32(NUM_DATA / np.log(NUM_DATA))),
         "gamma": 1.0,

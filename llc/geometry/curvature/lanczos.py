@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from llc.geometry.curvature.operators import curvature_operator
 from llc.geometry.curvature.symmetric import SymmetricOperator
+from llc.posterior.arguments import require_integer, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
 from llc.posterior.precision import float64
@@ -54,6 +55,9 @@ def quadrature(operator: SymmetricOperator, start: Any, num_matvecs: int) -> Mea
 
 def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: int = 0) -> float:
     """h_max of the Hessian at w*, from one Lanczos run over all the data, in float64."""
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_integer("num_matvecs", num_matvecs, least=1)
+    require_integer("seed", seed, least=0)
     with float64():
         operator = curvature_operator(posterior)
         probe = jax.random.normal(jax.random.key(seed), (operator.dim,), jnp.float64)

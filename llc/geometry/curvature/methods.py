@@ -23,6 +23,7 @@ from llc.geometry.curvature.range_finder import range_finder
 from llc.geometry.curvature.residuals import first_order
 from llc.geometry.curvature.sketch import sketch_size, sketched
 from llc.geometry.curvature.smoothness import directions
+from llc.posterior.arguments import require_integer, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -92,6 +93,9 @@ def spectrum(
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
         Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 2011.
     """
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_integer("num_matvecs", num_matvecs, least=1, optional=True)
+    require_integer("seed", seed, least=0)
     if method == "block":
         warnings.warn("method 'block' is called 'range_finder' now.", DeprecationWarning, stacklevel=2)
         method = "range_finder"

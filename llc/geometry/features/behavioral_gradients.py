@@ -34,6 +34,7 @@ from llc.geometry.curvature.operators import (
     jacobian_operator,
     require_predict_fn,
 )
+from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -279,6 +280,7 @@ def hessian_identity(posterior: LocalPosterior) -> HessianIdentity:
     Raises:
         ValueError: if the loss is another one or there are no outputs.
     """
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     if posterior.predict_fn is None:
         raise ValueError("hessian_identity needs outputs, got a posterior without predict_fn; give predict_fn=….")
     with float64():

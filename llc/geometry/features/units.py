@@ -17,6 +17,7 @@ from jaxtyping import Float
 from scipy.sparse.csgraph import connected_components
 
 from llc.geometry.features.behavioral_gradients import BehavioralGradients
+from llc.posterior.arguments import require_number, require_type
 
 
 class LayerRank(NamedTuple):
@@ -62,6 +63,7 @@ def layer_ranks(gradients: BehavioralGradients) -> tuple[LayerRank, ...]:
 
     A layer is what lies below one path: the leaves `layers.0.weight` and `layers.0.bias` make `layers.0`.
     """
+    require_type("gradients", gradients, BehavioralGradients, "llc.behavioral_gradients(…)")
     layers: dict[str, list[np.ndarray]] = {}
     for leaf in _leaves(gradients):
         layers.setdefault(leaf.layer, []).append(gradients.matrix[leaf.rows])
@@ -90,6 +92,8 @@ def unit_states(
         ValueError: if a path is no leaf that moves as a whole, the numbers of units differ, or the tolerance is not
             between 1e-7 (round-off of an angle) and 1.
     """
+    require_type("gradients", gradients, BehavioralGradients, "llc.behavioral_gradients(…)")
+    require_number("tolerance", tolerance)
     if not 1e-7 <= tolerance < 1:
         raise ValueError(f"tolerance needs a number from 1e-7 (round-off of an angle) to 1, got {tolerance}.")
     computing, reading = _by_unit(gradients, incoming), _by_unit(gradients, outgoing)

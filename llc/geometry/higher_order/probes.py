@@ -38,6 +38,8 @@ from llc.geometry.higher_order.excess import Excess, Scale, dense_metric, excess
 from llc.geometry.higher_order.quartic import essential_variables, quadratic_rank
 from llc.geometry.higher_order.splitting import Splitting, order, remainder_profile, split, vanishes
 from llc.geometry.higher_order.symmetry import Generator, Symmetry, symmetry_dimension
+from llc.posterior.arguments import require_type
+from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -86,6 +88,10 @@ def higher_bounds(
     References:
         Watanabe 2009, Algebraic geometry and statistical learning theory, Theorem 6.5 (splitting lemma).
     """
+    check_key(key)
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
+    require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
     _require_room(posterior.num_params)
     if spectrum is None:
         spectrum = hessian_spectrum(posterior, method="dense")

@@ -20,6 +20,8 @@ from scipy.special import gammaln
 from tqdm.auto import tqdm
 
 from llc.geometry.selection.sampling import Losses, losses_around, require_sigma
+from llc.posterior.arguments import require_type
+from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -90,6 +92,8 @@ def best_of_slope(
         >>> abs(result.value - 0.5) < 4 * result.stderr
         True
     """
+    check_key(key)
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     if num_candidates < 256 or num_groups < 2:
         raise ValueError(
             f"num_candidates needs 256 or more and num_groups 2 or more, got {num_candidates} and {num_groups}."

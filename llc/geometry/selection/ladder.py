@@ -16,6 +16,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from llc.geometry.selection.laws import stein_edge
 from llc.geometry.selection.sampling import checked_winners, default_sigmas, require_sigma, select
 from llc.geometry.selection.winners import SelectedSamples
+from llc.posterior.arguments import require_type
+from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 
 
@@ -85,6 +87,8 @@ def sigma_ladder(
     Raises:
         ValueError: as `selected_covariance`, or if `sigmas` do not rise.
     """
+    check_key(key)
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     num_winners = checked_winners(posterior, num_candidates, num_winners)
     sigmas = default_sigmas(posterior) if sigmas is None else tuple(sigmas)
     if len(sigmas) < 2 or any(a >= b for a, b in itertools.pairwise(sigmas)):

@@ -28,6 +28,8 @@ from tqdm.auto import tqdm
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator
 from llc.geometry.selection.laws import flat_rank, normal_scores
 from llc.geometry.selection.winners import SelectedSamples
+from llc.posterior.arguments import require_type
+from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 from llc.posterior.programs import bytes_alive
@@ -130,6 +132,8 @@ def selected_covariance(
         >>> selected.rank, selected.certified_rank, selected.stein_rank
         (2, 2, 2)
     """
+    check_key(key)
+    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     num_winners = checked_winners(posterior, num_candidates, num_winners)
     sigma = require_sigma(posterior, sigma)
     return select(key, posterior, noisy_loss_fn, num_candidates, num_winners, (sigma,), progress=progress)[0]
