@@ -200,9 +200,8 @@ def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress:
     if not calibration.costly or progress is False:
         chains.draw(num_draws, progress=progress)
         return
-    first = min(_FIRST_LOOK, num_draws)
-    parts = [first] + [len(part) for part in np.array_split(np.arange(num_draws - first), _LOOKS) if len(part)]
-    for part in parts:
+    looks = np.unique(np.linspace(min(_FIRST_LOOK, num_draws), num_draws, 1 + _LOOKS).astype(int))
+    for part in np.diff(looks, prepend=0).tolist():
         chains.draw(part, progress=progress)
         draws = chains.tree()
         llc, total = mean_energy(draws), draws["posterior"].sizes["draw"]

@@ -7,7 +7,7 @@ import pytest
 from mktestdocs import check_md_file
 
 from docs.refresh_output import OUTPUT
-from llc import cli
+from llc.cli.parser import parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -34,4 +34,4 @@ def test_python_blocks_run_and_print_the_rows_that_are_shown(tmp_path, monkeypat
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_parse(line):
     words = line.split("    ")[0].split()[1:]
-    assert cli._parser().parse_args(words).command == words[0]
+    assert parser().parse_args(words).command == words[0]
