@@ -23,7 +23,7 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.rows import Rows, even_length, in_pieces, rows_that_fit
 
 _EVAL_ROWS = 2048  # rows of one evaluation pass; bounds the memory, not the result
-_OF_SLOPES = 4  # bytes alive in slopes of a subset, in units of those of a gradient
+_OF_SLOPES = 4.0  # bytes alive in slopes of a subset, in units of those of a gradient
 _OF_BATCH = 4  # the same as a multiple of a minibatch, whose gradient fits in memory
 _SUBSET_UNITS = 32  # pieces of a subset when the loss is a scalar, for the error of the subset
 
@@ -109,8 +109,8 @@ def make_evaluation(
         return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
 
     # The slopes of a subset are two derivatives along a direction at once, at w and at w*.
-    times = 1 if rows is None else _OF_SLOPES
-    fit = rows_that_fit(gradient, data, most, times=times, least=max((batch_size or 1) // times, 1))
+    times = 1.0 if rows is None else _OF_SLOPES
+    fit = rows_that_fit(gradient, data, most, times=times, least=max(int((batch_size or 1) / times), 1))
     num_pieces = math.ceil(num_rows / fit)
     if rows is not None and not posterior.per_example:
         num_pieces = max(num_pieces, min(_SUBSET_UNITS, num_rows))
