@@ -88,7 +88,7 @@ def plan_spectrum(posterior: LocalPosterior, price: Price, budget: int | None) -
         price: of a gradient.
         budget: of the whole run, in gradients; None takes what some forty products cost.
     """
-    wanted = _SPECTRUM_GRADIENTS if budget is None else min(max(budget // 4, 1), 4 * _SPECTRUM_GRADIENTS)
+    wanted = _SPECTRUM_GRADIENTS if budget is None else min(max(budget // 3, 1), 4 * _SPECTRUM_GRADIENTS)
     wanted = min(float(wanted), _MOST_FLOPS / price.flops)
     num_data = posterior.num_data
     num_rows = min(max(int(num_data * wanted / _FEWEST_GRADIENTS), min(_FEWEST_ROWS, num_data)), num_data)
@@ -101,7 +101,7 @@ def affordable_spectrum(
 ) -> Spectrum:
     """The spectrum of the Hessian: all of it where that is cheap, else λ_quad and the leading eigenvectors for a price.
 
-    A quarter of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows.
+    A third of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows.
 
     Args:
         posterior: loss, data and w*.

@@ -118,9 +118,9 @@ class LocalPosterior(eqx.Module):
         predict_fn: Callable[[PyTree, PyTree], Array] | None,
     ) -> None:
         check_data(data)
+        check_center(center)
         center, data = on_common_devices(center, data)
         num_data = leading_axis(data)
-        check_center(center)
         self.center = jax.tree.map(_strong_dtype, center)
         self.data = jax.tree.map(_as_array, data)
         self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)

@@ -8,6 +8,7 @@ function that has changed meets no old constant.
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +39,11 @@ class Loss:
     def __wrapped__(self) -> Callable[[PyTree, PyTree], Array]:
         return self.fn
 
-    def __call__(self, params: PyTree, batch: PyTree) -> Array:
+    def __call__(self, params: PyTree, batch: PyTree) -> PyTree:
         """What `fn` gives, with its NumPy tables in the precision of now."""
-        with fresh_tables(self.fn):
+        with fresh_tables(self.fn), warnings.catch_warnings():
+            # A float64 table is float32 here without a word, as it would be in a loss of its own.
+            warnings.filterwarnings("ignore", message="Explicitly requested dtype")
             return self.fn(params, batch)
 
     def __eq__(self, other: object) -> bool:
@@ -103,7 +106,8 @@ def fingerprint(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: Py
 
     for traced in (with_gradient, forward):
         try:
-            closed = jax.make_jaxpr(traced)(*args)
+            with warnings.catch_warnings(action="ignore"):  # what they say is said where the loss is evaluated
+                closed = jax.make_jaxpr(traced)(*args)
         except Exception:  # the user's function may raise anything
             continue
         digest = hashlib.blake2b(_ADDRESS.sub("", str(closed.jaxpr)).encode(), digest_size=16)

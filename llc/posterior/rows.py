@@ -7,7 +7,7 @@ stay where they are, one program call a piece. How many rows go at once bounds t
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import equinox as eqx
 import jax
@@ -22,6 +22,8 @@ _ROWS_OF_LOSS = 8192  # rows of data in one evaluation of L(w*), at most
 _BUDGET = 2.0**30  # bytes that a batch keeps alive, where there is enough memory
 _SHARE = 0.25  # of the free memory, where there is not
 _FEW = (2, 4)  # rows of the two batches that tell what one row more takes
+_MOST_COUNTED = 256
+_COUNTED: dict[Hashable, int | None] = {}  # bytes alive in programs that were traced before
 
 
 class Rows(eqx.Module):
@@ -113,6 +115,12 @@ class Rows(eqx.Module):
         return self.scan(lambda total, piece: (jax.tree.map(jnp.add, total, fn(piece)), None), zero)[0]
 
 
+def shapes_of(tree: PyTree) -> Hashable:
+    """Structure, shapes and dtypes of a pytree's arrays, which tell programs apart."""
+    arrays = jax.tree.map(lambda x: (x.shape, str(x.dtype)) if hasattr(x, "dtype") else type(x).__name__, tree)
+    return jax.tree.structure(tree), str(jax.tree.leaves(arrays))
+
+
 def num_rows(data: PyTree) -> int:
     """Length of the leading axis of a pytree of arrays."""
     return len(jax.tree.leaves(data)[0])
@@ -156,7 +164,8 @@ def mean_loss(
         most: rows at once where memory is no concern.
     """
     most = min(num_rows(data), most)
-    fit = rows_that_fit(lambda batch: loss_fn(params, convert(batch)), data, most)
+    program = ("mean", loss_fn, shapes_of(params), jax.config.jax_enable_x64)
+    fit = rows_that_fit(lambda batch: loss_fn(params, convert(batch)), data, most, program=program)
     length, total = most if fit == most else even_length(num_rows(data), math.ceil(num_rows(data) / fit)), 0.0
     for batch in batches(data, length):
         total += float(jnp.mean(_evaluate(loss_fn, params, convert(batch)))) * num_rows(batch)
@@ -176,6 +185,7 @@ def rows_that_fit(
     times: float = 1.0,
     least: int = 1,
     budget: float = _BUDGET,
+    program: Hashable = None,
 ) -> int:
     """How many rows `fn` may be given at once: `most`, or fewer where it would keep more than `budget` alive.
 
@@ -189,16 +199,17 @@ def rows_that_fit(
         times: bytes that are alive, in units of those of `fn`: 2 for the derivative of a gradient along a direction.
         least: rows that are known to fit, from the user's `batch_size` for instance.
         budget: bytes, by default 1 GiB; a quarter of the free memory where that is less.
+        program: equal for functions that are the same program, so that they are traced once; None traces `fn`.
 
     Raises:
         ValueError: if not even one row fits in the memory that is free.
     """
     most = min(most, num_rows(data))
     budget = min(budget, _SHARE * free_memory())
-    alive = _alive(fn, data, most)
+    alive = _alive(fn, data, most, program)
     if alive is None or times * alive <= budget or most <= max(least, _FEW[1]):
         return most
-    few, more = (_alive(fn, data, size) for size in _FEW)
+    few, more = (_alive(fn, data, size, program) for size in _FEW)
     if few is None or more is None:
         return most
     a_row = times * (more - few) / (_FEW[1] - _FEW[0])
@@ -209,13 +220,23 @@ def rows_that_fit(
     return min(max(fit, least), most)
 
 
-def _alive(fn: Callable[[PyTree], PyTree], data: PyTree, size: int) -> int | None:
+def _alive(fn: Callable[[PyTree], PyTree], data: PyTree, size: int, program: Hashable = None) -> int | None:
     """Bytes that `fn` keeps alive on `size` rows; None if it can't be traced (what evaluates it says why)."""
 
     def batch_of(x: Array | np.ndarray) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
 
+    batch = jax.tree.map(batch_of, data)
+    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(batch))
+    known = (program, jax.tree.structure(batch), shapes)
+    if program is not None and known in _COUNTED:
+        return _COUNTED[known]
     try:
-        return bytes_alive(fn, jax.tree.map(batch_of, data))
+        alive = bytes_alive(fn, batch)
     except Exception:  # the user's function may raise anything, for instance for want of a gradient
-        return None
+        alive = None
+    if program is not None:
+        _COUNTED[known] = alive
+        if len(_COUNTED) > _MOST_COUNTED:
+            del _COUNTED[next(iter(_COUNTED))]
+    return alive

@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
-from llc.posterior.rows import Rows, even_length, in_pieces, rows_that_fit
+from llc.posterior.rows import Rows, even_length, in_pieces, rows_that_fit, shapes_of
 
 _EVAL_ROWS = 2048  # rows of one evaluation pass; bounds the memory, not the result
 _OF_SLOPES = 4.0  # bytes alive in slopes of a subset, in units of those of a gradient
@@ -110,7 +110,9 @@ def make_evaluation(
 
     # The slopes of a subset are two derivatives along a direction at once, at w and at w*.
     times = 1.0 if rows is None else _OF_SLOPES
-    fit = rows_that_fit(gradient, data, most, times=times, least=max(int((batch_size or 1) / times), 1))
+    least = max(int((batch_size or 1) / times), 1)
+    program = ("gradient", posterior.loss_fn, shapes_of(posterior.center), shapes_of(posterior.position))
+    fit = rows_that_fit(gradient, data, most, times=times, least=least, program=program)
     num_pieces = math.ceil(num_rows / fit)
     if rows is not None and not posterior.per_example:
         num_pieces = max(num_pieces, min(_SUBSET_UNITS, num_rows))

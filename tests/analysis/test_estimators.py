@@ -132,8 +132,8 @@ def _with_pointwise(differences, init_losses, *, num_data, eval_size, blocks=5):
         "second": np.stack([(part**2).mean(axis=1) for part in parts]),
         "exponential": np.stack([np.exp(-part).mean(axis=1) for part in parts]),
     }
-    variables = {name: (("range_finder", "chain", "example"), value) for name, value in moments.items()}
-    variables["num_draws"] = (("range_finder",), np.full(blocks, parts[0].shape[1]))
+    variables = {name: (("block", "chain", "example"), value) for name, value in moments.items()}
+    variables["num_draws"] = (("block",), np.full(blocks, parts[0].shape[1]))
     draws["pointwise"] = xr.DataTree(xr.Dataset(variables))
     return draws
 

@@ -326,7 +326,12 @@ def test_a_derivative_of_no_function_is_found():
 
     product.defjvp(lambda primals, tangents: (product(*primals), primals[1] * tangents[0]))
     params = {"a": np.ones((), np.float32), "b": np.ones((), np.float32)}
-    posterior = llc.LocalPosterior(lambda w, batch: jnp.mean(batch) * product(w["a"], w["b"]), params, np.ones(2))
+    loss = lambda w, batch: jnp.mean(batch) * product(w["a"], w["b"])  # noqa: E731
+    with pytest.raises(ValueError, match="derivative of the loss"):
+        llc.LocalPosterior(loss, params, np.ones(2))
+    honest = llc.LocalPosterior(lambda w, batch: jnp.mean(batch) * w["a"] * w["b"], params, np.ones(2))
+    posterior = copy.copy(honest)
+    object.__setattr__(posterior, "loss_fn", loss)  # as no posterior is made
     with float64():
         check_symmetric(curvature_operator(_posterior(10)))
         with pytest.raises(ValueError, match="custom derivatives"):
