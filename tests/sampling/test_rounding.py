@@ -103,7 +103,7 @@ def test_draws_that_are_off_show_in_the_error():
         RunLengths(num_chains=2, num_warmup=0, num_draws=4, thinning=1),
     )
     chains.draw(4, progress=False)
-    right = chains.recorder.last_deltas
+    right = chains.last_deltas
     chains.rounding.add(chains.positions, right)
     small = chains.rounding.error
     chains.rounding.add(chains.positions, right + 0.1)

@@ -1,3 +1,4 @@
+import copy
 import functools
 from typing import NamedTuple
 

@@ -75,7 +75,7 @@ def test_given_generators_are_verified():
     assert (both.dimension, both.kinds["given"], both.rejected) == (18, 1, 1)  # the scale is one of GL(4)
     rejected = _symmetry(curved, scale)
     assert (rejected.dimension, rejected.kinds, rejected.rejected) == (0, {}, 1)
-    rescaled = llc.LocalPosterior(lambda w, x: (w[0] * w[1] ** 2 - 1) ** 2 * jnp.mean(x) ** 2, np.ones(2), INPUTS)
+    rescaled = llc.LocalPosterior(lambda w, x: (w[0] * w[1] ** 2 - 1) ** 2 * jnp.mean(x**2), np.ones(2), INPUTS)
     assert _symmetry(rescaled).dimension == 0
     assert _symmetry(rescaled, lambda w: jnp.stack([2 * w[0], -w[1]])).dimension == 1
 
