@@ -17,6 +17,7 @@ of the JSON that an earlier part wrote. Every row names the commit it was made a
 import argparse
 import dataclasses
 import functools
+import io
 import json
 import multiprocessing
 import os
@@ -38,7 +39,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import llc
-from llc.analysis.files import write_whole
+from llc.analysis.writing import write_whole
 
 _MAPS = 30_000  # memory maps of a process above which compiled programs are dropped: Linux allows 65,530
 _PACKAGES = ("llc", "jax", "numpyro", "numpy", "scipy", "arviz")
@@ -115,9 +116,11 @@ class Study:
             "rows": rows,
         }
         content = json.dumps(record, indent=1, default=_plain) + "\n"
-        write_whole(self.out / f"{self.name}.json", lambda part: part.write_text(content))
-        write_whole(self.out / f"{self.name}.txt", lambda part: part.write_text(text.rstrip() + "\n"))
-        write_whole(self.out / f"{self.name}.png", lambda part: figure.savefig(part, dpi=120))
+        write_whole(self.out / f"{self.name}.json", content.encode())
+        write_whole(self.out / f"{self.name}.txt", (text.rstrip() + "\n").encode())
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        write_whole(self.out / f"{self.name}.png", picture.getvalue())
         (self.out / f"{self.name}.jsonl").unlink(missing_ok=True)
         print(f"\nwritten: {self.out / self.name}.json, .txt, .png")
 

@@ -8,6 +8,7 @@ an eighth of the stability limit and, where the user gave none, a localization u
 T εγ/2 = 40 times over the run. Pilot runs (pilots.py) correct both.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps
         ValueError: if the curvature is not positive, so that no scale for ε or γ exists.
     """
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
-    require_number("largest", largest)
+    require_number("largest", largest, least=-math.inf)  # 0 or less where γ is given
     require_integer("num_steps", num_steps, least=1)
     nbeta = float(posterior.nbeta)
     gamma = None if posterior.gamma is None else float(posterior.gamma)
