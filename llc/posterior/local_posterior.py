@@ -237,7 +237,7 @@ class LocalPosterior(eqx.Module):
         if self.mask is None:
             return eqx.filter(params, eqx.is_inexact_array)
 
-        def take(moves: Moves, leaf: Any) -> Array | None:
+        def take(moves: Moves, leaf: Any) -> Any:
             if moves is True:
                 return leaf
             return None if moves is False else jnp.ravel(leaf)[moves]
