@@ -91,7 +91,10 @@ TABLE = {
     "polish": (("posterior",), {0: NO_RECORD, "max_steps": NO_COUNT}),
     "rank_bounds": (("spectrum",), {0: NO_RECORD, "nbeta": NO_NUMBER, "gamma": NO_NUMBER}),
     "higher_bounds": (("posterior",), {0: NO_RECORD, 1: OPTIONAL_RECORD, 2: OPTIONAL_RECORD, "key": NO_KEY}),
-    "settings_from_curvature": (("posterior", 1.0, 100), {0: NO_RECORD, 1: (None, *NO_NUMBER), 2: (None, *NO_COUNT)}),
+    "settings_from_curvature": (
+        ("posterior", 1.0, 100),
+        {0: NO_RECORD, 1: (None, "x", np.nan, np.inf), 2: (None, *NO_COUNT)},
+    ),
     "report": (("draws",), {0: NO_RECORD, "bounds": OPTIONAL_RECORD, "spectrum": OPTIONAL_RECORD}),
     "hessian_identity": (("posterior",), {0: NO_RECORD}),
     "layer_ranks": ((), {0: NO_RECORD}),

@@ -48,6 +48,7 @@ def load(path: str | Path) -> xr.DataTree:
         ValueError: if it is no netCDF file, or a damaged one, or has something else where `llc` has numbers; the
             message names file, group and variable.
     """
+    require_type("path", path, (str, Path), "the path of a file")
     path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"no file {path}; llc sample --out {path} writes one.")
