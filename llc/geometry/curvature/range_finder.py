@@ -77,7 +77,9 @@ def _project(basis: list[np.ndarray], vectors: np.ndarray) -> np.ndarray:
     return np.concatenate(inside) if inside else np.zeros((0, len(vectors)))
 
 
-def _from_range(operator, keys, basis, image, residual):
+def _from_range(
+    operator: CurvatureOperator, keys: Array, basis: list[np.ndarray], image: np.ndarray, residual: float
+) -> Eigenvalues:
     """Eigenvalues of H from Q and QᵀHΩ."""
     if not basis:
         return with_null_space(np.zeros(0), operator.dim, 0.0)._replace(vectors=np.zeros((0, operator.dim), np.float32))

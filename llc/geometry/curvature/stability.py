@@ -54,7 +54,9 @@ def unstable_eigenvalues(
     return nodes[~(np.abs(there - nodes) <= _CHANGE * nodes)]
 
 
-def _chunk(operator, nodes, vectors, slopes, start) -> np.ndarray:
+def _chunk(
+    operator: CurvatureOperator, nodes: np.ndarray, vectors: np.ndarray, slopes: np.ndarray, start: int
+) -> np.ndarray:
     """v_iᵀ H(w* + δ_i) v_i of some directions."""
     stop = min(start + _CHUNK, len(nodes))
     taken = nodes >= _SOFTER * nodes[start:stop, None]  # (direction of the chunk, direction of the step)
