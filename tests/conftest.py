@@ -26,3 +26,14 @@ gc.set_threshold(100_000, 50, 100)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Without most of LLVM's optimizations, but where chains run for long enough to pay for them."""
     jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("optimized"))
+
+
+_MAPS = pathlib.Path("/proc/self/maps")  # of Linux, which gives a process 65,530 of them; each compiled program has several
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Between files, let go of compiled programs before there are more than a process may have."""
+    is_last = nextitem is None or nextitem.path != item.path
+    if is_last and _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()

@@ -2,7 +2,7 @@
 
 JAX finds a compiled program by the identity of the function it was made from. A function whose attribute, class weight
 or global variable has changed would therefore be the old one. A `Loss` is equal to another one if both have the same
-function *and* the same program: posteriors of a function that has not changed share what was compiled, and one of a
+code *and* the same program: posteriors of a function that has not changed share what was compiled, and one of a
 function that has changed meets no old constant.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import equinox as eqx
@@ -49,13 +50,23 @@ class Loss:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Loss) or self.fingerprint != other.fingerprint:
             return False
-        return self.fn is other.fn or (_hashable(self.fn) and _hashable(other.fn) and bool(self.fn == other.fn))
+        mine, others = _identity(self.fn), _identity(other.fn)
+        return mine is others or (_hashable(mine) and _hashable(others) and bool(mine == others))
 
     def __hash__(self) -> int:
-        return hash((hash(self.fn) if _hashable(self.fn) else id(self.fn), self.fingerprint))
+        identity = _identity(self.fn)
+        return hash((hash(identity) if _hashable(identity) else id(identity), self.fingerprint))
 
     def __repr__(self) -> str:
         return f"Loss({self.fn!r})"
+
+
+def _identity(fn: Callable[[PyTree, PyTree], PyTree]) -> object:
+    """What two functions of one program share: their code, so that a `def` in a loop is compiled once.
+
+    The values that such a function has caught are in its fingerprint.
+    """
+    return fn.__code__ if isinstance(fn, FunctionType) else fn
 
 
 def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree) -> Loss:
@@ -140,7 +151,7 @@ def _like(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype))
 
 
-def _hashable(fn: Callable[..., Any]) -> bool:
+def _hashable(fn: object) -> bool:
     """Whether it has a hash, and equality that is a truth value."""
     try:
         hash(fn)
