@@ -28,7 +28,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     jax.config.update("jax_disable_most_optimizations", not item.get_closest_marker("optimized"))
 
 
-_MAPS = pathlib.Path("/proc/self/maps")  # of Linux, which gives a process 65,530 of them; each compiled program has several
+# Of Linux, which gives a process 65,530 of them. Each compiled program has several.
+_MAPS = pathlib.Path("/proc/self/maps")
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
