@@ -6,6 +6,15 @@ $$ K(x) = L(w^* + x) - L(w^*), \qquad\text{or, for a squared loss at exact fit,}
 The two are the same function, but the first is known only to ε L(w*) and the second to the square of round-off. A part
 of order t⁸ is then seen down to t = 10⁻³. Whether the second form holds is measured: it does where the two agree at
 random points around w*, up to one constant c.
+
+A cross-entropy has residuals too where its minimum over the outputs of each example is at those of w*, as with soft
+targets that equal the model's probabilities. Its excess is then the Bregman divergence of ψ (output_loss.py), and
+
+$$ K(x) = \frac{s}{n} \sum_i \big[\psi(f_i) - \psi(f_i^*) - \nabla\psi(f_i^*) \cdot (f_i - f_i^*)\big]
+   \asymp \frac{1}{n} \sum_i \lVert A_i^{1/2} (f_i - f_i^*) \rVert^2 , $$
+
+A_i the Hessian of s ψ at f_i*. The quotient of the two is bounded from both sides near w*, so they have the same λ, and
+the Hessian at w* is the same. The sum of squares takes the place of K then.
 """
 
 from typing import NamedTuple
@@ -17,10 +26,17 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator, require_predict_fn
+from llc.geometry.curvature.operators import (
+    CurvatureOperator,
+    GaussNewtonOperator,
+    curvature_operator,
+    gauss_newton_operator,
+    require_predict_fn,
+)
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.rows import Rows
 
+_FLAT, _CURVED = 1e-13, 1e-8  # curvatures of an output loss, in units of its largest: zero below, counted above
 _SAME = 1e-9  # relative: K at the probed distances is known to 1e-13, and a residual of 1e-8 shows
 _PROBES = np.array([0.03, 0.1, 0.3, 0.3])  # distances, in units of the parameters, of the points that decide on c
 _TINY = 1e-9  # distance at which K in the kernel of H is round-off: a quartic part of 1e-36
@@ -35,6 +51,7 @@ class Excess(eqx.Module):
     operator: CurvatureOperator
     outputs: Array | None  # f(w*, x) of all the data; None where K is a difference of losses
     constant: Float[Array, ""]  # c, or L(w*)
+    roots: Float[Array, "input k k"] | None = None  # A_i^½; None where it is the identity
 
     @property
     def dim(self) -> int:
@@ -43,7 +60,7 @@ class Excess(eqx.Module):
 
     @property
     def exact_fit(self) -> bool:
-        """Whether the loss is a squared error with zero residuals, so that K is a sum of squares."""
+        """Whether K is a sum of squares, or is replaced by one that is equivalent to it."""
         return self.outputs is not None
 
     def value(self, offset: Offset) -> Float[Array, ""]:
@@ -62,10 +79,9 @@ class Excess(eqx.Module):
     def residuals(self, offset: Offset) -> Float[Array, "output"]:
         """F with K = ½ |F|²; only at an exact fit."""
         params, posterior = self._params(offset), self.operator.posterior
-        scale = jnp.sqrt(2 * self.constant / self.num_data)
         outputs = self.operator.rows.map(lambda batch: _predict(posterior, params, batch))
         fitted = jnp.zeros(()) if self.outputs is None else self.outputs
-        return scale * jnp.ravel(outputs - fitted)
+        return jnp.sqrt(2 * self.constant / self.num_data) * jnp.ravel(_weighted(outputs - fitted, self.roots))
 
     def metric(self, offset: Offset) -> Float[Array, "dim dim"]:
         """The dense Hessian of K; at an exact fit its Gauss–Newton part, which is the same wherever K = 0."""
@@ -85,14 +101,14 @@ class Excess(eqx.Module):
     def _batches(self) -> Rows:
         """The data, with the outputs at w* beside them where K is a sum of squares."""
         rows = self.operator.rows
-        return rows if self.outputs is None else rows.beside(self.outputs)
+        return rows if self.outputs is None else rows.beside((self.outputs, self.roots))
 
     def _of_batch(self, offset: Offset, batch: PyTree) -> Float[Array, ""]:
         params, posterior = self._params(offset), self.operator.posterior
         if self.outputs is None:
             return posterior.loss(params, batch)
-        data, fitted = batch
-        difference = _predict(posterior, params, data) - fitted
+        data, (fitted, roots) = batch
+        difference = _weighted(_predict(posterior, params, data) - fitted, roots)
         return self.constant * (jnp.sum(difference**2) / difference.shape[0])
 
     def _params(self, offset: Offset) -> PyTree:
@@ -134,7 +150,47 @@ def excess_loss(posterior: LocalPosterior, key: PRNGKeyArray) -> Excess:
     constant = float(np.median(ratios))
     if constant > 0 and np.abs(ratios / constant - 1).max() <= _SAME:
         return Excess(operator, squares.outputs, jnp.asarray(constant))
-    return plain
+    return _as_sum_of_squares(posterior, plain, squares.outputs, points)
+
+
+def _as_sum_of_squares(
+    posterior: LocalPosterior, plain: Excess, outputs: Array | None, points: Float[Array, "point dim"]
+) -> Excess:
+    """The equivalent sum of squares where K is the Bregman divergence of a known output loss; `plain` elsewhere."""
+    try:
+        gauss_newton = gauss_newton_operator(posterior)
+    except ValueError:  # another function of the outputs, or none
+        return plain
+    pairs = np.array([(float(_value(plain, x)), float(_divergence(plain, gauss_newton, x))) for x in points])
+    if not np.abs(pairs[:, 0] - pairs[:, 1]).max() <= _SAME * np.abs(pairs[:, 0]).max():
+        return plain
+    curvatures, vectors = np.linalg.eigh(np.asarray(_output_curvature(gauss_newton)))
+    sizes = curvatures.max(axis=1, keepdims=True)
+    unclear = (curvatures > _FLAT * sizes) & (curvatures < _CURVED * sizes)  # a probability near zero
+    if unclear.any():
+        return plain
+    roots = np.sqrt(np.where(curvatures > _FLAT * sizes, curvatures, 0.0))
+    roots = np.einsum("nij,nj,nkj->nik", vectors, roots, vectors)
+    return Excess(plain.operator, outputs, jnp.asarray(0.5), jnp.asarray(roots))
+
+
+@eqx.filter_jit
+def _output_curvature(operator: GaussNewtonOperator) -> Float[Array, "input k k"]:
+    return operator.output_curvature()
+
+
+@eqx.filter_jit
+def _divergence(excess: Excess, operator: GaussNewtonOperator, offset: Offset) -> Float[Array, ""]:
+    """Mean Bregman divergence of the output loss between the outputs at `offset` from w* and those at w*."""
+    posterior = operator.posterior
+    moved, at_center = excess._params(offset), excess._params(jnp.zeros_like(offset))
+
+    def of_batch(batch: PyTree) -> Float[Array, ""]:
+        outputs, fitted = (_predict(posterior, params, batch) for params in (moved, at_center))
+        loss, slope = jax.jvp(lambda f: jnp.mean(operator.output_loss(f, batch)), (fitted,), (outputs - fitted,))
+        return operator.scale * (jnp.mean(operator.output_loss(outputs, batch)) - loss - slope)
+
+    return operator.rows.mean(of_batch, jnp.zeros(()))
 
 
 def typical_size(excess: Excess) -> float:
@@ -184,3 +240,10 @@ def _outputs(operator: CurvatureOperator) -> Array:
 
 def _predict(posterior: LocalPosterior, params: PyTree, batch: PyTree) -> Array:
     return jnp.asarray(require_predict_fn(posterior)(params, batch), jnp.float64)
+
+
+def _weighted(differences: Array, roots: Float[Array, "row k k"] | None) -> Array:
+    """A_i^½ times the differences of outputs of each example."""
+    if roots is None:
+        return differences
+    return jnp.einsum("nij,nj->ni", roots, differences.reshape(len(differences), -1))

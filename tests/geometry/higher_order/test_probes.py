@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import llc
-from llc.geometry.higher_order.probes import CERTIFICATE, COMPONENT, NAMES, ORDER, QUARTIC, SQUARED, SYMMETRY
+from llc.geometry.higher_order.excess import excess_loss
+from llc.geometry.higher_order.probes import NAMES
+from llc.geometry.higher_order.records import CERTIFICATE, COMPONENT, ORDER, QUARTIC, RESOLUTION, SQUARED, SYMMETRY
+from llc.posterior.precision import float64
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
 
 KEY = jax.random.key(0)
@@ -115,3 +118,45 @@ def test_the_report_names_both_sources():
     assert (named.lower, named.upper) == (0.5, 0.5)
     assert (named.lower_source, named.upper_source) == ("squared loss", "nearby component")
     assert named.source in str(llc.report(draws, bounds=bounds, spectrum=spectrum))
+
+
+def _bent(power, *, cross):
+    """Residuals y − x² and, left after y is eliminated, x^power: as itself, or hidden in y x^(power − 2)."""
+    rest = {(power - 2, 1): 1.0} if cross else {(power,): 1.0}
+    return squares({(0, 1): 1.0, (2,): -1.0}, rest, exact_fit=True)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("power", [3, 4])
+def test_leading_forms_are_those_across_the_range(power, cross):
+    """λ = ½ + 1/2k: y − x² is one smooth equation, and what is left is x^k."""
+    bounds = llc.higher_bounds(_bent(power, cross=cross), key=KEY)
+    assert bounds.lower == bounds.upper == pytest.approx(0.5 + 0.5 / power)
+
+
+def _two_layers(targets):
+    """Cross-entropy of a product of matrices, with w* = 0 and soft targets."""
+
+    def logits(params, batch):
+        return batch[0] @ params[0] @ params[1]
+
+    def loss_fn(params, batch):
+        return -jnp.sum(batch[1] * jax.nn.log_softmax(logits(params, batch)), axis=-1)
+
+    inputs = np.eye(2, dtype=np.float32)
+    params = [np.zeros((2, 1), np.float32), np.zeros((1, 3), np.float32)]
+    return llc.LocalPosterior(loss_fn, params, (inputs, np.tile(targets, (2, 1))), predict_fn=logits)
+
+
+def test_cross_entropy_has_residuals_where_its_targets_are_the_model_s_own_probabilities():
+    """Logits up to a shift: a product of 2×1 and 1×2 at zero, so λ = 1."""
+    bounds = llc.higher_bounds(_two_layers(np.full(3, 1 / 3, np.float32)), key=KEY)
+    assert (bounds.lower, bounds.upper) == pytest.approx((1.0, 1.0))
+    assert bounds.lower_source == RESOLUTION
+
+
+@pytest.mark.parametrize(("targets", "expected"), [([1 / 3, 1 / 3, 1 / 3], True), ([0.5, 0.3, 0.2], False)])
+def test_other_targets_leave_no_residuals(targets, expected):
+    posterior = _two_layers(np.array(targets, np.float32))
+    with float64():
+        assert excess_loss(posterior, KEY).exact_fit is expected

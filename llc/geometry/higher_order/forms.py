@@ -1,0 +1,141 @@
+r"""Homogeneous forms as symmetric tensors, and the forms with which the residuals begin in the kernel of H.
+
+A vector Q of e forms of degree k in m variables is an array of shape (e, m, …, m), symmetric in its last k axes.
+
+Let K ≍ |F|² and J = F'(0). Along a kernel direction v, the curve c(t) = tv + t²u₂ + t³u₃ + … with
+
+$$ u_j = -J^+ [t^j] F(c(t)) $$
+
+keeps the residuals out of the image of J. What is left of order t^k, Q(v) = P_coker [t^k] F(c(t)), are the leading
+forms. For k = 2 they are ½ P_coker F''[v, v].
+"""
+
+import itertools
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Inexact
+
+from llc.geometry.higher_order.excess import Excess, Offset
+from llc.geometry.higher_order.splitting import Splitting
+
+Forms = Inexact[np.ndarray, "..."]  # (equation, variable, …, variable)
+
+ZERO = 1e-8  # of a tensor of unit size: derivatives are known to 1e-12, and Newton steps end at 1e-13
+_CHUNK = 64  # points at a time: one program for all kernels
+_MAX_NUMBERS = 2**27  # of residuals of all points: 1 GiB
+
+
+def at_points(forms: Forms, point: np.ndarray, times: int) -> np.ndarray:
+    """`forms` with `times` of their variables set to `point`."""
+    for _ in range(times):
+        forms = forms @ point
+    return forms
+
+
+def restricted(forms: Forms, basis: Inexact[np.ndarray, "variable new"]) -> Forms:
+    """`forms` of the new variables y, with the old ones basis · y."""
+    for axis in range(1, forms.ndim):
+        forms = np.moveaxis(np.tensordot(forms, basis, axes=(axis, 0)), -1, axis)
+    return forms
+
+
+def symmetrized(forms: Forms) -> Forms:
+    """The mean over all orders of the variables."""
+    orders = list(itertools.permutations(range(1, forms.ndim)))
+    return np.asarray(sum(np.transpose(forms, (0, *order)) for order in orders) / len(orders))
+
+
+def reduced(forms: Forms) -> Forms:
+    """Forms that generate the same ideal: orthonormal ones, in those variables only that they depend on."""
+    forms = _row_space(forms.reshape(len(forms), -1)).reshape(-1, *forms.shape[1:])
+    return restricted(forms, _row_space(forms.reshape(-1, forms.shape[-1])).conj().T)
+
+
+def _row_space(matrix: np.ndarray) -> np.ndarray:
+    """Orthonormal rows that span those of `matrix`."""
+    if len(matrix) > matrix.shape[1]:
+        matrix = np.linalg.qr(matrix, mode="r")
+    _, sizes, rows = np.linalg.svd(matrix, full_matrices=False)
+    return rows[sizes > ZERO * sizes[0]]
+
+
+def leading_forms(excess: Excess, splitting: Splitting, degree: int) -> Forms | None:
+    """The leading forms of the residuals on the kernel of H, of which `degree` is known; None where they are too many.
+
+    Costs one evaluation of the residuals and their first derivatives for each of the C(m + k, k) points that determine
+    a form of degree k in m variables.
+
+    Args:
+        excess: K around w*, with residuals.
+        splitting: of its Hessian at w*.
+        degree: k, half of the order of g; 2, 3 or 4.
+    """
+    values, vectors = np.linalg.eigh(splitting.kernel)
+    kernel = vectors[:, values > 0.5]
+    size = kernel.shape[1]
+    sums = [s for n in range(1, degree + 1) for s in itertools.combinations_with_replacement(range(size), n)]
+    num_outputs = jax.eval_shape(excess.residuals, jnp.zeros(excess.dim)).size
+    if (len(sums) + size**degree) * num_outputs > _MAX_NUMBERS:
+        return None
+    counts = np.array([np.bincount(s, minlength=size) for s in sums], float)
+    points = np.concatenate([counts, np.zeros((-len(sums) % _CHUNK, size))]) @ kernel.T
+    root = jnp.asarray(splitting.root)
+    chunks = [
+        np.asarray(_forms_at(excess, root, jnp.asarray(c), degree)) for c in points.reshape(-1, _CHUNK, excess.dim)
+    ]
+    found = dict(zip(sums, np.concatenate(chunks), strict=False))
+    return _polarized(found, size, degree)
+
+
+def _polarized(values: dict[tuple[int, ...], np.ndarray], size: int, degree: int) -> Forms:
+    """The tensor of a form from its values at sums of basis vectors: Σ over parts S, (−1)^(k − |S|) Q(Σ_S e_i) / k!."""
+    num_outputs = len(next(iter(values.values())))
+    tensor = np.zeros((num_outputs, *(size,) * degree))
+    for index in itertools.combinations_with_replacement(range(size), degree):
+        parts = (part for n in range(1, degree + 1) for part in itertools.combinations(index, n))
+        entry = sum((-1) ** (degree - len(part)) * values[part] for part in parts) / math.factorial(degree)
+        for order in set(itertools.permutations(index)):
+            tensor[(slice(None), *order)] = entry
+    return tensor
+
+
+@eqx.filter_jit
+def _forms_at(
+    excess: Excess, root: Float[Array, "dim dim"], points: Float[Array, "point dim"], degree: int
+) -> Float[Array, "point output"]:
+    _, pushforward = jax.linearize(excess.residuals, jnp.zeros(excess.dim))
+    pull = jax.linear_transpose(pushforward, jnp.zeros(excess.dim))
+
+    def preimage(outputs: Array) -> Offset:
+        return root @ (root @ pull(outputs)[0])
+
+    def form(v: Offset) -> Array:
+        curve = [v]
+        left = jnp.zeros(())
+        for power in range(2, degree + 1):
+            left = _coefficient(excess, curve, power)
+            curve.append(-preimage(left))
+        for _ in range(2):  # once more, for what round-off leaves
+            left = left - pushforward(preimage(left))
+        return left
+
+    return jax.lax.map(form, points, batch_size=max(1, int(_MAX_NUMBERS // (64 * len(points) * excess.dim))))
+
+
+def _coefficient(excess: Excess, curve: list[Offset], power: int) -> Array:
+    """[t^power] of the residuals along Σ t^j curve_j, by nested derivatives."""
+
+    def along(t: ArrayLike) -> Array:
+        return excess.residuals(sum((t ** (j + 1) * u for j, u in enumerate(curve)), jnp.zeros(excess.dim)))
+
+    for _ in range(power):
+        along = _derivative(along)
+    return along(0.0) / math.factorial(power)
+
+
+def _derivative(fn):
+    return lambda t: jax.jvp(fn, (t,), (1.0,))[1]

@@ -1,0 +1,149 @@
+"""What each probe says of λ, as a record."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from llc.bounds.rank import Bound, Bounds
+from llc.geometry.higher_order.components import nearby_component
+from llc.geometry.higher_order.excess import Excess, Scale
+from llc.geometry.higher_order.forms import leading_forms
+from llc.geometry.higher_order.quartic import essential_variables, quadratic_rank
+from llc.geometry.higher_order.resolution import resolve
+from llc.geometry.higher_order.splitting import Splitting
+from llc.geometry.higher_order.symmetry import Symmetry
+
+CERTIFICATE, ORDER, SYMMETRY = "certificate g ≡ 0", "order of g", "symmetry orbit"
+QUARTIC, SQUARED, COMPONENT = "effective quartic", "squared loss", "nearby component"
+RESOLUTION = "resolution"
+
+_PROFILE = 42 * 12 * 11  # Hessian products of the order probe, at most
+_HIGHEST = 8  # order of g of which the leading forms are computed
+_NO_RESIDUALS = (
+    "no predict_fn whose squared errors are the loss and vanish at w*, or whose cross-entropy has its minimum there"
+)
+
+
+class Point(NamedTuple):
+    """What the probes start from."""
+
+    excess: Excess
+    splitting: Splitting
+    scale: Scale
+    orbit: int  # D
+
+    @property
+    def half(self) -> float:
+        """r/2."""
+        return self.splitting.rank / 2
+
+    @property
+    def free(self) -> int:
+        """Number of variables that g may depend on, d − D − r."""
+        return self.excess.dim - self.orbit - self.splitting.rank
+
+
+def of_symmetry(symmetry: Symmetry, bounds: Bounds) -> Bound:
+    """From the dimension of the symmetry orbit."""
+    rank = bounds.rank_interval[1]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in symmetry.kinds.items()) or "none"
+    rejected = f"; {symmetry.rejected} of the given ones rejected" if symmetry.rejected else ""
+    return Bound(
+        SYMMETRY,
+        "established",
+        f"D = {symmetry.dimension} (verified fields: {kinds}{rejected})",
+        "the loss is invariant where it is so at random points",
+        upper=rank / 2 + max(bounds.dim - symmetry.dimension - rank, 0) / 4,
+        evaluations=symmetry.evaluations,
+        number=symmetry.dimension,
+    )
+
+
+def of_certificate(point: Point, *, certified: bool) -> Bound:
+    """Whether g is zero."""
+    if not certified:
+        return Bound(CERTIFICATE, "undecided", "g is not zero, or can't be told from zero", evaluations=_PROFILE)
+    finding = "the minimum of K over the range of H is zero at random points of the kernel of H"
+    assumption, half = "no part of g is of order above 12", point.half
+    return Bound(CERTIFICATE, "established", finding, assumption, half, half, evaluations=_PROFILE)
+
+
+def of_order(point: Point, leading: int | None) -> Bound:
+    """From the order of g."""
+    if leading is None:
+        return Bound(ORDER, "undecided", "g follows no single power law along random directions")
+    finding = f"g ~ t^{leading} along random directions"
+    lower, upper = point.half + 1 / leading, point.half + point.free / leading
+    assumption = "no part of g of lower order below round-off"
+    return Bound(ORDER, "established", finding, assumption, lower, upper, number=leading)
+
+
+def of_quartic(point: Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
+    """From the variables of the effective quartic."""
+    rank = essential_variables(point.excess, point.splitting, key)
+    if rank.value is None:
+        return Bound(QUARTIC, "undecided", "the gradients of q have no clear rank", evaluations=rank.evaluations)
+    upper = point.half + rank.value / 4 + max(point.free - rank.value, 0) / 6
+    assumption = "derivatives up to the fourth, above round-off"
+    found = Bound(QUARTIC, "established", f"d₄ = {rank.value}", assumption, upper=upper, number=rank.value)
+    return replace(found, evaluations=rank.evaluations)
+
+
+def of_squared(point: Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
+    """From one combination of the residuals' quadratic forms."""
+    if not point.excess.exact_fit:
+        return Bound(SQUARED, "not used", _NO_RESIDUALS)
+    rank = quadratic_rank(point.excess, point.splitting, key)
+    if rank.value is None:
+        return Bound(SQUARED, "undecided", "the quadratic form has no clear rank", evaluations=rank.evaluations)
+    lower = point.half + min(0.5, rank.value / 4)
+    found = Bound(SQUARED, "established", f"ρ = {rank.value}", _residuals(point), lower=lower, number=rank.value)
+    return replace(found, evaluations=rank.evaluations)
+
+
+def of_component(point: Point, leading: int | None, key: PRNGKeyArray) -> Bound:
+    """From the smooth components of the zero set near w*."""
+    if leading is None:
+        return Bound(COMPONENT, "undecided", "without the order of g, no zero near w* can be certified")
+    found = nearby_component(point.excess, point.scale, leading, key)
+    seen = ", ".join("none" if rank is None else str(rank) for rank in found.found)
+    if found.rank is None:
+        return Bound(
+            COMPONENT,
+            "undecided",
+            f"codimensions at two distances from w*: {seen}; or none was found nearer",
+            evaluations=found.evaluations,
+        )
+    finding = f"a manifold of zeros of codimension {found.rank} at two distances from w*"
+    bound = Bound(COMPONENT, "established", finding, "it comes arbitrarily near w*", upper=found.rank / 2)
+    return replace(bound, evaluations=found.evaluations, number=found.rank)
+
+
+def of_resolution(point: Point, leading: int | None, key: PRNGKeyArray) -> Bound:
+    """From the leading forms of the residuals on the kernel of H."""
+    if not point.excess.exact_fit:
+        return Bound(RESOLUTION, "not used", _NO_RESIDUALS)
+    if leading is None or leading > _HIGHEST:
+        return Bound(RESOLUTION, "undecided", f"it needs an order of g of at most {_HIGHEST}")
+    forms = leading_forms(point.excess, point.splitting, leading // 2)
+    if forms is None:
+        return Bound(RESOLUTION, "undecided", "the residuals' forms on the kernel of H do not fit in memory")
+    if not np.abs(forms).max() > 0:
+        return Bound(RESOLUTION, "undecided", "the residuals have no forms of that order on the kernel of H")
+    found = resolve(forms, np.random.default_rng(np.asarray(jax.random.key_data(key))))
+    if found.value is None:
+        return Bound(RESOLUTION, "undecided", f"the leading forms have {found.num_variables} variables, too many")
+    ranks = ", ".join(f"{count} of rank {rank}" for rank, count in sorted(found.ranks.items())) or "none"
+    finding = (
+        f"forms of degree {leading // 2} in {found.num_variables} variables have lct ≥ {found.value:.4g}; "
+        f"zeros that could lower it: {ranks}"
+    )
+    assumption = f"{_residuals(point)}; no zero of another kind among the leading forms"
+    return Bound(RESOLUTION, "established", finding, assumption, lower=point.half + found.value / 2)
+
+
+def _residuals(point: Point) -> str:
+    return "exact fit" if point.excess.roots is None else "an output loss with its minimum at the outputs of w*"
