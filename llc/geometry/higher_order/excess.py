@@ -145,7 +145,7 @@ def excess_loss(posterior: LocalPosterior, key: PRNGKeyArray) -> Excess:
     if posterior.predict_fn is None:
         return plain
     squares = Excess(operator, _outputs(operator), jnp.ones(()))
-    points = typical_size(plain) * _PROBES[:, None] * jax.random.normal(key, (len(_PROBES), dim))
+    points = typical_size(plain) * jnp.asarray(_PROBES)[:, None] * jax.random.normal(key, (len(_PROBES), dim))
     ratios = np.array([float(_value(plain, x) / _value(squares, x)) for x in points])
     constant = float(np.median(ratios))
     if constant > 0 and np.abs(ratios / constant - 1).max() <= _SAME:

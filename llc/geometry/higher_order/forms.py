@@ -12,6 +12,7 @@ forms. For k = 2 they are ½ P_coker F''[v, v].
 
 import itertools
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -130,12 +131,13 @@ def _coefficient(excess: Excess, curve: list[Offset], power: int) -> Array:
     """[t^power] of the residuals along Σ t^j curve_j, by nested derivatives."""
 
     def along(t: ArrayLike) -> Array:
-        return excess.residuals(sum((t ** (j + 1) * u for j, u in enumerate(curve)), jnp.zeros(excess.dim)))
+        powers = jnp.stack([jnp.asarray(t) ** (j + 1) for j in range(len(curve))])
+        return excess.residuals(powers @ jnp.stack(curve))
 
-    for _ in range(power):
-        along = _derivative(along)
-    return along(0.0) / math.factorial(power)
+    return _nth_derivative(along, power)(0.0) / math.factorial(power)
 
 
-def _derivative(fn):
-    return lambda t: jax.jvp(fn, (t,), (1.0,))[1]
+def _nth_derivative(fn: Callable[[ArrayLike], Array], times: int) -> Callable[[ArrayLike], Array]:
+    if not times:
+        return fn
+    return _nth_derivative(lambda t: jax.jvp(fn, (t,), (1.0,))[1], times - 1)

@@ -57,7 +57,7 @@ def zeros(forms: Forms, below: float, rng: np.random.Generator) -> Iterator[list
 
 def _zero(forms: Forms, point: np.ndarray, rank: int) -> Zero | None:
     """The zero with a derivative of at most that rank next to `point`; None where Newton steps end at none."""
-    previous = np.inf
+    previous = size = np.inf
     for count in range(_NEWTON_STEPS):
         equations, derivative = _equations(forms, point, rank)
         size = float(np.linalg.norm(equations))
