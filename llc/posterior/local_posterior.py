@@ -35,6 +35,7 @@ from llc.posterior.validation import (
     leading_axis,
     note_buffers,
 )
+from llc.posterior.weights import OfRows, Weighted, WeightedRows, normalized_weights
 
 
 class Scale(NamedTuple):
@@ -73,9 +74,13 @@ class LocalPosterior(eqx.Module):
             `params` with booleans or boolean arrays as leaves. Default: all move.
         predict_fn: optional `predict_fn(params, batch)`, the outputs of the model, for everything that looks at them:
             the Gauss–Newton matrix, behavioral gradients, an exact fit.
+        weights: of the rows, numbers >= 0 of shape `(n,)`; needs one loss per example. They are divided by their mean,
+            and the loss of example i is w_i ℓ_i everywhere, also in WAIC. `data` are then pairs of rows and weights. n
+            stays the number of rows; where a weight says how often a row was seen, give `nbeta` as N / log N with N
+            the sum of the counts. Default: 1.
 
     Raises:
-        ValueError: if the data, the params, the loss at w*, nβ, γ or the mask can't define a posterior.
+        ValueError: if the data, the params, the loss at w*, nβ, γ, the mask or the weights can't define a posterior.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,9 +108,10 @@ class LocalPosterior(eqx.Module):
         gamma: Real[ArrayLike, ""] | None = None,
         mask: PyTree = None,
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
+        weights: PyTree = None,
     ):
         with lenient():
-            self._make(loss_fn, center, data, nbeta, gamma, mask, predict_fn)
+            self._make(loss_fn, center, data, nbeta, gamma, mask, predict_fn, weights)
 
     def _make(
         self,
@@ -116,23 +122,37 @@ class LocalPosterior(eqx.Module):
         gamma: Real[ArrayLike, ""] | None,
         mask: PyTree,
         predict_fn: Callable[[PyTree, PyTree], Array] | None,
+        weights: Any,
     ) -> None:
         check_data(data)
         check_center(center)
         center, data = on_common_devices(center, data)
         num_data = leading_axis(data)
         self.center = jax.tree.map(_strong_dtype, center)
-        self.data = jax.tree.map(_as_array, data)
+        rows = jax.tree.map(_as_array, data)
         self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
         self.gamma = None if gamma is None else checked_scale("gamma", gamma)
         self.mask = normalize_mask(mask, self.center)
         note_buffers(self.center, self.mask)
         check_finite(self.position)
-        self.per_example = comes_per_example(loss_fn, self.center, self.data)
-        self.loss_fn = fixed(loss_fn, self.center, self.data)
-        self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, self.data)
+        self.per_example = comes_per_example(loss_fn, self.center, rows)
+        self.loss_fn = fixed(loss_fn, self.center, rows)
+        self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, rows)
+        self.data = rows
+        if weights is not None:
+            self._weigh(rows, weights)
         if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data))):
             self._check_loss()
+
+    def _weigh(self, rows: PyTree, weights: Any) -> None:
+        if not self.per_example:
+            raise ValueError(
+                "weights need one loss per example, of shape (batch,), but loss_fn returns a scalar, in which rows can "
+                "no longer be told apart; leave the mean over the batch out of it."
+            )
+        self.data = WeightedRows(rows, normalized_weights(weights, leading_axis(rows)))
+        self.loss_fn = Weighted(self.loss_fn)
+        self.predict_fn = None if self.predict_fn is None else OfRows(self.predict_fn)
 
     def _check_loss(self) -> None:
         loss = self.init_loss()
@@ -151,6 +171,11 @@ class LocalPosterior(eqx.Module):
     def num_params(self) -> int:
         """d, the number of parameters that move."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.position))
+
+    @property
+    def weights(self) -> Float[Array | np.ndarray, "n"] | None:
+        """Weights of the rows, of mean one; None where all are 1."""
+        return self.data.weights if isinstance(self.data, WeightedRows) else None
 
     @property
     def position(self) -> PyTree:
