@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
 from llc.posterior.loss import fixed
-from llc.posterior.loss_probes import Probe, check_loss_function
+from llc.posterior.loss_probes import Probe, check_loss_function, check_precision
 from llc.posterior.mask import Moves, normalize_mask
 from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import as_float64, float64, lenient
@@ -97,7 +97,8 @@ class LocalPosterior(eqx.Module):
     gamma: Float[Array, ""] | None
     mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
     predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
-    per_example: bool = eqx.field(static=True)
+    per_example: bool = eqx.field(static=True, init=False)
+    precision: str = eqx.field(static=True, init=False)  # the coarsest dtype in which the loss computes
 
     def __init__(
         self,
@@ -141,8 +142,8 @@ class LocalPosterior(eqx.Module):
         self.data = rows
         if weights is not None:
             self._weigh(rows, weights)
-        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data))):
-            self._check_loss()
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data)))
+        self.precision = "float64" if traced else self._check_loss()
 
     def _weigh(self, rows: PyTree, weights: Any) -> None:
         if not self.per_example:
@@ -154,13 +155,18 @@ class LocalPosterior(eqx.Module):
         self.loss_fn = Weighted(self.loss_fn)
         self.predict_fn = None if self.predict_fn is None else OfRows(self.predict_fn)
 
-    def _check_loss(self) -> None:
+    def _check_loss(self) -> str:
         loss = self.init_loss()
         if not math.isfinite(loss):
             raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
         nbeta = None if isinstance(self.nbeta, Tracer) else float(self.nbeta)
         probe = Probe(self.loss_fn, self.position, self.params_at, self._select, self.per_example, nbeta)
-        check_loss_function(probe, self.data, loss)
+        return check_loss_function(probe, self.data, loss)
+
+    def check_precision(self) -> None:
+        """Raises ValueError if the loss is too coarse at this nβ; only one in half precision is evaluated for it."""
+        if not isinstance(self.nbeta, Tracer) and self.precision not in ("float32", "float64"):
+            check_precision(self.precision, float(self.nbeta), self.init_loss())
 
     @property
     def num_data(self) -> int:
@@ -201,11 +207,13 @@ class LocalPosterior(eqx.Module):
         """The same loss, data and w* at another nβ or γ; what is None stays.
 
         Raises:
-            ValueError: if nbeta is not a finite number > 0, or gamma not one >= 0.
+            ValueError: if nbeta is not a finite number > 0, or gamma not one >= 0, or if the loss computes in half
+                precision and is too coarse at this nβ.
         """
         posterior = self
         if nbeta is not None:
             posterior = eqx.tree_at(lambda p: p.nbeta, posterior, checked_scale("nbeta", nbeta))
+            posterior.check_precision()
         if gamma is not None:
             new = checked_scale("gamma", gamma)
             posterior = eqx.tree_at(lambda p: p.gamma, posterior, new, is_leaf=lambda x: x is None)

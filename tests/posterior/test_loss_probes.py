@@ -1,5 +1,7 @@
 """Losses that are not what they seem: what is refused, and honest ones that are not."""
 
+import dataclasses
+
 import equinox as eqx
 import flax.nnx
 import jax
@@ -414,6 +416,26 @@ def in_half(dtype, shift=0.0, outside=False):
 def test_a_loss_too_coarse_for_nbeta_is_refused(dtype, outside):
     with pytest.raises(ValueError, match=r"compute in float32 or float64, but it computes in .*float16"):
         LocalPosterior(in_half(dtype, 4.0, outside), PARAMS, DATA, gamma=1.0)
+
+
+def test_a_coarse_loss_is_refused_at_another_nbeta():
+    """Which a posterior at a small nβ must not get round."""
+    posterior = LocalPosterior(in_half(jnp.float16), PARAMS, DATA, gamma=1.0, nbeta=0.1)
+    assert posterior.precision == "float16"
+    assert LocalPosterior(squares, PARAMS, DATA).precision == "float64"
+    ways = {
+        "with_scale": lambda: posterior.with_scale(nbeta=100.0),
+        "replace": lambda: dataclasses.replace(posterior, nbeta=np.asarray(100.0)),
+        "estimate": lambda: llc.estimate(KEY, posterior, nbeta=100.0),
+        "tree_at": lambda: llc.sample(
+            KEY, eqx.tree_at(lambda p: p.nbeta, posterior, np.asarray(100.0)), llc.SGLD(1e-3), progress=False
+        ),
+    }
+    for way in ways.values():
+        with pytest.raises(ValueError, match=r"compute in float32 or float64, but it computes in float16"):
+            way()
+    assert posterior.with_scale(nbeta=0.2, gamma=3.0).scale == (0.2, 3.0)
+    assert dataclasses.replace(LocalPosterior(squares, PARAMS, DATA, mask="w"), nbeta=7.0).nbeta == 7.0
 
 
 def test_half_precision_that_shows_lambda_is_taken():
