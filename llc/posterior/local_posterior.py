@@ -33,7 +33,9 @@ from llc.posterior.validation import (
     checked_scale,
     comes_per_example,
     leading_axis,
+    native,
     note_buffers,
+    of_any_size,
 )
 from llc.posterior.weights import OfRows, Weighted, WeightedRows, normalized_weights
 
@@ -127,7 +129,7 @@ class LocalPosterior(eqx.Module):
     ) -> None:
         check_data(data)
         check_center(center)
-        center, data = on_common_devices(center, data)
+        center, data = on_common_devices(*jax.tree.map(native, (center, data)))
         num_data = leading_axis(data)
         self.center = jax.tree.map(_strong_dtype, center)
         rows = jax.tree.map(_as_array, data)
@@ -156,7 +158,10 @@ class LocalPosterior(eqx.Module):
         self.predict_fn = None if self.predict_fn is None else OfRows(self.predict_fn)
 
     def _check_loss(self) -> str:
-        loss = self.init_loss()
+        try:
+            loss = self.init_loss()
+        except (TypeError, ValueError, IndexError, AssertionError) as error:
+            raise of_any_size(error, self.num_data) from error
         if not math.isfinite(loss):
             raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
         nbeta = None if isinstance(self.nbeta, Tracer) else float(self.nbeta)

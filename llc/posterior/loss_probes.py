@@ -168,6 +168,7 @@ def _check(probe: Probe, batch: PyTree, splits: np.ndarray, position: PyTree, to
         return
     slopes = Slopes(
         lambda z: float(np.mean(probe.value(z, batch))),
+        lambda z: probe.gradient(z, batch),
         probe.gradient(moved, batch),
         moved,
         tolerance.step,

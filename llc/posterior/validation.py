@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from llc.posterior.mask import path_name
+from llc.posterior.tables import fresh_tables
 
 _CURES = {  # by the name of the error, so that its library need not be imported
     "TraceContextError": (
@@ -62,8 +63,10 @@ def _no_array(leaf: Any) -> str | None:
     if isinstance(leaf, np.ma.MaskedArray):
         return "got a masked array; give x.filled(…), and the mask as another array that loss_fn takes into account."
     dtype = leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf).dtype
-    if dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number):
         return None
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return "got keys of JAX; give jax.random.key_data(keys), and take jax.random.wrap_key_data of it in loss_fn."
     cure = {
         "O": "convert it, or pad rows of different lengths and put a mask beside them",
         "M": "take numbers of seconds or days, x.astype('int64')",
@@ -72,6 +75,16 @@ def _no_array(leaf: Any) -> str | None:
         "S": "encode text as integers (tokens, labels) first",
     }.get(dtype.kind, "convert it to numbers")
     return f"got {name} of dtype {dtype}; {cure}."
+
+
+def native(leaf: Any) -> Any:
+    """A NumPy array in a dtype that JAX knows: in the byte order of this machine, and no wider than 128 bits."""
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    widest = {"f": np.float64, "c": np.complex128}.get(leaf.dtype.kind)
+    if widest is not None and leaf.dtype.itemsize > np.dtype(widest).itemsize:
+        return leaf.astype(widest)
+    return leaf if leaf.dtype.isnative else leaf.astype(leaf.dtype.newbyteorder("="))
 
 
 def leading_axis(data: PyTree) -> int:
@@ -158,7 +171,8 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
     probe = jax.tree.map(lambda x: x[:_FIRST_ROWS], data)
     size = leading_axis(probe)
     try:
-        out = eqx.filter_eval_shape(loss_fn, center, probe)
+        with fresh_tables(loss_fn, center):
+            out = eqx.filter_eval_shape(loss_fn, center, probe)
     except Exception as error:  # the user's function may raise anything
         reason = str(error).partition("\n")[0]
         cure = _CURES.get(type(error).__name__, "")
@@ -178,6 +192,17 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
             "and booleans have no gradient. Take a loss with one, the negative log likelihood for instance."
         )
     return shape != ()
+
+
+def of_any_size(error: Exception, num_rows: int) -> ValueError:
+    """What to raise of a loss that works on a few rows and not on all of them; what names its cure stays as it is."""
+    if isinstance(error, ValueError) and str(error).startswith(("loss_fn needs", "batch needs")):
+        return error
+    reason = str(error).partition("\n")[0]
+    return ValueError(
+        f"loss_fn needs to work on batches of any size, but on {num_rows} rows it raises {type(error).__name__}: "
+        f"{reason}; take the size from the batch (len(x), reshape to -1)."
+    )
 
 
 def _shapes(tree: PyTree) -> str:
