@@ -35,7 +35,7 @@ from llc.posterior.validation import (
     leading_axis,
     native,
     note_buffers,
-    of_any_size,
+    why_not,
 )
 from llc.posterior.weights import OfRows, Weighted, WeightedRows, normalized_weights
 
@@ -160,8 +160,10 @@ class LocalPosterior(eqx.Module):
     def _check_loss(self) -> str:
         try:
             loss = self.init_loss()
-        except (TypeError, ValueError, IndexError, AssertionError) as error:
-            raise of_any_size(error, self.num_data) from error
+        except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):  # of the device: want of memory
+                raise
+            raise why_not(error, self.loss_fn, self.center, self.data) from error
         if not math.isfinite(loss):
             raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
         nbeta = None if isinstance(self.nbeta, Tracer) else float(self.nbeta)

@@ -19,8 +19,16 @@ _CURES = {  # by the name of the error, so that its library need not be imported
         " — the model changes its own state (dropout keys, running averages) while it is evaluated. Call model.eval() "
         "first, and split it outside of loss_fn: graph, params, rest = nnx.split(model, nnx.Param, …), with "
         "nnx.merge(graph, params, rest) within."
-    )
+    ),
+    "TracerArrayConversionError": " — NumPy can't compute with params or batch; take the functions of jax.numpy.",
+    "TracerBoolConversionError": " — a Python condition can't depend on params or batch; take jnp.where.",
+    "ConcretizationTypeError": " — params and batch have no values yet; take jnp.where, and no float() or int().",
 }
+_NO_DROPOUT = (
+    " — the model asks for random numbers, as dropout does: switch it off (deterministic=True, model.eval(), "
+    "eqx.nn.inference_mode, hk.without_apply_rng)."
+)
+_ANY_SIZE = " — batches are of any size; take it from the batch (len(x), reshape to -1)."
 _SHOWN = 8  # leaves in a message
 _FIRST_ROWS = 64  # on which the shape of the loss is found
 
@@ -168,19 +176,25 @@ def check_finite(position: PyTree) -> None:
 
 def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> bool:
     """Whether the loss has one value an example; raises ValueError if it is no loss of (params, batch) at all."""
+    if not callable(loss_fn):
+        raise ValueError(f"loss_fn needs to be a function of (params, batch), got {type(loss_fn).__name__}.")
     probe = jax.tree.map(lambda x: x[:_FIRST_ROWS], data)
     size = leading_axis(probe)
     try:
-        with fresh_tables(loss_fn, center):
-            out = eqx.filter_eval_shape(loss_fn, center, probe)
+        out = _shape_of(loss_fn, center, probe)
     except Exception as error:  # the user's function may raise anything
-        reason = str(error).partition("\n")[0]
-        cure = _CURES.get(type(error).__name__, "")
         raise ValueError(
             f"loss_fn needs to be a function of (params, batch), but on params {_shapes(center)} and a batch "
-            f"{_shapes(probe)} it raises {type(error).__name__}: {reason}{cure}"
+            f"{_shapes(probe)} it raises {type(error).__name__}: {_first_line(error)}"
+            f"{_cure(error, loss_fn, center, data)}"
         ) from error
-    shape, dtype = getattr(out, "shape", out), getattr(out, "dtype", None)
+    if out is None or isinstance(out, (tuple, list, dict)):
+        kind = f"a {type(out).__name__}" if out is not None else "None; is its return missing?"
+        hint = "; leave auxiliary values and gradients out (no value_and_grad)" if isinstance(out, tuple) else ""
+        raise ValueError(
+            f"loss_fn needs to return a scalar (the mean loss) or shape (batch,) = ({size},), got {kind}{hint}."
+        )
+    shape, dtype = getattr(out, "shape", ()), getattr(out, "dtype", None)
     if shape not in ((), (size,)):
         raise ValueError(
             f"loss_fn needs to return a scalar (the mean loss) or shape (batch,) = ({size},), got {shape}; "
@@ -194,15 +208,47 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
     return shape != ()
 
 
-def of_any_size(error: Exception, num_rows: int) -> ValueError:
-    """What to raise of a loss that works on a few rows and not on all of them; what names its cure stays as it is."""
+def _shape_of(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Any:
+    with fresh_tables(loss_fn, params):
+        return eqx.filter_eval_shape(loss_fn, params, batch)
+
+
+def _works(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> bool:
+    try:
+        _shape_of(loss_fn, params, batch)
+    except Exception:  # of the user's function
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _cure(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> str:
+    """What to change about a loss that fails on some rows, with a dash before it; empty if that is not known."""
+    if type(error).__name__ in _CURES:
+        return _CURES[type(error).__name__]
+    words = f"{type(error).__name__} {error}".lower()
+    if "rng" in words or "dropout" in words:
+        return _NO_DROPOUT
+    if _works(loss_fn, data, center):
+        return " — its arguments are the other way round; take lambda params, batch: loss_fn(batch, params)."
+    return _ANY_SIZE if _works(loss_fn, center, data) else ""
+
+
+def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> ValueError:
+    """What to raise of a loss that fails in float64 on all the data; what names its cure stays as it is."""
     if isinstance(error, ValueError) and str(error).startswith(("loss_fn needs", "batch needs")):
         return error
-    reason = str(error).partition("\n")[0]
-    return ValueError(
-        f"loss_fn needs to work on batches of any size, but on {num_rows} rows it raises {type(error).__name__}: "
-        f"{reason}; take the size from the batch (len(x), reshape to -1)."
-    )
+    seen = f"raises {type(error).__name__}: {_first_line(error)}"
+    if _works(loss_fn, center, data):
+        return ValueError(
+            "loss_fn needs to work in float64 too, in which L(w*) and curvature are computed, but there it "
+            f"{seen} — take dtypes from params and batch: of what a loop starts from, of constants. A state with "
+            "counters, as of batch normalization in training mode, is to be left out (its running averages)."
+        )
+    return ValueError(f"loss_fn needs to work on batches of any size, but on {leading_axis(data)} rows it {seen}{_ANY_SIZE}")
 
 
 def _shapes(tree: PyTree) -> str:
