@@ -248,7 +248,9 @@ def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center
             f"{seen} — take dtypes from params and batch: of what a loop starts from, of constants. A state with "
             "counters, as of batch normalization in training mode, is to be left out (its running averages)."
         )
-    return ValueError(f"loss_fn needs to work on batches of any size, but on {leading_axis(data)} rows it {seen}{_ANY_SIZE}")
+    return ValueError(
+        f"loss_fn needs to work on batches of any size, but on {leading_axis(data)} rows it {seen}{_ANY_SIZE}"
+    )
 
 
 def _shapes(tree: PyTree) -> str:

@@ -146,7 +146,11 @@ NO_MEANS = {
     "trimmed mean": (lambda w, b: jnp.mean(jnp.sort(squares(w, b))[: int(0.9 * len(b["x"]))]), PARAMS, DATA),
     "mixup with the reversed batch": (lambda w, b: squares(w, jax.tree.map(mixed, b)), PARAMS, DATA),
     "inputs centred in the batch": (lambda w, b: squares(w, b | {"x": b["x"] - b["x"].mean(axis=0)}), PARAMS, DATA),
-    "share of the variance": (lambda w, b: jnp.sum(squares(w, b)) / jnp.sum((b["y"] - b["y"].mean()) ** 2), PARAMS, DATA),
+    "share of the variance": (
+        lambda w, b: jnp.sum(squares(w, b)) / jnp.sum((b["y"] - b["y"].mean()) ** 2),
+        PARAMS,
+        DATA,
+    ),
     "penalty over the batch size": (
         lambda w, b: mean_square(w, b) + 1e-3 * optax.tree.norm(w, squared=True) / len(b["x"]),
         PARAMS,
@@ -279,6 +283,8 @@ def through(change):
 
 
 BUFFERED = Buffered(jnp.float32(0.3), jnp.ones(4))
+
+
 @jax.custom_jvp
 def mistaken(x):
     return jnp.tanh(x)

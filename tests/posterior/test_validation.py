@@ -93,9 +93,11 @@ WRONG_LOSSES = {
     "random numbers": (lambda w, batch: squares(w, Dropping().apply({}, batch)), r"deterministic=True"),
     "a carry of float32": (fixed_carry, "work in float64 too.*dtypes from params"),
     "float32 only": (
-        lambda w, batch: jax.lax.dot_general(batch, w, (((1,), (0,)), ((), ())), preferred_element_type=w.dtype)
-        if w.dtype == np.float32
-        else jnp.zeros(())[0],
+        lambda w, batch: (
+            jax.lax.dot_general(batch, w, (((1,), (0,)), ((), ())), preferred_element_type=w.dtype)
+            if w.dtype == np.float32
+            else jnp.zeros(())[0]
+        ),
         "work in float64 too",
     ),
 }

@@ -18,9 +18,9 @@ a distance (a ReLU that switches for some datum near w*) looks the same, but onl
   than that: it does where t passes the nearest of the kinks at a distance.
 
 Kinks at a distance are measured apart: the Hessian at w* leaves them out, and the posterior reaches them. Where the
-curvature of a ReLU network sits in many of them, A(t)/t has a level that hardly depends on t, while that of a smooth loss
-falls by 64 from a step to the next. What stands above an eighth of the step before, at a hundredth of the size of the
-params, is their share (0.22 in a ReLU transformer layer of 1,040 parameters, 0 in the same one with GELU).
+curvature of a ReLU network sits in many of them, A(t)/t has a level that hardly depends on t, while that of a smooth
+loss falls by 64 from a step to the next. What stands above an eighth of the step before, at a hundredth of the size of
+the params, is their share (0.22 in a ReLU transformer layer of 1,040 parameters, 0 in the same one with GELU).
 
 A kink that moves the gradient by less than round-off, or by less than the smooth part of many other parameters does
 over the distances that count, is not seen.
