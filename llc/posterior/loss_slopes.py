@@ -94,8 +94,8 @@ def _has_steps(slopes: Slopes, direction: PyTree, leaf: int) -> bool:
 def _steps_message(name: str) -> str:
     return (
         f"loss_fn needs a gradient, but along {name!r} the loss is a function of steps: it changes, and its gradient "
-        "is 0 everywhere, as under rounding, a threshold or an argmax (top-1 routing). No sampler that follows the gradient "
-        f"sees it. Take a smooth version (a softmax, params quantized before), or let {name!r} stay, with mask."
+        "is 0 everywhere, as under rounding, a threshold or an argmax (top-1 routing). No sampler that follows the "
+        f"gradient sees it. Take a smooth version (a softmax, params quantized before), or let {name!r} stay, with mask."
     )
 
 

@@ -1,8 +1,8 @@
 r"""Rows with weights: the loss is $L(w) = \frac1n \sum_i w_i\, \ell_i(w)$ with weights of mean one over the $n$ rows.
 
 The weights travel with their rows, so that every part of the program (minibatches, pieces, subsets) has those of the
-rows that it looks at, and w_i ℓ_i is the loss of example i to all of them. A mean over some of the rows, drawn at random,
-is then an estimate of L without bias, which a mean divided by the weights of those rows is not.
+rows that it looks at, and w_i ℓ_i is the loss of example i to all of them. A mean over some of the rows, drawn at
+random, is then an estimate of L without bias, which a mean divided by the weights of those rows is not.
 """
 
 from collections.abc import Callable
