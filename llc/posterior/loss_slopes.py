@@ -95,7 +95,7 @@ def _steps_message(name: str) -> str:
     return (
         f"loss_fn needs a gradient, but along {name!r} the loss is a function of steps: it changes, and its gradient "
         "is 0 everywhere, as under rounding, a threshold or an argmax (top-1 routing). No sampler that follows the "
-        f"gradient sees it. Take a smooth version (a softmax, params quantized before), or let {name!r} stay, with mask."
+        f"gradient sees it. Take a smooth version (a softmax, quantized params), or let {name!r} stay, with mask."
     )
 
 
