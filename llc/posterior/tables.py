@@ -4,7 +4,8 @@ JAX 0.12 remembers a NumPy array, by its identity, in the precision in which it 
 that has it lives. An int64 or float64 table is int32 or float32 in a program of the default precision, and using it
 under float64 fails. A view of the array has the same values in the same memory and another identity, so that the
 function gets views while it is traced. The tables are found where functions keep them: closures, globals, defaults,
-`functools.partial`, attributes of objects, and containers of all these. What `functools.cache` keeps is computed anew.
+`functools.partial`, attributes of objects, and containers of all these. A function under `functools.cache` gives views
+of what it keeps.
 """
 
 import contextlib
@@ -81,9 +82,20 @@ def _viewed(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.view()
     if _is_cached(value):
-        return functools.cache(value.__wrapped__)
+        return _viewing(value)
     parts = [_viewed(part) if _holds_table(part) else part for part in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def _viewing(cached: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which gives views of the tables that it keeps."""
+
+    @functools.wraps(cached)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = cached(*args, **kwargs)
+        return _viewed(result) if _holds_table(result) else result
+
+    return call
 
 
 def _names_in(value: Any) -> frozenset[str]:
