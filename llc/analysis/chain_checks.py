@@ -17,7 +17,7 @@ from llc.bounds.spectral_measure import Spectrum
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 _MAX_Z = 4.0
-_MAX_VIRIAL = 0.05  # THEORY §7: every unmixed run had .37–.9, every trusted one is within .05
+_MAX_VIRIAL = 0.05  # docs/theory.md, §7: every unmixed run had .37–.9, every trusted one is within .05
 _MAX_VIRIAL_CURVED = 0.03  # the same where λ_quad comes from
 _MIN_ROWS = 100  # of an evaluation subset: at 15 and 30 rows errors were 1.4 to 1.75 times too small, at 100 right
 _STABLE, _SAFE = 4.0, 2.0  # ε (nβ h + γ) from which Euler–Maruyama is unstable, and up to which it is trusted

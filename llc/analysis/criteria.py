@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from llc.analysis import schema
 from llc.analysis.estimators import Estimate
-from llc.analysis.pointwise import Moments, moments_of, pooled, small_sample_factor, subset_share
+from llc.analysis.pointwise import Moments, moments_of, pooled, subset_factor, subset_share
 from llc.analysis.schema import POSTERIOR, constant
 
 type _OfExample = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of means of d, d² and exp(−d)
@@ -111,4 +111,4 @@ def _subset_error(values: Float[np.ndarray, "example"], share: float) -> float:
     """Standard error of the mean over examples that are a share of all; inf for one example."""
     if len(values) < 2:
         return np.inf
-    return float(np.std(values, ddof=1) * np.sqrt((1 - share) / len(values))) * small_sample_factor(len(values))
+    return float(np.std(values, ddof=1) * np.sqrt((1 - share) / len(values))) * subset_factor(values)

@@ -14,7 +14,7 @@ from llc.bounds.rank import Bounds
 from llc.bounds.shrinkage import shrink
 from llc.bounds.spectral_measure import Spectrum
 
-_SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every exact finite-n case of THEORY §2
+_SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every exact finite-n case of docs/theory.md, §2
 
 
 def minimum_checks(

@@ -3,6 +3,13 @@
 A subset of m units has its error from the spread between those units. That estimate is itself uncertain, so the error
 is widened to what Student's law of m − 1 degrees of freedom asks for where a normal law is read off it (1.96 standard
 errors hold 95 %): by 1.2 % at m = 100, 9 % at 15, and without limit at 1.
+
+Energies of single examples are skewed (½ χ² along a direction), and then a subset without the few large ones has both
+a low mean and a small spread. In Edgeworth's expansion of the t statistic (Hall, The Bootstrap and Edgeworth Expansion,
+1992, §2.6) that takes 1.08 κ² / m of the error at 95 %, with κ the skewness. Subsets show too little of that also, so
+3 κ̂² / m is taken, by measurement (3,000 subsets of energies of normal and heavy-tailed inputs in 1 to 20 dimensions,
+with skewness up to 6): of the 95 % intervals 94–97 % then cover at 100 rows, 90–99 % at 30 and 84–96 % at 15 (90–95,
+82–95 and 76–95 % with Student's law alone). The check `evaluation_rows` refuses fewer than 100.
 """
 
 from dataclasses import dataclass
@@ -17,6 +24,7 @@ from llc.analysis.schema import POINTWISE, constant, variable
 from llc.analysis.series import finite_chains
 
 _TWO_SIDED = 0.975  # the quantile of a 95 % interval
+_SKEWED = 3.0  # see above
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,15 @@ def small_sample_factor(num_units: int) -> float:
     return float(stats.t.ppf(_TWO_SIDED, num_units - 1) / stats.norm.ppf(_TWO_SIDED))
 
 
+def subset_factor(values: Float[np.ndarray, "unit"]) -> float:
+    """By how much a standard error from the spread of these units is to be widened, as they are few and skewed."""
+    spread = float(np.std(values))
+    if not spread > 0:
+        return small_sample_factor(len(values))
+    skewness = float(np.mean(((values - np.mean(values)) / spread) ** 3))
+    return small_sample_factor(len(values)) * (1 + _SKEWED * skewness**2 / len(values))
+
+
 def subset_stderr(
     draws: xr.DataTree, combination: tuple[float, ...] = (1.0,), *, moments: Moments | None = None
 ) -> float:
@@ -115,7 +132,7 @@ def subset_stderr(
     if size < 2:
         return np.inf
     spread = np.sum(weights**2 * (means - np.sum(weights * means)) ** 2) * size / (size - 1)
-    return float(np.sqrt(spread * (1 - share))) * small_sample_factor(size)
+    return float(np.sqrt(spread * (1 - share))) * subset_factor(np.asarray(means))
 
 
 def subset_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> float:

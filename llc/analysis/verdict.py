@@ -24,7 +24,7 @@ from llc.bounds.rank import Bounds
 
 Verdict = Literal["CONSISTENT", "SCALE_DEPENDENT", "BELOW", "ABOVE", "UNRESOLVED"]
 
-_MOVES = 0.02  # of λ_corr; singular points lose 5–48 % from γ to 3γ (THEORY: harmonic correction)
+_MOVES = 0.02  # of λ_corr; singular points lose 5–48 % from γ to 3γ (docs/theory.md, λ_quad and λ_corr)
 _SIGMAS = 3  # standard errors by which λ̂ must be below zero to be called negative
 
 

@@ -37,11 +37,15 @@ class Smoothness(NamedTuple):
         even: exponent of t in the even part of the gradient beyond the Hessian, at the smallest t at which it stands
             above round-off. It is 2 or more for a C³ loss, and inf where the part never stands above round-off.
         odd: the same of the odd part: 3 or more for a C⁴ loss.
+        kinks: by how much of its own size the change of the gradient over a hundredth of the params differs from what
+            the Hessian at w* says, without the part that falls like that of a smooth loss: the share of the curvature
+            that sits in kinks around w*. nan where it was not measured.
     """
 
     state: State
     even: float
     odd: float
+    kinks: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -277,8 +281,9 @@ class Spectrum:
         attributes = dataset.attrs
         smoothness = None
         if "smoothness_state" in attributes:
-            even, odd = (float(attributes[f"smoothness_{part}"]) for part in ("even", "odd"))
-            smoothness = Smoothness(str(attributes["smoothness_state"]), even, odd)  # pyright: ignore[reportArgumentType]
+            even, odd, kinks = (float(attributes.get(f"smoothness_{n}", math.nan)) for n in ("even", "odd", "kinks"))
+            state: State = str(attributes["smoothness_state"])  # pyright: ignore[reportAssignmentType]
+            smoothness = Smoothness(state, even, odd, kinks)
         return cls(
             **arrays,
             dim=int(attributes["dim"]),

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
 from llc.posterior.loss import fixed
-from llc.posterior.loss_probes import Probe, check_loss_function
+from llc.posterior.loss_probes import Probe, check_loss_function, check_precision
 from llc.posterior.mask import Moves, normalize_mask
 from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import as_float64, float64, lenient
@@ -33,8 +33,11 @@ from llc.posterior.validation import (
     checked_scale,
     comes_per_example,
     leading_axis,
+    native,
     note_buffers,
+    why_not,
 )
+from llc.posterior.weights import OfRows, Weighted, WeightedRows, normalized_weights
 
 
 class Scale(NamedTuple):
@@ -73,9 +76,13 @@ class LocalPosterior(eqx.Module):
             `params` with booleans or boolean arrays as leaves. Default: all move.
         predict_fn: optional `predict_fn(params, batch)`, the outputs of the model, for everything that looks at them:
             the Gauss–Newton matrix, behavioral gradients, an exact fit.
+        weights: of the rows, numbers >= 0 of shape `(n,)`; needs one loss per example. They are divided by their mean,
+            and the loss of example i is w_i ℓ_i everywhere, also in WAIC. `data` are then pairs of rows and weights. n
+            stays the number of rows; where a weight says how often a row was seen, give `nbeta` as N / log N with N
+            the sum of the counts. Default: 1.
 
     Raises:
-        ValueError: if the data, the params, the loss at w*, nβ, γ or the mask can't define a posterior.
+        ValueError: if the data, the params, the loss at w*, nβ, γ, the mask or the weights can't define a posterior.
 
     Example:
         >>> import jax.numpy as jnp
@@ -92,7 +99,8 @@ class LocalPosterior(eqx.Module):
     gamma: Float[Array, ""] | None
     mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
     predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
-    per_example: bool = eqx.field(static=True)
+    per_example: bool = eqx.field(static=True, init=False)
+    precision: str = eqx.field(static=True, init=False)  # the coarsest dtype in which the loss computes
 
     def __init__(
         self,
@@ -103,9 +111,10 @@ class LocalPosterior(eqx.Module):
         gamma: Real[ArrayLike, ""] | None = None,
         mask: PyTree = None,
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
+        weights: PyTree = None,
     ):
         with lenient():
-            self._make(loss_fn, center, data, nbeta, gamma, mask, predict_fn)
+            self._make(loss_fn, center, data, nbeta, gamma, mask, predict_fn, weights)
 
     def _make(
         self,
@@ -116,31 +125,55 @@ class LocalPosterior(eqx.Module):
         gamma: Real[ArrayLike, ""] | None,
         mask: PyTree,
         predict_fn: Callable[[PyTree, PyTree], Array] | None,
+        weights: Any,
     ) -> None:
         check_data(data)
         check_center(center)
-        center, data = on_common_devices(center, data)
+        center, data = on_common_devices(*jax.tree.map(native, (center, data)))
         num_data = leading_axis(data)
         self.center = jax.tree.map(_strong_dtype, center)
-        self.data = jax.tree.map(_as_array, data)
+        rows = jax.tree.map(_as_array, data)
         self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
         self.gamma = None if gamma is None else checked_scale("gamma", gamma)
         self.mask = normalize_mask(mask, self.center)
         note_buffers(self.center, self.mask)
         check_finite(self.position)
-        self.per_example = comes_per_example(loss_fn, self.center, self.data)
-        self.loss_fn = fixed(loss_fn, self.center, self.data)
-        self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, self.data)
-        if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data))):
-            self._check_loss()
+        self.per_example = comes_per_example(loss_fn, self.center, rows)
+        self.loss_fn = fixed(loss_fn, self.center, rows)
+        self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, rows)
+        self.data = rows
+        if weights is not None:
+            self._weigh(rows, weights)
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data)))
+        self.precision = "float64" if traced else self._check_loss()
 
-    def _check_loss(self) -> None:
-        loss = self.init_loss()
+    def _weigh(self, rows: PyTree, weights: Any) -> None:
+        if not self.per_example:
+            raise ValueError(
+                "weights need one loss per example, of shape (batch,), but loss_fn returns a scalar, in which rows can "
+                "no longer be told apart; leave the mean over the batch out of it."
+            )
+        self.data = WeightedRows(rows, normalized_weights(weights, leading_axis(rows)))
+        self.loss_fn = Weighted(self.loss_fn)
+        self.predict_fn = None if self.predict_fn is None else OfRows(self.predict_fn)
+
+    def _check_loss(self) -> str:
+        try:
+            loss = self.init_loss()
+        except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError):  # of the device: want of memory
+                raise
+            raise why_not(error, self.loss_fn, self.center, self.data) from error
         if not math.isfinite(loss):
             raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
         nbeta = None if isinstance(self.nbeta, Tracer) else float(self.nbeta)
         probe = Probe(self.loss_fn, self.position, self.params_at, self._select, self.per_example, nbeta)
-        check_loss_function(probe, self.data, loss)
+        return check_loss_function(probe, self.data, loss)
+
+    def check_precision(self) -> None:
+        """Raises ValueError if the loss is too coarse at this nβ; only one in half precision is evaluated for it."""
+        if not isinstance(self.nbeta, Tracer) and self.precision not in ("float32", "float64"):
+            check_precision(self.precision, float(self.nbeta), self.init_loss())
 
     @property
     def num_data(self) -> int:
@@ -151,6 +184,11 @@ class LocalPosterior(eqx.Module):
     def num_params(self) -> int:
         """d, the number of parameters that move."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.position))
+
+    @property
+    def weights(self) -> Float[Array | np.ndarray, "n"] | None:
+        """Weights of the rows, of mean one; None where all are 1."""
+        return self.data.weights if isinstance(self.data, WeightedRows) else None
 
     @property
     def position(self) -> PyTree:
@@ -176,11 +214,13 @@ class LocalPosterior(eqx.Module):
         """The same loss, data and w* at another nβ or γ; what is None stays.
 
         Raises:
-            ValueError: if nbeta is not a finite number > 0, or gamma not one >= 0.
+            ValueError: if nbeta is not a finite number > 0, or gamma not one >= 0, or if the loss computes in half
+                precision and is too coarse at this nβ.
         """
         posterior = self
         if nbeta is not None:
             posterior = eqx.tree_at(lambda p: p.nbeta, posterior, checked_scale("nbeta", nbeta))
+            posterior.check_precision()
         if gamma is not None:
             new = checked_scale("gamma", gamma)
             posterior = eqx.tree_at(lambda p: p.gamma, posterior, new, is_leaf=lambda x: x is None)

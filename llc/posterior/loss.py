@@ -42,7 +42,7 @@ class Loss:
 
     def __call__(self, params: PyTree, batch: PyTree) -> PyTree:
         """What `fn` gives, with its NumPy tables in the precision of now."""
-        with fresh_tables(self.fn), warnings.catch_warnings():
+        with fresh_tables(self.fn, params), warnings.catch_warnings():
             # A float64 table is float32 here without a word, as it would be in a loss of its own.
             warnings.filterwarnings("ignore", message="Explicitly requested dtype")
             return self.fn(params, batch)
@@ -105,8 +105,9 @@ def fingerprint(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: Py
     args = jax.tree.map(_like, (arrays, jax.tree.map(lambda x: x[:_ROWS], data)))
 
     def forward(arrays: PyTree, batch: PyTree) -> PyTree:
-        with fresh_tables(fn):
-            return fn(eqx.combine(arrays, rest), batch)
+        params = eqx.combine(arrays, rest)
+        with fresh_tables(fn, params):
+            return fn(params, batch)
 
     def with_gradient(arrays: PyTree, batch: PyTree) -> PyTree:
         def total(arrays: PyTree) -> tuple[Array, PyTree]:

@@ -92,8 +92,11 @@ class Probe:
         return jax.tree.map(np.asarray, self.select(eqx.combine(gradient, params)))
 
 
-def check_loss_function(probe: Probe, data: PyTree, init_loss: float) -> None:
-    """Raises ValueError if the loss is no mean over rows, has another gradient, or is too coarse to show λ.
+def check_loss_function(probe: Probe, data: PyTree, init_loss: float) -> str:
+    """The dtype of least precision in which the loss computes; "float64" of one that fails on so few rows.
+
+    Raises:
+        ValueError: if the loss is no mean over rows, has another gradient, or is too coarse to show λ.
 
     Args:
         probe: the loss.
@@ -111,8 +114,30 @@ def check_loss_function(probe: Probe, data: PyTree, init_loss: float) -> None:
         with context():
             arrays, position = convert(_arrays(batch)), convert(probe.position)
             if _runs(probe, arrays, position, splits):
-                _check(probe, arrays, splits, position, init_loss)
-                return
+                name = _precision(probe, arrays, position)
+                check_precision(name, probe.nbeta, init_loss)
+                _check(probe, arrays, splits, position, _TOLERANCES.get(name, _HALF))
+                return name
+    return "float64"
+
+
+def check_precision(name: str, nbeta: float | None, init_loss: float) -> None:
+    """Raises ValueError if a loss that computes in half precision is too coarse at this nβ.
+
+    Args:
+        name: the dtype of least precision in which the loss computes.
+        nbeta: nβ; None if it is not known.
+        init_loss: L(w*).
+    """
+    if name in _TOLERANCES or nbeta is None:
+        return
+    unit = float(jnp.finfo(name).eps) * abs(init_loss)
+    if nbeta * unit > _MAX_ROUNDING:
+        raise ValueError(
+            f"loss_fn needs to compute in float32 or float64, but it computes in {name}, whose unit at "
+            f"L(w*) = {init_loss:.3g} is {unit:.2g}; nβ times that is {nbeta * unit:.2g}, not small beside λ̂. "
+            "Cast params, inputs and outputs to float32 in loss_fn, or set the model's compute dtype to it."
+        )
 
 
 def _runs(probe: Probe, batch: PyTree, position: PyTree, splits: np.ndarray) -> bool:
@@ -125,8 +150,7 @@ def _runs(probe: Probe, batch: PyTree, position: PyTree, splits: np.ndarray) -> 
     return True
 
 
-def _check(probe: Probe, batch: PyTree, splits: np.ndarray, position: PyTree, init_loss: float) -> None:
-    tolerance = _tolerance(probe, batch, position, init_loss)
+def _check(probe: Probe, batch: PyTree, splits: np.ndarray, position: PyTree, tolerance: _Tolerance) -> None:
     position = jax.tree.map(np.asarray, position)
     moved = next((z for z in (_moved(position, size) for size in _MOVES) if _finite(probe.value(z, batch))), position)
     pairs = [(probe.value(z, batch), _of_halves(probe, z, batch, splits)) for z in (position, moved)]
@@ -144,6 +168,7 @@ def _check(probe: Probe, batch: PyTree, splits: np.ndarray, position: PyTree, in
         return
     slopes = Slopes(
         lambda z: float(np.mean(probe.value(z, batch))),
+        lambda z: probe.gradient(z, batch),
         probe.gradient(moved, batch),
         moved,
         tolerance.step,
@@ -154,20 +179,10 @@ def _check(probe: Probe, batch: PyTree, splits: np.ndarray, position: PyTree, in
         raise ValueError(reason)
 
 
-def _tolerance(probe: Probe, batch: PyTree, position: PyTree, init_loss: float) -> _Tolerance:
-    """What rounding may do to the loss; one in half precision has to be fine enough."""
+def _precision(probe: Probe, batch: PyTree, position: PyTree) -> str:
+    """The dtype of least precision in which the loss computes."""
     arrays, rest = eqx.partition(probe.params_at(position), eqx.is_inexact_array)
-    dtype = coarsest_float(lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays, batch)
-    if dtype.name in _TOLERANCES:
-        return _TOLERANCES[dtype.name]
-    unit = float(jnp.finfo(dtype).eps) * abs(init_loss)
-    if probe.nbeta is not None and probe.nbeta * unit > _MAX_ROUNDING:
-        raise ValueError(
-            f"loss_fn needs to compute in float32 or float64, but it computes in {dtype.name}, whose unit at "
-            f"L(w*) = {init_loss:.3g} is {unit:.2g}; nβ times that is {probe.nbeta * unit:.2g}, not small beside λ̂. "
-            "Cast params, inputs and outputs to float32 in loss_fn, or set the model's compute dtype to it."
-        )
-    return _HALF
+    return coarsest_float(lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays, batch).name
 
 
 def _compare_examples(
@@ -196,10 +211,11 @@ def _compare_means(
     raise ValueError(
         f"loss_fn needs to return the mean of the losses of its rows, but on {splits[0].size} rows it is "
         f"{float(whole):.6g} and the mean of the two halves is {means[worst]:.6g}. L(w*), the draws and the Hessian "
-        "take batches of different sizes and would see different functions. Return one loss per example instead: for a "
-        "mean over tokens or weights, Σ over the row × n / Σ of tokens or weights over all the data, which belong in "
-        "data; a prior or penalty is divided by n and added to each. Batch normalization in training mode, dropout "
-        "and negatives from the batch give a loss that is no function of the row; switch them off."
+        "take batches of different sizes and would see different functions. Return one loss per example instead. For a "
+        "mean with weights of rows, give these as LocalPosterior(weights=…), of shape (n,); for one over tokens, the "
+        "mean over tokens of each row, with their numbers as weights=…. A prior or penalty is divided by n and added "
+        "to each example. Batch normalization in training mode, dropout and negatives from the batch give a loss that "
+        "is no function of the row; switch them off."
     )
 
 

@@ -16,6 +16,7 @@ from llc.posterior.mask import path_name
 
 _LEAVES = 32  # with zero gradient that are looked at one by one
 _DIRECTIONS = 2  # along all leaves at once
+_STRIDES = (0.3, 0.15, -0.3)  # of the size of a leaf: by these a function of steps changes, whatever its width
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Slopes:
 
     Attributes:
         value_fn: loss at a position.
+        gradient_fn: its gradient there.
         gradient: at `position`, of the same structure.
         position: NumPy arrays.
         step: of finite differences, as a share of the size of the parameters.
@@ -32,6 +34,7 @@ class Slopes:
     """
 
     value_fn: Callable[[PyTree], float]
+    gradient_fn: Callable[[PyTree], PyTree]
     gradient: PyTree
     position: PyTree
     step: float
@@ -42,7 +45,7 @@ class Slopes:
 def wrong_slope(slopes: Slopes) -> str | None:
     """What is wrong with the gradient, and the cure; None if nothing is.
 
-    It takes 4 evaluations of the loss, 2 for each leaf whose gradient is zero and, if something is wrong, 2 for each of
+    It takes 4 evaluations of the loss, 8 for each leaf whose gradient is zero and, if something is wrong, 2 for each of
     the other leaves.
     """
     leaves = jax.tree_util.tree_leaves_with_path(slopes.gradient)
@@ -56,9 +59,11 @@ def wrong_slope(slopes: Slopes) -> str | None:
     silent = [i for i, (_, leaf) in enumerate(leaves) if leaf.size and not np.any(leaf)]
     for i in range(len(leaves)) if found else silent[:_LEAVES]:
         alone = [leaf if j == i else np.zeros_like(leaf) for j, leaf in enumerate(jax.tree.leaves(directions[0]))]
-        pair = _mismatch(slopes, jax.tree.unflatten(jax.tree.structure(slopes.position), alone))
-        if pair is not None:
-            return _message(path_name(leaves[i][0]) or "params", *pair)
+        direction, name = jax.tree.unflatten(jax.tree.structure(slopes.position), alone), path_name(leaves[i][0])
+        if (pair := _mismatch(slopes, direction)) is not None:
+            return _message(name or "params", *pair)
+        if i in silent and _has_steps(slopes, direction, i):
+            return _steps_message(name or "params")
     return _message("params", *found[0]) if found else None
 
 
@@ -73,6 +78,25 @@ def _mismatch(slopes: Slopes, direction: PyTree) -> tuple[float, float] | None:
     said = sum(parts)
     allowed = slopes.noise + slopes.share * max(abs(seen), sum(map(abs, parts)))
     return (seen, said) if np.isfinite(seen) and abs(seen - said) > allowed else None
+
+
+def _has_steps(slopes: Slopes, direction: PyTree, leaf: int) -> bool:
+    """Whether the loss changes along a leaf with a gradient that is zero wherever one looks."""
+    here, changes = slopes.value_fn(slopes.position), False
+    for stride in _STRIDES:
+        there = jax.tree.map(lambda x, v, h=stride: (x + h * v).astype(x.dtype), slopes.position, direction)
+        if np.any(jax.tree.leaves(slopes.gradient_fn(there))[leaf]):
+            return False
+        changes |= bool(abs(slopes.value_fn(there) - here) > slopes.noise)
+    return changes
+
+
+def _steps_message(name: str) -> str:
+    return (
+        f"loss_fn needs a gradient, but along {name!r} the loss is a function of steps: it changes, and its gradient "
+        "is 0 everywhere, as under rounding, a threshold or an argmax (top-1 routing). No sampler that follows the "
+        f"gradient sees it. Take a smooth version (a softmax, quantized params), or let {name!r} stay, with mask."
+    )
 
 
 def _size(leaf: Any) -> float:

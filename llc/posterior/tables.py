@@ -4,7 +4,8 @@ JAX 0.12 remembers a NumPy array, by its identity, in the precision in which it 
 that has it lives. An int64 or float64 table is int32 or float32 in a program of the default precision, and using it
 under float64 fails. A view of the array has the same values in the same memory and another identity, so that the
 function gets views while it is traced. The tables are found where functions keep them: closures, globals, defaults,
-`functools.partial`, attributes of objects, and containers of all these.
+`functools.partial`, attributes of objects, and containers of all these. A function under `functools.cache` gives views
+of what it keeps.
 """
 
 import contextlib
@@ -25,18 +26,19 @@ _MOST = 2000  # objects that are looked at: a function that holds a data set of 
 _LONG = 100  # entries of a container that are looked at
 _ROOTS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})  # of libraries
 _HOLDERS = (functools.partial, types.SimpleNamespace)  # types of the standard library that hold what is the user's
+_CACHED = type(functools.cache(lambda: 0))
 _LOCK = threading.RLock()
 
 Setter = Callable[[Any], None]
 
 
 @contextlib.contextmanager
-def fresh_tables(fn: Callable[..., Any]) -> Iterator[None]:
-    """A context in which `fn` finds views of its wide NumPy arrays, after which everything is as it was."""
+def fresh_tables(*holders: Any) -> Iterator[None]:
+    """A context in which functions and objects have views of their wide NumPy arrays; afterwards all is as it was."""
     with _LOCK:
         undo: list[tuple[Setter, Any]] = []
         try:
-            for put, value in tables(fn):
+            for put, value in tables(*holders):
                 put(_viewed(value))
                 undo.append((put, value))
             yield
@@ -45,11 +47,11 @@ def fresh_tables(fn: Callable[..., Any]) -> Iterator[None]:
                 put(value)
 
 
-def tables(fn: Callable[..., Any]) -> list[tuple[Setter, Any]]:
-    """Where `fn` keeps wide NumPy arrays: a function that puts another value there, and the value of now."""
+def tables(*holders: Any) -> list[tuple[Setter, Any]]:
+    """Where wide NumPy arrays are kept: a function that puts another value there, and the value of now."""
     found: list[tuple[Setter, Any]] = []
     seen: set[int] = set()
-    todo: list[tuple[Any, frozenset[str]]] = [(fn, frozenset())]
+    todo: list[tuple[Any, frozenset[str]]] = [(holder, frozenset()) for holder in reversed(holders)]
     while todo and len(seen) < _MOST:
         value, names = todo.pop()
         if id(value) in seen or _of_library(value):
@@ -57,9 +59,9 @@ def tables(fn: Callable[..., Any]) -> list[tuple[Setter, Any]]:
         seen.add(id(value))
         names = names | _names_in(value)
         for put, part in _parts(value, names):
-            if _holds_table(part):
+            if _holds_table(part) or _is_cached(part):
                 found.append((put, part))
-            elif not isinstance(part, str | bytes | int | float | complex | np.ndarray | jax.Array | None):
+            if not isinstance(part, str | bytes | int | float | complex | np.ndarray | jax.Array | None):
                 todo.append((part, names))
     return found
 
@@ -68,13 +70,32 @@ def _holds_table(value: Any) -> bool:
     """Whether it is a wide array, or a tuple with one, which has to be made anew."""
     if isinstance(value, np.ndarray):
         return value.dtype in _WIDE
-    return type(value) is tuple and any(_holds_table(part) for part in value)
+    return isinstance(value, tuple) and any(_holds_table(part) for part in value)
+
+
+def _is_cached(value: Any) -> bool:
+    """Whether it is a user's function under `functools.cache`, which may keep a table where nothing reaches it."""
+    return isinstance(value, _CACHED) and not _of_library(value)
 
 
 def _viewed(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.view()
-    return tuple(_viewed(part) if _holds_table(part) else part for part in value)
+    if _is_cached(value):
+        return _viewing(value)
+    parts = [_viewed(part) if _holds_table(part) else part for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def _viewing(cached: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which gives views of the tables that it keeps."""
+
+    @functools.wraps(cached)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = cached(*args, **kwargs)
+        return _viewed(result) if _holds_table(result) else result
+
+    return call
 
 
 def _names_in(value: Any) -> frozenset[str]:

@@ -12,14 +12,23 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from llc.posterior.mask import path_name
+from llc.posterior.tables import fresh_tables
 
 _CURES = {  # by the name of the error, so that its library need not be imported
     "TraceContextError": (
         " — the model changes its own state (dropout keys, running averages) while it is evaluated. Call model.eval() "
         "first, and split it outside of loss_fn: graph, params, rest = nnx.split(model, nnx.Param, …), with "
         "nnx.merge(graph, params, rest) within."
-    )
+    ),
+    "TracerArrayConversionError": " — NumPy can't compute with params or batch; take the functions of jax.numpy.",
+    "TracerBoolConversionError": " — a Python condition can't depend on params or batch; take jnp.where.",
+    "ConcretizationTypeError": " — params and batch have no values yet; take jnp.where, and no float() or int().",
 }
+_NO_DROPOUT = (
+    " — the model asks for random numbers, as dropout does: switch it off (deterministic=True, model.eval(), "
+    "eqx.nn.inference_mode, hk.without_apply_rng)."
+)
+_ANY_SIZE = " — batches are of any size; take it from the batch (len(x), reshape to -1)."
 _SHOWN = 8  # leaves in a message
 _FIRST_ROWS = 64  # on which the shape of the loss is found
 
@@ -62,8 +71,10 @@ def _no_array(leaf: Any) -> str | None:
     if isinstance(leaf, np.ma.MaskedArray):
         return "got a masked array; give x.filled(…), and the mask as another array that loss_fn takes into account."
     dtype = leaf.dtype if isinstance(leaf, jax.Array | np.ndarray) else np.asarray(leaf).dtype
-    if dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype == np.bool_ or jnp.issubdtype(dtype, jnp.number):
         return None
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return "got keys of JAX; give jax.random.key_data(keys), and take jax.random.wrap_key_data of it in loss_fn."
     cure = {
         "O": "convert it, or pad rows of different lengths and put a mask beside them",
         "M": "take numbers of seconds or days, x.astype('int64')",
@@ -72,6 +83,16 @@ def _no_array(leaf: Any) -> str | None:
         "S": "encode text as integers (tokens, labels) first",
     }.get(dtype.kind, "convert it to numbers")
     return f"got {name} of dtype {dtype}; {cure}."
+
+
+def native(leaf: Any) -> Any:
+    """A NumPy array in a dtype that JAX knows: in the byte order of this machine, and no wider than 128 bits."""
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    widest = {"f": np.float64, "c": np.complex128}.get(leaf.dtype.kind)
+    if widest is not None and leaf.dtype.itemsize > np.dtype(widest).itemsize:
+        return leaf.astype(widest)
+    return leaf if leaf.dtype.isnative else leaf.astype(leaf.dtype.newbyteorder("="))
 
 
 def leading_axis(data: PyTree) -> int:
@@ -155,18 +176,25 @@ def check_finite(position: PyTree) -> None:
 
 def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> bool:
     """Whether the loss has one value an example; raises ValueError if it is no loss of (params, batch) at all."""
+    if not callable(loss_fn):
+        raise ValueError(f"loss_fn needs to be a function of (params, batch), got {type(loss_fn).__name__}.")
     probe = jax.tree.map(lambda x: x[:_FIRST_ROWS], data)
     size = leading_axis(probe)
     try:
-        out = eqx.filter_eval_shape(loss_fn, center, probe)
+        out = _shape_of(loss_fn, center, probe)
     except Exception as error:  # the user's function may raise anything
-        reason = str(error).partition("\n")[0]
-        cure = _CURES.get(type(error).__name__, "")
         raise ValueError(
             f"loss_fn needs to be a function of (params, batch), but on params {_shapes(center)} and a batch "
-            f"{_shapes(probe)} it raises {type(error).__name__}: {reason}{cure}"
+            f"{_shapes(probe)} it raises {type(error).__name__}: {_first_line(error)}"
+            f"{_cure(error, loss_fn, center, data)}"
         ) from error
-    shape, dtype = getattr(out, "shape", out), getattr(out, "dtype", None)
+    if out is None or isinstance(out, (tuple, list, dict)):
+        kind = f"a {type(out).__name__}" if out is not None else "None; is its return missing?"
+        hint = "; leave auxiliary values and gradients out (no value_and_grad)" if isinstance(out, tuple) else ""
+        raise ValueError(
+            f"loss_fn needs to return a scalar (the mean loss) or shape (batch,) = ({size},), got {kind}{hint}."
+        )
+    shape, dtype = getattr(out, "shape", ()), getattr(out, "dtype", None)
     if shape not in ((), (size,)):
         raise ValueError(
             f"loss_fn needs to return a scalar (the mean loss) or shape (batch,) = ({size},), got {shape}; "
@@ -178,6 +206,51 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
             "and booleans have no gradient. Take a loss with one, the negative log likelihood for instance."
         )
     return shape != ()
+
+
+def _shape_of(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Any:
+    with fresh_tables(loss_fn, params):
+        return eqx.filter_eval_shape(loss_fn, params, batch)
+
+
+def _works(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> bool:
+    try:
+        _shape_of(loss_fn, params, batch)
+    except Exception:  # of the user's function
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _cure(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> str:
+    """What to change about a loss that fails on some rows, with a dash before it; empty if that is not known."""
+    if type(error).__name__ in _CURES:
+        return _CURES[type(error).__name__]
+    words = f"{type(error).__name__} {error}".lower()
+    if "rng" in words or "dropout" in words:
+        return _NO_DROPOUT
+    if _works(loss_fn, data, center):
+        return " — its arguments are the other way round; take lambda params, batch: loss_fn(batch, params)."
+    return _ANY_SIZE if _works(loss_fn, center, data) else ""
+
+
+def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> ValueError:
+    """What to raise of a loss that fails in float64 on all the data; what names its cure stays as it is."""
+    if isinstance(error, ValueError) and str(error).startswith(("loss_fn needs", "batch needs")):
+        return error
+    seen = f"raises {type(error).__name__}: {_first_line(error)}"
+    if _works(loss_fn, center, data):
+        return ValueError(
+            "loss_fn needs to work in float64 too, in which L(w*) and curvature are computed, but there it "
+            f"{seen} — take dtypes from params and batch: of what a loop starts from, of constants. A state with "
+            "counters, as of batch normalization in training mode, is to be left out (its running averages)."
+        )
+    return ValueError(
+        f"loss_fn needs to work on batches of any size, but on {leading_axis(data)} rows it {seen}{_ANY_SIZE}"
+    )
 
 
 def _shapes(tree: PyTree) -> str:

@@ -310,8 +310,10 @@ class Chains:
 
     def _settings(self) -> dict[str, object]:
         """How the draws were made, as plain data."""
-        lengths = self.lengths
-        return {
+        lengths, weights = self.lengths, self.given.weights
+        # Rows of equal weight that would have the same error of a mean (Kish 1965).
+        effective = None if weights is None else float(np.sum(weights) ** 2 / np.sum(weights**2))
+        return ({} if effective is None else {"effective_rows": effective}) | {
             "sampler": describe(self.sampler),
             "num_chains": lengths.num_chains,
             "num_warmup": lengths.num_warmup,

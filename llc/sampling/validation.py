@@ -23,6 +23,7 @@ def check_posterior(posterior: object) -> None:
 def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengths, *, keep_params: bool) -> None:
     """Raises ValueError if a setting of `sample` is out of range or does not fit the sampler, naming it."""
     check_posterior(posterior)
+    posterior.check_precision()
     lengths.check_rows(posterior.num_data)
     if not isinstance(sampler, Sampler):
         raise ValueError(f"sampler needs to be one, such as llc.SGLD(step_size) or llc.NUTS(), got {sampler!r}.")

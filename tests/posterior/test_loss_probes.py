@@ -1,5 +1,10 @@
 """Losses that are not what they seem: what is refused, and honest ones that are not."""
 
+import collections
+import dataclasses
+import functools
+import warnings
+
 import equinox as eqx
 import flax.nnx
 import jax
@@ -92,6 +97,21 @@ def rare_row(p, batch):
     return jnp.sum((1 + 5 * batch[1]) * (p - batch[0][:, 0]) ** 2) / jnp.sum(1 + 5 * batch[1])
 
 
+def focal(w, batch):
+    weights = (1 - jnp.exp(-cross_entropies(w, batch))) ** 2
+    return jnp.sum(weights * cross_entropies(w, batch)) / jnp.sum(weights)
+
+
+def contrastive(w, batch):
+    unit = outputs(w, batch) / jnp.linalg.norm(outputs(w, batch), axis=1, keepdims=True)
+    scores = unit @ unit.T / 0.1
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(scores, jnp.arange(len(scores))))
+
+
+def mixed(x):
+    return x if x.dtype == int else 0.7 * x + 0.3 * x[::-1]
+
+
 NO_MEANS = {
     "weights normalized in the batch": (weighted_in_batch, jnp.float32(0.1), (SIGNED, LENGTHS)),
     "token mean": (token_mean, {"logits": jnp.zeros(9)}, {"tokens": TOKENS}),
@@ -119,6 +139,26 @@ NO_MEANS = {
     "dropout with one key": (dropped, PARAMS, DATA),
     "mean under dropout with one key": (lambda w, batch: jnp.mean(dropped(w, batch)), PARAMS, DATA),
     "sum": (lambda w, batch: jnp.sum(squares(w, batch)), PARAMS, DATA),
+    "focal weights normalized in the batch": (focal, PARAMS, DATA),
+    "contrast between rows": (contrastive, PARAMS, DATA),
+    "hardest quarter": (lambda w, b: jnp.mean(jax.lax.top_k(squares(w, b), max(1, len(b["x"]) // 4))[0]), PARAMS, DATA),
+    "above the median": (lambda w, b: jnp.where(squares(w, b) > jnp.median(squares(w, b)), 1.0, 0.0), PARAMS, DATA),
+    "trimmed mean": (lambda w, b: jnp.mean(jnp.sort(squares(w, b))[: int(0.9 * len(b["x"]))]), PARAMS, DATA),
+    "mixup with the reversed batch": (lambda w, b: squares(w, jax.tree.map(mixed, b)), PARAMS, DATA),
+    "inputs centred in the batch": (lambda w, b: squares(w, b | {"x": b["x"] - b["x"].mean(axis=0)}), PARAMS, DATA),
+    "share of the variance": (
+        lambda w, b: jnp.sum(squares(w, b)) / jnp.sum((b["y"] - b["y"].mean()) ** 2),
+        PARAMS,
+        DATA,
+    ),
+    "penalty over the batch size": (
+        lambda w, b: mean_square(w, b) + 1e-3 * optax.tree.norm(w, squared=True) / len(b["x"]),
+        PARAMS,
+        DATA,
+    ),
+    "logarithm of a mean": (lambda w, b: jax.nn.logsumexp(squares(w, b)) - jnp.log(len(b["x"])), PARAMS, DATA),
+    "first row as anchor": (lambda w, b: jnp.sum((outputs(w, b) - outputs(w, b)[:1]) ** 2, axis=1), PARAMS, DATA),
+    "cumulative": (lambda w, b: jnp.cumsum(squares(w, b)), PARAMS, DATA),
     "divided by n of the data": (lambda w, batch: jnp.sum(squares(w, batch)) / N, PARAMS, DATA),
 }
 
@@ -243,7 +283,67 @@ def through(change):
 
 
 BUFFERED = Buffered(jnp.float32(0.3), jnp.ones(4))
+
+
+@jax.custom_jvp
+def mistaken(x):
+    return jnp.tanh(x)
+
+
+mistaken.defjvp(lambda x, t: (jnp.tanh(x[0]), t[0]))
+
+
+@jax.custom_vjp
+def norm_clipped(x):
+    return x
+
+
+norm_clipped.defvjp(lambda x: (x, None), lambda _, g: (g / jnp.maximum(1.0, jnp.linalg.norm(g) / 1e-2),))
+
+
+def half_stopped(w):
+    return jnp.concatenate([jax.lax.stop_gradient(w[:2]), w[2:]])
+
+
+def routed(w, batch):
+    """The choice of an expert has no gradient."""
+    chosen = w["w"][jnp.argmax(batch["x"] @ w["gate"], axis=1)]
+    return 0.5 * jnp.sum((jnp.einsum("ni,nio->no", batch["x"], chosen) - batch["y"]) ** 2, axis=1)
+
+
+GATED = {
+    "w": jnp.asarray(RNG.normal(size=(2, 4, 3)), jnp.float32),
+    "gate": jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32),
+}
+STEPS = {
+    "coarse rounding": (through(lambda w: jnp.round(4 * w) / 4), PARAMS, "'w'"),
+    "sign": (through(jnp.sign), PARAMS, "'w'"),
+    "argmax": (routed, GATED, "'gate'"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_loss_in_steps_is_refused(name):
+    loss_fn, params, leaf = STEPS[name]
+    with pytest.raises(ValueError, match=rf"along {leaf} the loss is a function of steps"):
+        LocalPosterior(loss_fn, params, DATA, gamma=1.0)
+    LocalPosterior(loss_fn, params, DATA, gamma=1.0, mask="b" if "b" in params else "w")
+
+
 NO_GRADIENTS = {
+    "custom_jvp of another function": (through(mistaken), PARAMS, "'w'"),
+    "clipped by its norm": (through(norm_clipped), PARAMS, "'w'"),
+    "half of a leaf": (through(half_stopped), PARAMS, "'w'"),
+    "a target of its own": (
+        lambda w, b: jnp.sum((outputs(w, b) - jax.lax.stop_gradient(2 * outputs(w, b))) ** 2, axis=1),
+        PARAMS,
+        "'[bw]'",
+    ),
+    "weights without gradient": (
+        lambda w, b: jax.lax.stop_gradient(1 - jnp.exp(-cross_entropies(w, b))) * cross_entropies(w, b),
+        PARAMS,
+        "'[bw]'",
+    ),
     "buffer": (buffered, BUFFERED, "offset"),
     "straight-through": (through(straight_through), PARAMS, "'w'"),
     "clipped": (through(clipped), PARAMS, "'w'"),
@@ -370,6 +470,15 @@ def partial_loss(table, p, batch):
     return 0.5 * jnp.sum((batch @ p[table]) ** 2 * WIDE, axis=1)
 
 
+NESTED = {"of 5": (RELATIVE, [RELATIVE + 0])}
+NAMED = collections.namedtuple("Named", "relative")(RELATIVE + 0)
+
+
+@functools.cache
+def distances(size):
+    return np.abs(np.arange(size)[:, None] - np.arange(size))
+
+
 TABLE_LOSSES = {
     "global": lambda p, batch: 0.5 * jnp.sum((batch @ p[RELATIVE]) ** 2 * WIDE, axis=1),
     "take in a helper": lambda p, batch: 0.5 * jnp.sum((batch @ helper(p)) ** 2 * WIDE, axis=1),
@@ -377,6 +486,10 @@ TABLE_LOSSES = {
     "partial": jax.tree_util.Partial(partial_loss, RELATIVE),
     "default": lambda p, batch, table=RELATIVE: partial_loss(table, p, batch),
     "jitted": jax.jit(lambda p, batch: partial_loss(RELATIVE, p, batch)),
+    "a list in a tuple": lambda p, batch: partial_loss(NESTED["of 5"][1][0], p, batch),
+    "a named tuple": lambda p, batch: partial_loss(NAMED.relative, p, batch),
+    "cached": lambda p, batch: partial_loss(distances(5), p, batch),
+    "int8": lambda p, batch: partial_loss(RELATIVE.astype(np.int8), p, batch),
 }
 
 
@@ -397,6 +510,22 @@ def test_numpy_tables_work_in_float64(name):
     trained(p + 1)
 
 
+class Static(eqx.Module):
+    """A model that has its table beside its parameters."""
+
+    relative: np.ndarray = eqx.field(static=True)
+    p: jax.Array
+
+
+def test_a_table_in_the_model_works_in_float64():
+    with warnings.catch_warnings(action="ignore"):  # equinox warns of an array in a static field
+        model = Static(RELATIVE + 0, jnp.linspace(-1, 1, 5))
+        posterior = LocalPosterior(lambda m, batch: partial_loss(m.relative, m.p, batch), model, ROWS, gamma=1.0)
+        largest = llc.spectrum(posterior).largest
+        alone = LocalPosterior(TABLE_LOSSES["global"], model.p, ROWS, gamma=1.0)
+    np.testing.assert_allclose(largest, llc.spectrum(alone).largest, rtol=1e-12)
+
+
 # ---- Half precision ---------------------------------------------------------------------------------------------
 
 
@@ -414,6 +543,26 @@ def in_half(dtype, shift=0.0, outside=False):
 def test_a_loss_too_coarse_for_nbeta_is_refused(dtype, outside):
     with pytest.raises(ValueError, match=r"compute in float32 or float64, but it computes in .*float16"):
         LocalPosterior(in_half(dtype, 4.0, outside), PARAMS, DATA, gamma=1.0)
+
+
+def test_a_coarse_loss_is_refused_at_another_nbeta():
+    """Which a posterior at a small nβ must not get round."""
+    posterior = LocalPosterior(in_half(jnp.float16), PARAMS, DATA, gamma=1.0, nbeta=0.1)
+    assert posterior.precision == "float16"
+    assert LocalPosterior(squares, PARAMS, DATA).precision == "float64"
+    ways = {
+        "with_scale": lambda: posterior.with_scale(nbeta=100.0),
+        "replace": lambda: dataclasses.replace(posterior, nbeta=np.asarray(100.0)),
+        "estimate": lambda: llc.estimate(KEY, posterior, nbeta=100.0),
+        "tree_at": lambda: llc.sample(
+            KEY, eqx.tree_at(lambda p: p.nbeta, posterior, np.asarray(100.0)), llc.SGLD(1e-3), progress=False
+        ),
+    }
+    for way in ways.values():
+        with pytest.raises(ValueError, match=r"compute in float32 or float64, but it computes in float16"):
+            way()
+    assert posterior.with_scale(nbeta=0.2, gamma=3.0).scale == (0.2, 3.0)
+    assert dataclasses.replace(LocalPosterior(squares, PARAMS, DATA, mask="w"), nbeta=7.0).nbeta == 7.0
 
 
 def test_half_precision_that_shows_lambda_is_taken():

@@ -5,6 +5,7 @@ import datetime
 import pickle
 import warnings
 
+import flax.linen
 import flax.nnx
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ NO_DATA = {
     "iterator": (iter([ROWS]), r"got list_iterator.*no array"),
     "zip": ({"x": zip(ROWS, ROWS, strict=True)}, r"data\['x'\].*got zip.*no array"),
     "range": (range(50), "got range.*no array"),
+    "keys": ((ROWS, jax.random.split(jax.random.key(0), 50)), r"data\[1\].*key_data"),
 }
 
 
@@ -65,6 +67,61 @@ LOSSES = {
 def test_a_loss_that_is_no_real_number_is_refused(name):
     with pytest.raises(ValueError, match="real floating-point numbers, got"):
         LocalPosterior(LOSSES[name], ZERO, ROWS)
+
+
+def fixed_carry(w, batch):
+    return jax.lax.scan(lambda total, row: (total + squares(w, row), None), jnp.zeros((), jnp.float32), batch)[0] / 50
+
+
+class Dropping(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, x):
+        return flax.linen.Dropout(0.5, deterministic=False)(x)
+
+
+WRONG_LOSSES = {
+    "a tuple": (lambda w, batch: (jnp.mean(squares(w, batch)), {}), "got a tuple.*auxiliary"),
+    "with its gradient": (jax.value_and_grad(lambda w, batch: jnp.mean(squares(w, batch))), "no value_and_grad"),
+    "a dict": (lambda w, batch: {"loss": jnp.mean(squares(w, batch))}, "got a dict"),
+    "no return": (lambda w, batch: None, "got None.*return"),
+    "shape (n, 1)": (lambda w, batch: squares(w, batch)[:, None], r"got \(50, 1\)"),
+    "shape (1,)": (lambda w, batch: jnp.mean(squares(w, batch))[None], r"got \(1,\)"),
+    "arguments swapped": (lambda batch, w: jnp.mean(jnp.reshape(batch, (-1, 3)) @ w), "the other way round"),
+    "in NumPy": (lambda w, batch: np.mean(np.asarray(batch) @ np.asarray(w)), r"jax\.numpy"),
+    "a condition": (lambda w, batch: jnp.mean(squares(w, batch)) if w[0] > 0 else 0.0, r"jnp\.where"),
+    "a float of params": (lambda w, batch: float(w[0]) * squares(w, batch), r"jnp\.where"),
+    "random numbers": (lambda w, batch: squares(w, Dropping().apply({}, batch)), r"deterministic=True"),
+    "a carry of float32": (fixed_carry, "work in float64 too.*dtypes from params"),
+    "float32 only": (
+        lambda w, batch: (
+            jax.lax.dot_general(batch, w, (((1,), (0,)), ((), ())), preferred_element_type=w.dtype)
+            if w.dtype == np.float32
+            else jnp.zeros(())[0]
+        ),
+        "work in float64 too",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LOSSES)
+def test_what_is_no_loss_is_named_with_its_cure(name):
+    loss_fn, message = WRONG_LOSSES[name]
+    with pytest.raises(ValueError, match=rf"(?s)loss_fn needs.*{message}"):
+        LocalPosterior(loss_fn, ZERO, ROWS)
+
+
+@pytest.mark.parametrize("size", [64, 100])
+def test_a_loss_for_batches_of_one_size_is_refused(size):
+    rows = np.ones((100, 3), np.float32)
+    with pytest.raises(ValueError, match="batches are of any size"):
+        LocalPosterior(lambda w, batch: jnp.sum(squares(w, batch).reshape(size, -1), axis=1), ZERO, rows)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble, ">i2"])
+def test_arrays_of_other_byte_orders_and_widths(dtype):
+    rows = np.round(ROWS * 100).astype(np.float32)
+    posterior = LocalPosterior(squares, np.ones(3, dtype if np.dtype(dtype).kind == "f" else ">f4"), rows.astype(dtype))
+    np.testing.assert_allclose(posterior.init_loss(), np.mean(0.5 * rows.astype(float).sum(axis=1) ** 2), rtol=1e-12)
 
 
 PARAMS = {

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import as_float64
+from llc.posterior.weights import Weighted, WeightedRows
 
 OutputLoss = str | Callable[[Array, PyTree], Array] | None
 
@@ -71,8 +72,9 @@ def scaled_output_loss(
     Raises:
         ValueError: if the name is unknown, or the loss is not this function of the outputs.
     """
-    rows = as_float64(jax.tree.map(lambda x: jnp.asarray(x[:_EXAMPLES]), data))
+    rows = as_float64(jax.tree.map(lambda x: jnp.asarray(x[_first_rows(data)]), data))
     if callable(output_loss):
+        output_loss = Weighted(output_loss) if isinstance(data, WeightedRows) else output_loss
         _check_callable(posterior, rows, output_loss)
         return output_loss, jnp.ones(())
     names = tuple(CONVEX_PARTS) if output_loss is None else (output_loss,)
@@ -96,7 +98,18 @@ def scaled_output_loss(
             f"loss_fn needs to be {' or '.join(names)} of the outputs of predict_fn, but a share of {misfit:.2g} of it "
             "is not; leave regularizers out, or give the loss as a callable output_loss(outputs, batch)."
         )
-    return CONVEX_PARTS[best], jnp.asarray(scale)
+    return _part(best, rows), jnp.asarray(scale)
+
+
+def _first_rows(data: PyTree) -> np.ndarray:
+    """Numbers of the rows that are fitted; where rows have weights, of those with one above zero."""
+    if not isinstance(data, WeightedRows):
+        return np.arange(min(_EXAMPLES, len(jax.tree.leaves(data)[0])))
+    return np.argsort(np.asarray(data.weights) == 0, kind="stable")[:_EXAMPLES]
+
+
+def _part(name: str, batch: PyTree) -> Callable[[Array, PyTree], Array]:
+    return Weighted(CONVEX_PARTS[name]) if isinstance(batch, WeightedRows) else CONVEX_PARTS[name]
 
 
 @eqx.filter_jit
@@ -108,7 +121,7 @@ def _at_moved_params(posterior: LocalPosterior, rows: PyTree, names: tuple[str, 
         params = _moved(posterior, key)
         losses = jax.lax.map(lambda row: posterior.loss(params, jax.tree.map(lambda x: x[None], row)), rows)
         outputs = predict_fn(params, rows)
-        return losses, outputs.reshape(len(outputs), -1), jnp.stack([CONVEX_PARTS[n](outputs, rows) for n in names])
+        return losses, outputs.reshape(len(outputs), -1), jnp.stack([_part(n, rows)(outputs, rows) for n in names])
 
     return jax.lax.map(at, jax.random.split(jax.random.key(0), num_moves))
 

@@ -283,6 +283,8 @@ def hessian_identity(posterior: LocalPosterior) -> HessianIdentity:
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     if posterior.predict_fn is None:
         raise ValueError("hessian_identity needs outputs, got a posterior without predict_fn; give predict_fn=….")
+    if posterior.weights is not None:
+        raise ValueError("hessian_identity needs rows of equal weight, got a posterior with weights; leave them out.")
     with float64():
         operator = curvature_operator(posterior)
         factor = float(gauss_newton_operator(posterior, output_loss="squared error").scale)

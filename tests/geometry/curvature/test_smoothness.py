@@ -4,11 +4,21 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import xarray as xr
 
 import llc
+from llc.analysis.bound_checks import bound_checks
+from llc.analysis.estimators import Estimate
 from llc.bounds.spectral_measure import Smoothness, Spectrum
+from llc.geometry.curvature.operators import curvature_operator
+from llc.geometry.curvature.residuals import first_order
+from llc.geometry.curvature.smoothness import directions, probe_smoothness
+from llc.posterior.precision import float64
+from tests.support.runs import make_draws
+
+LLC = Estimate("mean energy", 1.0, 0.01, (1.0,), 1000.0, 1.0)
 
 
 def _population(loss, center):
@@ -150,3 +160,63 @@ def test_round_trip_through_a_file(smoothness, tmp_path):
         again = Spectrum.from_dataset(dataset)
     np.testing.assert_equal(again.smoothness, smoothness)
     assert llc.rank_bounds(again).valid == (smoothness is None)
+
+
+def _transformer_layer(activation, *, num_data=200, length=8, width=8, hidden=32, vocabulary=11):
+    """A language model of one layer at random weights, where kinks have weight: its residuals are large."""
+    rng = np.random.default_rng(0)
+    matrix = lambda *shape: rng.normal(size=shape) / np.sqrt(shape[0])  # noqa: E731
+    params = {name: matrix(width, width) for name in ("query", "key", "value", "out")}
+    params |= {"embed": rng.normal(size=(vocabulary, width)), "unembed": matrix(width, vocabulary)}
+    params |= {"up": matrix(width, hidden), "bias": 0.1 * rng.normal(size=hidden), "down": matrix(hidden, width)}
+    tokens = rng.integers(0, vocabulary, (num_data, length + 1))
+
+    def normed(x):
+        return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+    def loss_fn(p, tokens):
+        x = p["embed"][tokens[:, :-1]]
+        query, key, value = (normed(x) @ p[name] for name in ("query", "key", "value"))
+        scores = query @ jnp.swapaxes(key, 1, 2) / np.sqrt(width)
+        causal = jnp.where(jnp.tril(jnp.ones((length, length))) > 0, scores, -1e9)
+        x = x + jax.nn.softmax(causal) @ value @ p["out"]
+        x = x + activation(normed(x) @ p["up"] + p["bias"]) @ p["down"]
+        logits = normed(x) @ p["unembed"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean(axis=1)
+
+    return llc.LocalPosterior(loss_fn, params, tokens, gamma=1.0)
+
+
+KINKS_AROUND = {  # the least share, and the largest
+    "ReLU transformer layer": (lambda: _transformer_layer(jax.nn.relu), 0.15, 0.35),
+    "GELU transformer layer": (lambda: _transformer_layer(jax.nn.gelu), 0.0, 0.0),
+    "ReLU net": (SMOOTH["ReLU net"], 0.01, 0.05),
+    "tanh net": (SMOOTH["tanh net, one input at 0"], 0.0, 0.0),
+    "quadratic": (SMOOTH["quadratic"], 0.0, 0.0),
+    "w^6": (SMOOTH["w^6"], 0.0, 0.0),
+    "|b|^3": (KINKS["|b|^3"], 0.0, 0.0),  # its second derivative has no jump
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * ("transformer" in name)) for name in KINKS_AROUND],
+)
+def test_the_share_of_curvature_in_kinks(name):
+    make, least, most = KINKS_AROUND[name]
+    posterior = make()
+    with float64():
+        operator = curvature_operator(posterior)
+        gradient, products = map(np.asarray, first_order(operator, jnp.asarray(directions(operator.dim))))
+        share = probe_smoothness(operator, gradient, products).kinks
+    assert least <= share <= most
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.0, True), (0.04, True), (0.25, False), (np.nan, None)])
+def test_kinks_around_the_minimum_are_a_check(share, passed):
+    spectrum = dataclasses.replace(llc.spectrum(SMOOTH["quadratic"]()), smoothness=Smoothness("smooth", 2, 3, share))
+    again = Spectrum.from_dataset(spectrum.to_dataset())
+    np.testing.assert_equal(again.smoothness, spectrum.smoothness)
+    checks = [c for c in bound_checks(make_draws(), LLC, None, again, LLC, corrected=False, sensitivity=None)]
+    found = [(check.kind, check.passed) for check in checks if check.name == "kinks"]
+    assert found == ([] if passed is None else [("scale", passed)])
