@@ -57,7 +57,7 @@ def arguments(rng: np.random.Generator) -> Iterator[Case]:
 def damages(rng: np.random.Generator) -> Iterator[Case]:
     """Damaged files."""
     for _ in range(DAMAGES):
-        yield robustness_files.check(rng)
+        yield robustness_files.check(rng, robustness_files.full())
 
 
 def kills(rng: np.random.Generator) -> Iterator[Case]:

@@ -8,7 +8,7 @@ Nothing else may be raised, and no escape of a terminal may come through.
 import functools
 import io
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,16 +64,41 @@ VARIABLE_DAMAGE: Mapping[str, Callable[[xr.Variable, float], xr.Variable | None]
 }
 
 
-def damaged(rng: np.random.Generator) -> tuple[str, bytes]:
+class Whole(NamedTuple):
+    """A file before it is damaged.
+
+    Attributes:
+        content: as `llc.save` writes it.
+        foreign: as a program writes it that knows no checksums.
+        report: on it, as JSON.
+    """
+
+    content: bytes
+    foreign: bytes
+    report: str
+
+    def tree(self) -> xr.DataTree:
+        """A copy, to be damaged."""
+        with xr.open_datatree(io.BytesIO(self.foreign), engine="h5netcdf") as opened:
+            return opened.load()
+
+
+def whole(draws: xr.DataTree) -> Whole:
+    """The file of some draws."""
+    content = files.to_bytes(draws)
+    return Whole(content, foreign_bytes(draws), llc.report(files.from_bytes(content, NAME)).to_json())
+
+
+def damaged(rng: np.random.Generator, of: Whole) -> tuple[str, bytes]:
     """A kind of damage, and a file that has it."""
     kind = str(rng.choice(["flipped bits", "cut", "variable", "attribute", "group", "several"]))
     if kind == "flipped bits":
         places = [(int(rng.integers(0, 2**20)), int(rng.integers(0, 8))) for _ in range(rng.integers(1, 9))]
-        return kind, flipped(_content(), places)
+        return kind, flipped(of.content, places)
     if kind == "cut":
-        end, tail = int(rng.integers(0, len(_content()))), [b"", b"\0" * 999, b"text"][rng.integers(0, 3)]
-        return kind, _content()[:end] + tail
-    tree = copy_of_full()
+        end, tail = int(rng.integers(0, len(of.content))), [b"", b"\0" * 999, b"text"][rng.integers(0, 3)]
+        return kind, of.content[:end] + tail
+    tree = of.tree()
     if kind in ("variable", "several"):
         place = str(rng.choice(GROUPS)), int(rng.integers(0, 12)), str(rng.choice(sorted(VARIABLE_DAMAGE)))
         damage_variable(tree, *place, float(rng.choice(NUMBERS)))
@@ -112,10 +137,10 @@ def outcome(content: bytes, whole: str) -> Outcome:
     return Outcome(kind, text[:300])
 
 
-def check(rng: np.random.Generator) -> tuple[str, Outcome]:
+def check(rng: np.random.Generator, of: Whole) -> tuple[str, Outcome]:
     """One random damage, and what came of it."""
-    kind, content = damaged(rng)
-    return kind, outcome(content, whole_report() if kind in ("flipped bits", "cut") else "")
+    kind, content = damaged(rng, of)
+    return kind, outcome(content, of.report if kind in ("flipped bits", "cut") else "")
 
 
 def flipped(content: bytes, places: list[tuple[int, int]]) -> bytes:
@@ -165,53 +190,23 @@ def foreign_bytes(tree: xr.DataTree) -> bytes:
 
 
 @functools.cache
-def full_draws() -> xr.DataTree:
+def full() -> Whole:
     """A file with everything that one can have."""
     data = np.ones(6, np.float32)
     posterior = llc.LocalPosterior(_loss, jnp.zeros(2), data, nbeta=100.0, gamma=1.0)
     spectrum = llc.spectrum(posterior)
     bounds = llc.higher_bounds(posterior, spectrum, key=jax.random.key(1), progress=False)
+    lengths: dict[str, Any] = {"num_chains": 2, "num_warmup": 9, "num_draws": 30, "progress": False}
     draws, localized = (
-        llc.sample(
-            jax.random.key(2),
-            p,
-            llc.SGLD(0.01),
-            spectrum=spectrum,
-            num_chains=2,
-            num_warmup=9,
-            num_draws=30,
-            progress=False,
-        )
+        llc.sample(jax.random.key(2), p, llc.SGLD(0.01), spectrum=spectrum, **lengths)
         for p in (posterior, posterior.with_scale(gamma=3.0))
     )
     draws["curvature"] = xr.DataTree(to_dataset(spectrum, bounds))
     draws["curvature"].attrs["init_loss"] = posterior.init_loss()
     draws["localized"] = localized
     draws.attrs["calibration"] = "gamma 1.5  chosen"
-    return draws
+    return whole(draws)
 
 
 def _loss(params: Any, batch: Any) -> jax.Array:
     return 0.5 * (batch * params[0]) ** 2 + 0.25 * params[1] ** 4
-
-
-@functools.cache
-def _content() -> bytes:
-    return files.to_bytes(full_draws())
-
-
-@functools.cache
-def whole_report() -> str:
-    """Of the file that is not damaged."""
-    return llc.report(files.from_bytes(_content(), NAME)).to_json()
-
-
-@functools.cache
-def _foreign_content() -> bytes:
-    return foreign_bytes(full_draws())
-
-
-def copy_of_full() -> xr.DataTree:
-    """`full_draws()`, to be damaged."""
-    with xr.open_datatree(io.BytesIO(_foreign_content()), engine="h5netcdf") as opened:
-        return opened.load()

@@ -56,9 +56,9 @@ def check(rng: np.random.Generator) -> tuple[str, Outcome]:
     with tempfile.TemporaryDirectory(prefix="llc-robustness-") as name:
         folder = Path(name)
         (folder / "model.py").write_text(MODEL)
-        (folder / "run.nc").write_bytes(_old(command))
+        (folder / "run.nc").write_bytes(_old())
         status, error = _stopped(words, folder, number, late, float(rng.uniform(0, 15)))
-        return f"{command}, {number.name}", _outcome(folder, command, number, status, error)
+        return f"{command}, {number.name}", outcome(folder, _old(), number, status, error)
 
 
 def _stopped(
@@ -86,7 +86,16 @@ def _stopped(
     return process.returncode, error
 
 
-def _outcome(folder: Path, command: str, number: signal.Signals, status: int, error: str) -> Outcome:
+def outcome(folder: Path, old: bytes, number: signal.Signals, status: int, error: str) -> Outcome:
+    """What a command that was stopped left.
+
+    Args:
+        folder: where it ran.
+        old: the file before.
+        number: the signal.
+        status: of the process.
+        error: what it wrote to standard error.
+    """
     last = (error.strip().splitlines() or [""])[-1]
     seen = f"status {status}: {last[:150]}"
     expected = {*_THROUGH, _SIGNALS[number]}
@@ -99,7 +108,7 @@ def _outcome(folder: Path, command: str, number: signal.Signals, status: int, er
         llc.report(draws)
     except Exception as damage:
         return Outcome("other", f"{seen}; the file is not whole: {damage}")
-    changed = content != _old(command)
+    changed = content != old
     if status == _SIGNALS[signal.SIGKILL] and changed:
         seen += " (after the write)"
     elif status in (130, 143) and changed != ("written to" in last):
@@ -113,8 +122,8 @@ _KNOWN = {"model.py", "made", "run.nc", "next.nc", "__pycache__"}
 
 
 @functools.cache
-def _old(command: str) -> bytes:
-    """A file of an earlier run: of draws, which `sample` replaces, or without a spectrum, which `bounds` adds to."""
+def _old() -> bytes:
+    """A file of an earlier run, whose draws `sample` replaces and to which `bounds` adds a spectrum."""
     with tempfile.TemporaryDirectory(prefix="llc-robustness-") as name:
         folder = Path(name)
         (folder / "model.py").write_text(MODEL)
@@ -128,5 +137,5 @@ def _old(command: str) -> bytes:
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         if not (folder / "run.nc").exists():
-            raise RuntimeError(f"{command}: no file to begin with: {done.stderr}")
+            raise RuntimeError(f"no file to begin with: {done.stderr}")
         return (folder / "run.nc").read_bytes()

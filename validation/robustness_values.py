@@ -171,10 +171,10 @@ def check(rng: np.random.Generator, repeats: int) -> Iterator[tuple[str, Outcome
         problem = (quadratic if of.kind == "quadratic" else singular)(rng, of)
         key = jax.random.key(int(rng.integers(0, 2**31)))
         with warnings.catch_warnings(action="ignore"), jax.enable_x64(of.dtype == "float64"):
-            yield of.sampler, _outcome(problem, of.sampler, key)
+            yield of.sampler, outcome(problem, of.sampler, key)
 
 
-def _outcome(problem: Problem, sampler: str, key: jax.Array) -> Outcome:
+def outcome(problem: Problem, sampler: str, key: jax.Array) -> Outcome:
     try:
         posterior = problem.make()
         report = _report(posterior, sampler, key)
