@@ -75,7 +75,7 @@ KINDS: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
 
 def main() -> None:
     """Runs, prints, writes."""
-    given = _arguments()
+    given, code = _arguments(), commit()
     jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is compilation
     rows = list(soak(given.minutes, given.seed, given.only, given.first, given.cases))
     record = summary(rows) | {
@@ -83,7 +83,7 @@ def main() -> None:
         "minutes": given.minutes,
         "seed": given.seed,
         "load": round(os.getloadavg()[2], 1),
-        "commit": commit(),
+        "commit": code,
         "versions": versions(),
     }
     text = table(record)

@@ -7,6 +7,7 @@ Nothing else may be raised, and no escape of a terminal may come through.
 
 import functools
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -186,7 +187,8 @@ def damage_attribute(tree: xr.DataTree, group: str, index: int, value: object) -
 
 def foreign_bytes(tree: xr.DataTree) -> bytes:
     """The file as a program writes it that knows no checksums."""
-    return bytes(tree.to_netcdf(engine="h5netcdf"))
+    with warnings.catch_warnings(action="ignore"):  # of what the damage is
+        return bytes(tree.to_netcdf(engine="h5netcdf"))
 
 
 @functools.cache
