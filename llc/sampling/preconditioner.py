@@ -12,6 +12,7 @@ A P that is constant leaves the stationary law as it is.
 """
 
 import abc
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -202,10 +203,12 @@ class RMSProp(Preconditioner):
     eps: float = 0.1
 
     def __check_init__(self):
-        require_number("decay", self.decay, strict=False)
-        if not self.decay < 1:
+        require_number("decay", self.decay, least=-math.inf)
+        require_number("eps", self.eps, least=-math.inf)
+        if not 0 <= self.decay < 1:
             raise ValueError(f"RMSProp needs 0 <= decay < 1, got {self.decay}; 0.99 averages over 100 steps.")
-        require_number("eps", self.eps)  # it bounds the preconditioner by 1/eps
+        if not self.eps > 0:
+            raise ValueError(f"RMSProp needs eps > 0, got {self.eps}; it bounds the preconditioner by 1/eps.")
 
     def init(self, position: PyTree) -> RMSPropState:
         """V = 0 before the first gradient (bias-corrected afterwards, as in Adam)."""

@@ -43,8 +43,9 @@ class _Lengths:
         for field in fields(self):
             if field.name not in ("batch_size", "eval_size"):  # see check_rows
                 least, most = int(field.name != "num_warmup"), _MOST.get(field.name, 2**31 - 1)
-                optional = field.default is None
-                require_integer(field.name, getattr(self, field.name), least=least, most=most, optional=optional)
+                value = getattr(self, field.name)
+                if not (value is None and field.default is None):
+                    require_integer(field.name, value, least=least, most=most)
 
     def check_rows(self, num_data: int) -> None:
         """Raises ValueError if batch_size or eval_size is no integer from 1 to `num_data`, naming it."""

@@ -200,10 +200,10 @@ def behavioral_gradients(
         (1, 1)
     """
     require_callable("predict_fn", predict_fn, "a function of (params, inputs)")
+    if inputs is None:
+        raise ValueError("inputs needs arrays with a leading axis of n inputs, got None.")
     check_data(inputs, "inputs")
-    if not jax.tree.leaves(inputs) or not all(map(np.ndim, jax.tree.leaves(inputs))):
-        raise ValueError("inputs needs arrays with a leading axis of n inputs, got a number or nothing.")
-    check_finite(jax.tree.map(np.asarray, inputs), "inputs")
+    check_finite(eqx.filter(inputs, eqx.is_inexact_array), "inputs")
     with float64():
         # The posterior serves for its params and mask only: there is no loss, and the inputs are given below.
         posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask, predict_fn=predict_fn)

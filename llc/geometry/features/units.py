@@ -121,7 +121,7 @@ def unit_states(
 
 def _by_unit(gradients: BehavioralGradients, name: str, axes: Mapping[str, int]) -> np.ndarray:
     """One row a unit: the gradients of all its params in `axes`, which is the argument `name`."""
-    if not (isinstance(axes, Mapping) and axes):
+    if not isinstance(axes, Mapping):
         raise ValueError(f"{name} needs to be a dict of paths with their axes, got {type(axes).__name__}.")
     shapes = {leaf.path: leaf.shape for leaf in _leaves(gradients) if leaf.shape is not None}
     rows = {leaf.path: leaf.rows for leaf in _leaves(gradients)}
@@ -130,7 +130,7 @@ def _by_unit(gradients: BehavioralGradients, name: str, axes: Mapping[str, int])
         shape = shapes.get(path, ())
         if not (isinstance(axis, int) and -len(shape) <= axis < len(shape)):
             raise ValueError(
-                f"{name} needs the path and axis of params that all move, got {path!r} and {axis}; their shapes are "
+                f"{name} needs the path and axis of params that all move, got {path!r} and {axis}; paths and shapes are "
                 f"{shapes}."
             )
         block = gradients.matrix[rows[path]].reshape(*shape, -1)
