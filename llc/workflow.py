@@ -21,7 +21,7 @@ from llc.bounds.storage import add_beyond, to_dataset
 from llc.calibration.pipeline import calibrate
 from llc.calibration.record import Calibration
 from llc.calibration.telling import say
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_flag, require_number, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
@@ -93,6 +93,7 @@ def estimate(
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
     require_type("like", like, Report, "an llc.Report", optional=True)
+    require_flag("progress", progress, optional=True)
     _check_target(target_mcse)
     check_key(key)
     check_posterior(posterior)
@@ -142,8 +143,7 @@ def split_key(key: PRNGKeyArray) -> Keys:
 
 
 def _check_target(target_mcse: object) -> None:
-    if target_mcse is not None and not (isinstance(target_mcse, (int, float)) and target_mcse > 0):
-        raise ValueError(f"target_mcse needs a number > 0, relative to λ̂, got {target_mcse!r}; 0.02 is the default.")
+    require_number("target_mcse", target_mcse, optional=True)  # relative to λ̂
 
 
 def _at_scale(

@@ -18,6 +18,7 @@ from llc.analysis import schema
 from llc.analysis.estimators import Estimate
 from llc.analysis.pointwise import Moments, moments_of, pooled, subset_factor, subset_share
 from llc.analysis.schema import POSTERIOR, constant
+from llc.posterior.arguments import require_type
 
 type _OfExample = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # of means of d, d² and exp(−d)
 
@@ -30,6 +31,7 @@ def singular_fluctuation(draws: xr.DataTree, *, moments: Moments | None = None) 
         moments: of `moments_of(draws)`; None computes them.
     """
     schema.require(draws)
+    require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     num_data = constant(draws, schema.NUM_DATA)
     beta = constant(draws, schema.NBETA) / num_data
 
@@ -47,6 +49,7 @@ def waic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         moments: of `moments_of(draws)`; None computes them.
     """
     schema.require(draws)
+    require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     beta = constant(draws, schema.NBETA) / constant(draws, schema.NUM_DATA)
     init_loss = constant(draws, schema.INIT_LOSS)
 

@@ -22,6 +22,7 @@ from llc.analysis import schema
 from llc.analysis.pointwise import Moments, subset_stderr, subset_variance
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error, split_rhat
+from llc.posterior.arguments import require_number, require_type
 
 _BATCHES = 10  # a chain, whose means count as independent: ten effective draws each, where ESS is 100 a chain
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a difference of two sums in the precision of the draws
@@ -56,6 +57,7 @@ def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         moments: of `moments_of(draws)`; None computes them.
     """
     schema.require(draws)
+    require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     energy = variable(draws, POSTERIOR, schema.ENERGY)
     stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
     return _of_series("mean energy", energy, energy.mean(axis=1), stderr=constant(draws, schema.NBETA) * stderr)
@@ -84,6 +86,9 @@ def zero_variance(
         Mira, Solgi & Imparato, Zero variance Markov chain Monte Carlo for Bayesian estimators, 2013, eq. 7.
     """
     schema.require(draws)
+    require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
+    if coefficients is not None:
+        _check_coefficients(coefficients)
     if not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED):
         return None
     llc = variable(draws, POSTERIOR, schema.ENERGY)
@@ -103,6 +108,13 @@ def zero_variance(
     if coefficients is not None:
         return estimate
     return replace(estimate, mcse=max(estimate.mcse, math.hypot(_jackknife(batches), others)))
+
+
+def _check_coefficients(coefficients: object) -> None:
+    if not (isinstance(coefficients, (tuple, list, np.ndarray)) and len(coefficients) == 2):
+        raise ValueError(f"coefficients needs two numbers or None, got {type(coefficients).__name__}.")
+    for value in coefficients:
+        require_number("coefficients", value, least=-np.inf)
 
 
 def _batches(values: Float[np.ndarray, "chain draw kind"]) -> Float[np.ndarray, "batch kind"]:
@@ -143,6 +155,7 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         moments: of `moments_of(draws)`; None computes them.
     """
     schema.require(draws)
+    require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
     diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any()
     return (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
@@ -159,8 +172,9 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     Raises:
         ValueError: if the two are at the same nβ, or differ in more than nβ.
     """
-    schema.require(hot)
-    schema.require(cold)
+    for name, draws in (("hot", hot), ("cold", cold)):
+        require_type(name, draws, xr.DataTree, "a DataTree of llc.sample or llc.load")
+        schema.require(draws)
     first, second = constant(hot, schema.NBETA), constant(cold, schema.NBETA)
     if not 0 < first < second:
         raise ValueError(f"two_temperatures needs two nβ, the smaller one first, got {first:g} and {second:g}.")
@@ -188,6 +202,7 @@ def energy_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> Es
         moments: of `moments_of(draws)`; None computes them.
     """
     schema.require(draws)
+    require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     llc = variable(draws, POSTERIOR, schema.ENERGY)
     finite = llc[finite_chains(llc)]
     if not finite.size:
@@ -204,6 +219,7 @@ def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         moments: of `moments_of(draws)`; None computes them.
     """
     schema.require(draws)
+    require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     num_data = constant(draws, schema.NUM_DATA)
     if not math.isclose(constant(draws, schema.NBETA), num_data / math.log(num_data), rel_tol=1e-6):
         return None

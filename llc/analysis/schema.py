@@ -7,16 +7,13 @@ has the types and shapes that the rest of the code relies on.
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import xarray as xr
 
-from llc.analysis.text import printable
-from llc.bounds.spectral_measure import Spectrum
-from llc.bounds.storage import read_beyond
+from llc.analysis.contents import check_settings, check_spectrum, short
 
 # Groups.
 POSTERIOR, SAMPLE_STATS, CONSTANTS = "posterior", "sample_stats", "constant_data"
@@ -207,12 +204,12 @@ def validate(draws: xr.DataTree, source: str) -> None:
     if POSTERIOR in draws.children:
         _check_sizes(draws, source)
     if CURVATURE in draws.children:
-        _check_spectrum(draws.children[CURVATURE], f"{source}, group {CURVATURE}")
+        check_spectrum(draws.children[CURVATURE], f"{source}, group {CURVATURE}")
     for name in _TEXTS:
         if not isinstance(draws.attrs.get(name, ""), str):
-            raise ValueError(f"{source} needs the attribute {name} to be text, got {_short(draws.attrs[name])}.")
+            raise ValueError(f"{source} needs the attribute {name} to be text, got {short(draws.attrs[name])}.")
     if SETTINGS in draws.attrs:
-        _check_settings(settings_of(draws, source), source)
+        check_settings(settings_of(draws, source), source)
     if (localized := localized_run(draws)) is not None:
         if has(draws, CONSTANTS, GAMMA) and not constant(draws, GAMMA) > 0:
             raise ValueError(
@@ -263,51 +260,3 @@ def _check_sizes(draws: xr.DataTree, source: str) -> None:
             names = [n for n in _DIMS[group] if has(draws, group, n) and not has(draws, other, n)]
             if names or draws[other].sizes.get("chain") != sizes.get("chain"):
                 raise ValueError(f"{source} needs in {other} the variables and chains of {group}; it lacks {names}.")
-
-
-def _check_spectrum(group: xr.DataTree, where: str) -> None:
-    """Whether a spectrum can be made of it, with finite numbers."""
-    try:
-        spectrum = Spectrum.from_dataset(group)
-        read_beyond(str(group.attrs.get("beyond", "")))
-        float(group.attrs.get("init_loss", math.nan))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{where} needs what llc.bounds writes, but has not: {_short(error)}.") from error
-    pairs = {
-        "nodes and weights": (spectrum.nodes, spectrum.weights),
-        "gradient_nodes and gradient_weights": (spectrum.gradient_nodes, spectrum.gradient_weights),
-    }
-    if spectrum.half_nodes is not None and spectrum.half_weights is not None:
-        pairs["half_nodes and half_weights"] = spectrum.half_nodes, spectrum.half_weights
-    wrong = [name for name, (x, w) in pairs.items() if x.shape != w.shape or not np.isfinite([x, w]).all()]
-    wrong += ["nodes"] * (not spectrum.nodes.size) + ["dim"] * (spectrum.dim < 1)
-    wrong += ["noise"] * (not spectrum.noise >= 0) + ["num_exact"] * (not 0 <= spectrum.num_exact <= spectrum.dim)
-    wrong += ["matrix"] * (spectrum.matrix not in ("hessian", "ggn"))
-    wrong += ["method"] * (re.fullmatch(r"[a-z_ ]+", spectrum.method) is None)
-    if wrong:
-        raise ValueError(f"{where} needs a spectrum of llc.bounds; what is there as {wrong} is none.")
-
-
-def _check_settings(settings: Mapping[str, Any], source: str) -> None:
-    """What checks read of the settings."""
-    sampler: Any = settings.get("sampler")
-    good = isinstance(sampler, dict) and isinstance(sampler.get("name"), str)
-    if good and sampler["name"] == "SGLD":
-        preconditioner = sampler.get("preconditioner")
-        good = isinstance(preconditioner, dict) and isinstance(preconditioner.get("name"), str)
-        good = good and isinstance(sampler.get("integrator"), str) and _is_number(sampler.get("step_size"))
-    good = good and isinstance(thinning := settings.get("thinning", 1), int) and thinning >= 1
-    if not good:
-        raise ValueError(
-            f"{source} needs in the attribute {SETTINGS} a sampler with its name (and step_size, integrator and "
-            f"preconditioner of SGLD), and a thinning >= 1 or none, got {_short(settings)}."
-        )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < 1e300
-
-
-def _short(value: object) -> str:
-    text = printable(str(value).replace("\n", " "))
-    return text if len(text) <= 200 else f"{text[:200]} …"

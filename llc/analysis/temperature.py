@@ -24,6 +24,7 @@ from llc.posterior.arguments import require_type
 
 _MAX_TAIL = 0.7  # Vehtari et al., Pareto smoothed importance sampling, 2024, §3.2.3
 _MIN_ESS = 100.0  # below it the standard error itself is unreliable
+_LEAST_DRAWS = 25  # five in the tail, from which its shape is fitted
 _NUM_POINTS, _REACH = 41, 4.0  # default grid: nβ / 4 … 4 nβ
 
 
@@ -76,7 +77,7 @@ def temperature_curve(draws: xr.DataTree, nbetas: Sequence[float] | np.ndarray |
     """
     require_type("draws", draws, xr.DataTree, "a DataTree of llc.sample")
     own = constant(draws, schema.NBETA)
-    grid = own * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS) if nbetas is None else np.sort(np.asarray(nbetas, float))
+    grid = own * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS) if nbetas is None else _numbers(nbetas)
     if grid.ndim != 1 or not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
         raise ValueError(f"nbetas needs positive numbers, got {nbetas}; nβ of the run is {own:.4g}.")
     if constant(draws, schema.EVAL_SIZE) < constant(draws, schema.NUM_DATA):
@@ -86,12 +87,23 @@ def temperature_curve(draws: xr.DataTree, nbetas: Sequence[float] | np.ndarray |
         )
     energy = variable(draws, schema.POSTERIOR, schema.ENERGY)
     energy = energy[finite_chains(energy)]
-    if not energy.size:
-        raise ValueError("temperature_curve needs at least one chain with finite losses, got none; see the report.")
+    if energy.size < _LEAST_DRAWS:
+        raise ValueError(
+            f"draws need at least {_LEAST_DRAWS} of finite chains for the tail of the weights, got {energy.size}; "
+            "see the report, or draw more."
+        )
     points = [_reweighted(energy, float(nbeta) / own) for nbeta in grid]
     value, mcse, ess, tail = (np.array(column) for column in zip(*points, strict=True))
     trusted = (tail < _MAX_TAIL) & (ess >= _MIN_ESS)
     return TemperatureCurve(grid, value, mcse, ess, tail, trusted, own, constant(draws, schema.GAMMA))
+
+
+def _numbers(nbetas: object) -> Float[np.ndarray, "..."]:
+    """They, least first; nan where they are no numbers."""
+    try:
+        return np.sort(np.asarray(nbetas, float))
+    except (TypeError, ValueError, OverflowError):
+        return np.array([np.nan])
 
 
 def _reweighted(energy: Float[np.ndarray, "chain draw"], ratio: float) -> tuple[float, float, float, float]:

@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from llc.posterior.arguments import require_type
+
 try:
     import fcntl
 except ImportError:  # not on Windows
@@ -22,8 +24,13 @@ except ImportError:  # not on Windows
 _PREFIX, _SUFFIX = ".llc-", ".part"
 
 
-def expand(path: str | Path) -> Path:
-    """The path with `~` as the user's home."""
+def expand(path: str | Path, name: str = "path") -> Path:
+    """The path with `~` as the user's home.
+
+    Raises:
+        ValueError: if it is no path, naming the argument `name`.
+    """
+    require_type(name, path, (str, os.PathLike), "a path")
     return Path(path).expanduser()
 
 

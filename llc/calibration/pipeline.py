@@ -30,7 +30,7 @@ from llc.calibration.run_length import (
 )
 from llc.calibration.step_size import choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
@@ -83,6 +83,7 @@ def calibrate(
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
+    require_flag("progress", progress, optional=True)
     check_key(key)
     check_posterior(posterior)
     asked = RequestedLengths(

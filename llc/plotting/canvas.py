@@ -13,6 +13,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llc.analysis import schema
+from llc.posterior.arguments import require_type
+
 if TYPE_CHECKING:
     from llc.bounds.rank import Bounds
 else:  # at run time any object with the same fields serves
@@ -37,12 +40,23 @@ def panel_figure() -> Figure:
 
 def axes(ax: Axes | None) -> Axes:
     """`ax`, or the axes of a new figure."""
+    require_type("ax", ax, Axes, "matplotlib's Axes", optional=True)
     return panel_figure().add_subplot() if ax is None else ax
+
+
+def require(name: str, value: object, what: str, *fields: str, optional: bool = False) -> None:
+    """Raises ValueError if `value` lacks the fields that a figure is drawn from."""
+    if not (optional and value is None) and not all(hasattr(value, field) for field in fields):
+        raise ValueError(f"{name} needs to be {what}{' or None' if optional else ''}, got {type(value).__name__}.")
 
 
 def draws_of(source: Any) -> xr.DataTree:
     """The draws themselves, or those of a report."""
-    return source if isinstance(source, xr.DataTree) else source.draws
+    draws = source if isinstance(source, xr.DataTree) else getattr(source, "draws", None)
+    require_type("source", draws if source is not None else None, xr.DataTree, "draws of llc.sample, or a report")
+    assert isinstance(draws, xr.DataTree)
+    schema.require(draws)
+    return draws
 
 
 def symbol(source: Any) -> str:

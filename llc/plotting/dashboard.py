@@ -47,6 +47,7 @@ _WIDE = 78  # characters across the summary
 
 def plot_report(report: Report) -> Figure:
     """Dashboard of a report: verdict, numbers and checks in words, and all panels."""
+    canvas.require("report", report, "an llc.Report", "verdict", "checks", "draws", "spectrum", "bounds")
     figure = Figure(figsize=_PAGE, layout="constrained")
     grid = figure.add_gridspec(4, 3)
     _write_summary(report, figure.add_subplot(grid[:, 0]))
@@ -139,7 +140,8 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
         report: of `llc.estimate` or `llc.report`.
         folder: made with its parents if it does not exist. Figures there are replaced, each whole or not at all.
     """
-    folder = expand(folder)
+    canvas.require("report", report, "an llc.Report", "verdict", "checks", "draws", "spectrum", "bounds")
+    folder = expand(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"report": plot_report(report)}
     for name, plot in _OF_DRAWS.items():
@@ -153,6 +155,8 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Writes a figure as a PNG file, whole or not at all, and returns its path."""
+    canvas.require("figure", figure, "a figure of matplotlib", "savefig")
+    expand(path)  # refuses what is no path
     write_whole(path, to_png(figure))
     return expand(path)
 

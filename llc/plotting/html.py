@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 
 from llc.analysis.report import Report
-from llc.analysis.writing import write_whole
+from llc.analysis.writing import expand, write_whole
 from llc.plotting.dashboard import plot_report, to_png
 
 _STYLE = (
@@ -21,6 +21,7 @@ def save_html(report: Report, path: str | Path) -> None:
         report: of `llc.estimate` or `llc.report`.
         path: of the page; an existing one is replaced, whole or not at all.
     """
+    expand(path)  # refuses what is no path
     figure = base64.b64encode(to_png(plot_report(report))).decode()
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -16,6 +16,7 @@ else:  # at run time any object with the same fields serves
 
 def plot_selected(selected: SelectedSamples, *, ax: Axes | None = None) -> Axes:
     """Eigenvalues of C in σ², least first, with the edge that each has to be below, the rank and σ²."""
+    canvas.require("selected", selected, "of llc.selected_covariance", "eigenvalues", "edges", "rank")
     ax, index = canvas.axes(ax), np.arange(1, selected.dim + 1)
     counted = index <= selected.rank
     for mask, color, text in ((counted, canvas.BLUE, "selected"), (~counted, canvas.GREY, "as by chance")):
@@ -32,6 +33,7 @@ def plot_selected(selected: SelectedSamples, *, ax: Axes | None = None) -> Axes:
 
 def plot_sigma_ladder(ladder: SigmaLadder, *, ax: Axes | None = None) -> Axes:
     """Ranks at each σ, with the winners' variance in the kernel of the first and the σ that is accepted."""
+    canvas.require("ladder", ladder, "of llc.sigma_ladder", "rungs", "agree")
     ax, sigmas = canvas.axes(ax), [rung.sigma for rung in ladder.rungs]
     highest = 1
     for name, text, color, size in (

@@ -20,6 +20,7 @@ _LARGE = 200  # parameters from which the index axis is logarithmic: the few lar
 
 def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: Axes | None = None) -> Axes:
     """Eigenvalues of the Hessian, largest first, with the threshold τ and its cause, the scale 10 γ/nβ and the rank."""
+    _require(spectrum, bounds)
     ax, title, label = canvas.axes(ax), "Spectrum of the Hessian", "|eigenvalue| (nats / parameter²)"
     if spectrum is None:
         canvas.note(ax, "no spectrum")
@@ -64,6 +65,7 @@ def plot_effective_dimension(
     spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: Axes | None = None
 ) -> Axes:
     """2 λ_quad, the number of directions that a sampler sees, against γ/nβ; plateaus are ranks."""
+    _require(spectrum, bounds)
     ax, title = canvas.axes(ax), f"Directions seen by the sampler: 2{canvas.QUAD}"
     nodes, weights = (np.zeros(1), np.zeros(1)) if spectrum is None else _measure(spectrum)
     nodes, weights = nodes[nodes > 0], weights[nodes > 0]
@@ -96,6 +98,11 @@ def plot_curve(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax: A
     message = "llc.plot_curve will go in the next release; use llc.plot_effective_dimension."
     warnings.warn(message, DeprecationWarning, stacklevel=2)
     return plot_effective_dimension(spectrum, bounds, ax=ax)
+
+
+def _require(spectrum: object, bounds: object) -> None:
+    canvas.require("spectrum", spectrum, "an llc.Spectrum", "nodes", "weights", optional=True)
+    canvas.require("bounds", bounds, "llc.Bounds", "threshold", "rank_interval", optional=True)
 
 
 def _cause(spectrum: Spectrum | None) -> str:

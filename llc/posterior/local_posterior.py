@@ -19,6 +19,7 @@ from jax import dtypes
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
+from llc.posterior.arguments import require_callable
 from llc.posterior.loss import fixed
 from llc.posterior.loss_probes import Probe, check_loss_function, check_precision
 from llc.posterior.mask import Moves, normalize_mask
@@ -140,6 +141,7 @@ class LocalPosterior(eqx.Module):
         check_finite(self.position)
         self.per_example = comes_per_example(loss_fn, self.center, rows)
         self.loss_fn = fixed(loss_fn, self.center, rows)
+        require_callable("predict_fn", predict_fn, "a function of (params, batch)", optional=True)
         self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, rows)
         self.data = rows
         if weights is not None:

@@ -33,7 +33,7 @@ _SHOWN = 8  # leaves in a message
 _FIRST_ROWS = 64  # on which the shape of the loss is found
 
 
-def check_data(data: PyTree) -> None:
+def check_data(data: PyTree, name: str = "data") -> None:
     """Raises ValueError if a leaf of the data is no array of numbers, naming it and its type."""
     num_scalars, scalar = 0, None
     for path, leaf in _leaves_with_path(data):
@@ -41,11 +41,11 @@ def check_data(data: PyTree) -> None:
             num_scalars, scalar = num_scalars + 1, scalar or path
             continue
         if reason := _no_array(leaf):
-            raise ValueError(f"data{jax.tree_util.keystr(path)} needs to be an array of numbers, {reason}")
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} needs to be an array of numbers, {reason}")
     if num_scalars > 1 and scalar is not None:
         raise ValueError(
-            f"data need arrays, got {num_scalars} numbers in lists or tuples, the first at "
-            f"data{jax.tree_util.keystr(scalar)}: each would be an array of its own. Make one array of them by "
+            f"{name} need arrays, got {num_scalars} numbers in lists or tuples, the first at "
+            f"{name}{jax.tree_util.keystr(scalar)}: each would be an array of its own. Make one array of them by "
             "np.asarray."
         )
 
@@ -119,8 +119,8 @@ def checked_scale(name: str, value: Any) -> Any:
         return value
     least = ">" if name == "nbeta" else ">="
     try:
-        number = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+        number = np.asarray(np.nan if isinstance(value, bool) else value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
         number = np.asarray(np.nan)
     if number.shape != () or not np.isfinite(number) or number < 0 or (least == ">" and number == 0):
         raise ValueError(f"{name} needs a finite number {least} 0, got {value!r}.")
@@ -167,11 +167,11 @@ def note_buffers(center: PyTree, mask: PyTree) -> None:
         )
 
 
-def check_finite(position: PyTree) -> None:
+def check_finite(position: PyTree, name: str = "params") -> None:
     """Raises ValueError if a parameter that moves is not finite. One that stays (a causal mask of −∞) need not be."""
     leaves = [(path, x) for path, x in jax.tree_util.tree_leaves_with_path(position) if not isinstance(x, Tracer)]
-    if wrong := [path_name(path) or "params" for path, x in leaves if not np.isfinite(np.asarray(x, np.float64)).all()]:
-        raise ValueError(f"params need finite values, got nan or infinity in {wrong}; check the training run.")
+    if wrong := [path_name(path) or name for path, x in leaves if not np.isfinite(np.asarray(x, np.float64)).all()]:
+        raise ValueError(f"{name} need finite values, got nan or infinity in {wrong}; check the training run.")
 
 
 def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> bool:

@@ -24,7 +24,7 @@ from jaxtyping import Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
 from llc.bounds.spectral_measure import Spectrum
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.sampling.dispatch import run_at_once
@@ -37,7 +37,7 @@ from llc.sampling.placement import choose_method, on_device, place_keys, place_p
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, Standing
-from llc.sampling.validation import check_key, check_memory, check_settings
+from llc.sampling.validation import check_key, check_memory, check_posterior, check_settings
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _NUM_SEGMENTS = 40  # progress steps of a run, at least; each costs one dispatch and one read of its draws
@@ -90,6 +90,8 @@ def sample(
         Interrupted: on Ctrl-C, a KeyboardInterrupt whose `partial` is the DataTree of the draws so far.
     """
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
+    require_flag("keep_params", keep_params)
+    require_flag("progress", progress, optional=True)
     lengths = RunLengths(
         num_chains=num_chains,
         num_warmup=num_warmup,
@@ -148,6 +150,7 @@ class Chains:
         keep_params: bool = False,
     ):
         check_key(key)
+        check_posterior(posterior)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
         check_memory(self.posterior, lengths, keep_params=keep_params)

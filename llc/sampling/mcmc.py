@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro.infer.hmc import HMCState, hmc
 
-from llc.posterior.arguments import require_integer, require_number
+from llc.posterior.arguments import require_flag, require_integer, require_number
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info, Sampler, virial
 
@@ -51,6 +51,8 @@ class _Hamiltonian(Sampler):
     def __check_init__(self):
         require_number("step_size", self.step_size, optional=True)
         require_number("target_accept", self.target_accept)
+        for name in ("adapt_mass", "dense_mass"):
+            require_flag(name, getattr(self, name, False))
         if not 0 < self.target_accept < 1:
             raise ValueError(f"{type(self).__name__} needs 0 < target_accept < 1, got {self.target_accept}.")
 

@@ -8,6 +8,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from llc.posterior.arguments import require_option
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.placement import is_committed
 
@@ -28,8 +29,7 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
     Raises:
         ValueError: if the method is unknown or does not fit the devices.
     """
-    if chain_method not in _CHAIN_METHODS:
-        raise ValueError(f"chain_method needs one of {_CHAIN_METHODS}, got {chain_method!r}.")
+    require_option("chain_method", chain_method, _CHAIN_METHODS)
     devices = jax.device_count()
     if chain_method == "parallel" and (devices < 2 or num_chains % devices):
         raise ValueError(

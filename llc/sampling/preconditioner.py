@@ -12,6 +12,7 @@ A P that is constant leaves the stationary law as it is.
 """
 
 import abc
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -24,6 +25,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.arguments import require_number
 
 
 class Preconditioner(eqx.Module):
@@ -82,9 +84,7 @@ class Diagonal(Constant):
     scales: PyTree
 
     def __check_init__(self):
-        for leaf in jax.tree.leaves(self.scales):
-            if not isinstance(leaf, Tracer) and not bool(np.all((np.asarray(leaf) > 0) & np.isfinite(leaf))):
-                raise ValueError(f"Diagonal needs finite scales > 0, got one of {np.min(leaf):.3g}.")
+        _check_positive("Diagonal", self.scales)
 
     def init(self, position: PyTree) -> None:
         """Nothing to remember; the scales have to fit the parameters that move."""
@@ -102,6 +102,18 @@ class Diagonal(Constant):
         return jax.tree.unflatten(structure, scaled)
 
 
+def _check_positive(name: str, scales: PyTree) -> None:
+    """Raises ValueError unless all scales are finite and positive numbers."""
+    leaves = jax.tree.leaves(scales)
+    kinds = (jax.Array, np.ndarray, np.number, float, int)
+    concrete = [leaf for leaf in leaves if not isinstance(leaf, Tracer)]
+    if not leaves or not all(isinstance(leaf, kinds) and np.asarray(leaf).dtype.kind in "iuf" for leaf in concrete):
+        raise ValueError(f"{name} needs scales to be arrays of positive numbers, got {type(scales).__name__}.")
+    for leaf in concrete:
+        if not bool(np.all((np.asarray(leaf) > 0) & np.isfinite(leaf))):
+            raise ValueError(f"{name} needs finite scales > 0, got one of {np.min(leaf):.3g}.")
+
+
 class Curvature(Constant):
     r"""The damped inverse of the Hessian at w*: P = δ (H + δ)⁻¹ on the eigenvectors of a spectrum, 1 on the rest.
 
@@ -116,6 +128,20 @@ class Curvature(Constant):
 
     vectors: Float[Array, "curved dim"]
     scales: Float[Array, "curved"]
+
+    def __check_init__(self):
+        _check_positive("Curvature", self.scales)
+        vectors, scales = self.vectors, self.scales
+        right = all(
+            isinstance(x, (jax.Array, np.ndarray)) and np.dtype(x.dtype).kind in "fiu" for x in (vectors, scales)
+        )
+        if not (right and vectors.ndim == 2 and scales.shape == vectors.shape[:1]):
+            shapes = [getattr(x, "shape", type(x).__name__) for x in (vectors, scales)]
+            raise ValueError(
+                f"Curvature needs arrays, vectors (k, d) and scales (k,), got {shapes[0]} and {shapes[1]}."
+            )
+        if not (isinstance(vectors, Tracer) or np.isfinite(vectors).all()):
+            raise ValueError("Curvature needs finite vectors, got nan or infinity.")
 
     @classmethod
     def of(cls, spectrum: Spectrum, damping: float = 0.1) -> "Curvature":
@@ -177,6 +203,8 @@ class RMSProp(Preconditioner):
     eps: float = 0.1
 
     def __check_init__(self):
+        require_number("decay", self.decay, least=-math.inf)
+        require_number("eps", self.eps, least=-math.inf)
         if not 0 <= self.decay < 1:
             raise ValueError(f"RMSProp needs 0 <= decay < 1, got {self.decay}; 0.99 averages over 100 steps.")
         if not self.eps > 0:

@@ -4,10 +4,14 @@
 run has: nothing in it is open.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TypedDict
 
 import numpy as np
+
+from llc.posterior.arguments import require_integer
+
+_MOST = {"budget": 2**53, "max_steps": 2**63}  # integers that no compiled loop counts
 
 
 class SampleKeywords(TypedDict):
@@ -36,15 +40,18 @@ class _Lengths:
     eval_size: int | None = None
 
     def __post_init__(self):
-        for name in ("num_chains", "num_warmup", "num_draws", "thinning", "budget", "max_steps"):
-            value, least = getattr(self, name, None), 0 if name == "num_warmup" else 1
-            if value is not None and not (isinstance(value, (int, np.integer)) and value >= least):
-                raise ValueError(f"{name} needs an integer >= {least}, got {value!r}.")
+        for field in fields(self):
+            if field.name not in ("batch_size", "eval_size"):  # see check_rows
+                least, most = int(field.name != "num_warmup"), _MOST.get(field.name, 2**31 - 1)
+                value = getattr(self, field.name)
+                if not (value is None and field.default is None):
+                    require_integer(field.name, value, least=least, most=most)
 
     def check_rows(self, num_data: int) -> None:
         """Raises ValueError if batch_size or eval_size is no integer from 1 to `num_data`, naming it."""
         for name, value in (("batch_size", self.batch_size), ("eval_size", self.eval_size)):
-            if value is not None and not (isinstance(value, (int, np.integer)) and 1 <= value <= num_data):
+            right = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 1 <= value <= num_data
+            if not (right or value is None):
                 raise ValueError(
                     f"{name} needs an integer from 1 to n = {num_data}, got {value!r}; None takes all the data."
                 )

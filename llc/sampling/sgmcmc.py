@@ -20,6 +20,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from llc.posterior.arguments import require_flag, require_option
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import NO_ACCEPT_STEP, Gradient, Info, Sampler, center_gradient, potential_gradient, virial
 from llc.sampling.noise import normal_like
@@ -33,8 +34,8 @@ def as_array(step_size: Any) -> Any:
     if isinstance(step_size, jax.Array):
         return step_size
     try:
-        return np.asarray(step_size, np.float64)
-    except (TypeError, ValueError):
+        return np.asarray(np.nan if isinstance(step_size, bool) else step_size, np.float64)
+    except (TypeError, ValueError, OverflowError):
         return np.asarray(np.nan)  # which no setting may be
 
 
@@ -88,8 +89,8 @@ class SGLD(Sampler):
         require_positive("SGLD", step_size=self.step_size)
         if not isinstance(self.preconditioner, Preconditioner):
             raise ValueError(f"SGLD needs a preconditioner such as llc.RMSProp(), got {self.preconditioner!r}.")
-        if self.integrator not in _INTEGRATORS:
-            raise ValueError(f"SGLD needs an integrator among {_INTEGRATORS}, got {self.integrator!r}.")
+        require_option("integrator", self.integrator, _INTEGRATORS)
+        require_flag("control_variates", self.control_variates)
 
     def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> SGLDState:  # noqa: ARG002
         """State at w*; nothing adapts, so `num_warmup` has no effect."""

@@ -86,7 +86,7 @@ def _tree(energy, eval_size=100.0):
 def test_wrong_input(nbetas, change, message):
     with pytest.raises(ValueError, match=message):
         llc.temperature_curve(_tree(np.ones((2, 10)), **change), nbetas)
-    with pytest.raises(ValueError, match="at least one chain with finite losses"):
+    with pytest.raises(ValueError, match="draws need at least 25 of finite chains"):
         llc.temperature_curve(_tree(np.full((2, 10), np.nan)))
 
 

@@ -55,7 +55,7 @@ def test_every_setting_has_a_reason():
         ),
         ({"thinning": 0}, "thinning needs an integer >= 1, got 0"),
         ({"eval_size": 101}, "eval_size needs an integer from 1 to n = 100, got 101"),
-        ({"target_mcse": 0.0}, r"target_mcse needs a number > 0, relative to λ̂, got 0.0"),
+        ({"target_mcse": 0.0}, "target_mcse needs a finite number > 0 or None, got 0.0"),
     ],
 )
 def test_wrong_settings(settings, message):

@@ -57,7 +57,7 @@ def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: in
     """h_max of the Hessian at w*, from one Lanczos run over all the data, in float64."""
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     require_integer("num_matvecs", num_matvecs, least=1)
-    require_integer("seed", seed, least=0)
+    require_integer("seed", seed, least=0, most=2**32 - 1)
     with float64():
         operator = curvature_operator(posterior)
         probe = jax.random.normal(jax.random.key(seed), (operator.dim,), jnp.float64)

@@ -23,7 +23,7 @@ from llc.geometry.curvature.range_finder import range_finder
 from llc.geometry.curvature.residuals import first_order
 from llc.geometry.curvature.sketch import sketch_size, sketched
 from llc.geometry.curvature.smoothness import directions
-from llc.posterior.arguments import require_integer, require_type
+from llc.posterior.arguments import require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -94,13 +94,10 @@ def spectrum(
         Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 2011.
     """
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
-    require_integer("num_matvecs", num_matvecs, least=1, optional=True)
-    require_integer("seed", seed, least=0)
-    if method == "block":
+    if isinstance(method, str) and method == "block":
         warnings.warn("method 'block' is called 'range_finder' now.", DeprecationWarning, stacklevel=2)
         method = "range_finder"
-    if method not in METHODS:
-        raise ValueError(f"method needs one of {tuple(METHODS)}, got {method!r}.")
+    require_option("method", method, METHODS)
     settings = Settings(
         matrix=matrix,
         output_loss=output_loss,

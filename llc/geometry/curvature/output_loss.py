@@ -150,6 +150,10 @@ def _fit(losses: np.ndarray, outputs: np.ndarray, parts: np.ndarray) -> tuple[fl
 
 
 def _check_callable(posterior: LocalPosterior, rows: PyTree, output_loss: Callable) -> None:
+    predict_fn: Any = posterior.predict_fn
+    out = eqx.filter_eval_shape(lambda p, b: output_loss(predict_fn(p, b), b), posterior.center, rows)
+    if len(getattr(out, "shape", (0, 0))) > 1:
+        raise ValueError(f"output_loss needs to return what loss_fn returns, got {type(out).__name__}: {out}.")
     losses, found = map(np.asarray, _with_callable(posterior, rows, output_loss))
     if not np.ptp(losses - found) <= _MISFIT * np.ptp(losses):
         raise ValueError(

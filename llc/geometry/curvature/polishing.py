@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from llc.geometry.curvature.dense import materialize
 from llc.geometry.curvature.methods import top_eigenvalue
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator, displaced, gauss_newton_operator
-from llc.posterior.arguments import require_integer, require_type
+from llc.posterior.arguments import require_flag, require_integer, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -80,6 +80,7 @@ def polish(posterior: LocalPosterior, *, max_steps: int = 100, progress: bool | 
     """
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     require_integer("max_steps", max_steps, least=1)
+    require_flag("progress", progress, optional=True)
     if max_steps < 1:
         raise ValueError(f"max_steps needs an integer >= 1, got {max_steps}.")
     largest = top_eigenvalue(posterior)

@@ -3,7 +3,6 @@
 A method is a function `(Problem) -> Spectrum`. What costs products is computed at first use, and once.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,11 +17,12 @@ from llc.bounds.spectral_measure import Smoothness, Spectrum
 from llc.geometry.curvature.dense import MAX_ORDER, Eigenvalues
 from llc.geometry.curvature.lanczos import Measure, quadrature, top_eigenvalue
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator, gauss_newton_operator
-from llc.geometry.curvature.output_loss import OutputLoss
+from llc.geometry.curvature.output_loss import CONVEX_PARTS, OutputLoss
 from llc.geometry.curvature.residuals import first_order, gauss_newton_part, residual_share
 from llc.geometry.curvature.smoothness import directions, probe_smoothness
 from llc.geometry.curvature.stability import unstable_eigenvalues
 from llc.geometry.curvature.symmetric import check_symmetric
+from llc.posterior.arguments import require_flag, require_integer, require_number, require_option
 from llc.posterior.local_posterior import LocalPosterior
 
 _MIN_BUDGET = (
@@ -46,15 +46,16 @@ class Settings:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.matrix not in (matrices := ("hessian", "ggn")):
-            raise ValueError(f"matrix needs one of {matrices}, got {self.matrix!r}.")
-        for name, least in (("num_matvecs", 1), ("num_probes", 1), ("budget", _MIN_BUDGET)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} needs an integer >= {least}, got {value}.")
+        require_option("matrix", self.matrix, ("hessian", "ggn"))
+        require_integer("num_matvecs", self.num_matvecs, least=1, optional=True)
+        require_integer("num_probes", self.num_probes, least=1)
+        require_integer("budget", self.budget, least=_MIN_BUDGET, most=2**53, optional=True)
+        require_integer("seed", self.seed, least=0, most=2**32 - 1)
         for name in ("relative_error", "relative_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} needs a finite number > 0, got {getattr(self, name)}.")
+            require_number(name, getattr(self, name))
+        if self.output_loss is not None and not callable(self.output_loss):
+            require_option("output_loss", self.output_loss, CONVEX_PARTS)
+        require_flag("progress", self.progress, optional=True)
 
 
 @dataclass(frozen=True)

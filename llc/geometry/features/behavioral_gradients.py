@@ -34,9 +34,10 @@ from llc.geometry.curvature.operators import (
     jacobian_operator,
     require_predict_fn,
 )
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_callable, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
+from llc.posterior.validation import check_data, check_finite
 
 _DENSE_BYTES = 4 * 2**30
 _AT_ONCE = 32  # inputs, or columns of H, whose gradients are computed at a time
@@ -198,6 +199,11 @@ def behavioral_gradients(
         >>> gradients.rank, gradients.max_manifold_dim
         (1, 1)
     """
+    require_callable("predict_fn", predict_fn, "a function of (params, inputs)")
+    if inputs is None:
+        raise ValueError("inputs needs arrays with a leading axis of n inputs, got None.")
+    check_data(inputs, "inputs")
+    check_finite(eqx.filter(inputs, eqx.is_inexact_array), "inputs")
     with float64():
         # The posterior serves for its params and mask only: there is no loss, and the inputs are given below.
         posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask, predict_fn=predict_fn)

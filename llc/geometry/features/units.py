@@ -96,7 +96,7 @@ def unit_states(
     require_number("tolerance", tolerance)
     if not 1e-7 <= tolerance < 1:
         raise ValueError(f"tolerance needs a number from 1e-7 (round-off of an angle) to 1, got {tolerance}.")
-    computing, reading = _by_unit(gradients, incoming), _by_unit(gradients, outgoing)
+    computing, reading = (_by_unit(gradients, *x) for x in (("incoming", incoming), ("outgoing", outgoing)))
     if len(computing) != len(reading):
         raise ValueError(
             f"incoming and outgoing need the same number of units, got {len(computing)} and {len(reading)}; check the "
@@ -119,22 +119,24 @@ def unit_states(
     )
 
 
-def _by_unit(gradients: BehavioralGradients, axes: Mapping[str, int]) -> np.ndarray:
-    """One row a unit: the gradients of all its params in `axes`."""
+def _by_unit(gradients: BehavioralGradients, name: str, axes: Mapping[str, int]) -> np.ndarray:
+    """One row a unit: the gradients of all its params in `axes`, which is the argument `name`."""
+    if not isinstance(axes, Mapping):
+        raise ValueError(f"{name} needs to be a dict of paths with their axes, got {type(axes).__name__}.")
     shapes = {leaf.path: leaf.shape for leaf in _leaves(gradients) if leaf.shape is not None}
     rows = {leaf.path: leaf.rows for leaf in _leaves(gradients)}
     blocks = []
     for path, axis in axes.items():
         shape = shapes.get(path, ())
-        if not -len(shape) <= axis < len(shape):
+        if not (isinstance(axis, int) and -len(shape) <= axis < len(shape)):
             raise ValueError(
-                f"units need the path and axis of params that all move, got {path!r} and {axis}; paths and shapes are "
+                f"{name} needs the path and axis of params that all move, got {path!r} and {axis}; paths and shapes are "
                 f"{shapes}."
             )
         block = gradients.matrix[rows[path]].reshape(*shape, -1)
         blocks.append(np.moveaxis(block, axis, 0).reshape(shape[axis], -1))
     if len({len(block) for block in blocks}) != 1:
-        raise ValueError(f"the paths need one and the same number of units, got {list(map(len, blocks))} for {axes}.")
+        raise ValueError(f"{name} needs one and the same number of units, got {list(map(len, blocks))} for {axes}.")
     return np.concatenate(blocks, axis=1)
 
 

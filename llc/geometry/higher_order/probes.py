@@ -56,7 +56,7 @@ from llc.geometry.higher_order.records import (
 )
 from llc.geometry.higher_order.splitting import order, remainder_profile, split, vanishes
 from llc.geometry.higher_order.symmetry import Generator, symmetry_dimension
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
@@ -107,6 +107,9 @@ def higher_bounds(
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
+    require_flag("progress", progress, optional=True)
+    if not (isinstance(generators, Sequence) and all(map(callable, generators))):
+        raise ValueError(f"generators needs a list of functions of params, got {type(generators).__name__}.")
     _require_room(posterior.num_params)
     if spectrum is None:
         spectrum = hessian_spectrum(posterior, method="dense")

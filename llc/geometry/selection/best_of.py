@@ -20,7 +20,7 @@ from scipy.special import gammaln
 from tqdm.auto import tqdm
 
 from llc.geometry.selection.sampling import Losses, losses_around, require_sigma
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_flag, require_integer, require_type
 from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
@@ -94,10 +94,9 @@ def best_of_slope(
     """
     check_key(key)
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
-    if num_candidates < 256 or num_groups < 2:
-        raise ValueError(
-            f"num_candidates needs 256 or more and num_groups 2 or more, got {num_candidates} and {num_groups}."
-        )
+    require_integer("num_candidates", num_candidates, least=256)
+    require_integer("num_groups", num_groups, least=2)
+    require_flag("progress", progress, optional=True)
     sigma = require_sigma(posterior, sigma)
     sizes = np.array([num_candidates // part for part in _SUBSETS])
     with float64():

@@ -90,10 +90,13 @@ def sigma_ladder(
     check_key(key)
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     num_winners = checked_winners(posterior, num_candidates, num_winners)
-    sigmas = default_sigmas(posterior) if sigmas is None else tuple(sigmas)
+    if sigmas is None:
+        sigmas = default_sigmas(posterior)
+    if isinstance(sigmas, str) or not isinstance(sigmas, (Sequence, np.ndarray)):
+        raise ValueError(f"sigmas needs two or more rising numbers, got {type(sigmas).__name__}.")
+    sigmas = tuple(require_sigma(posterior, sigma, "sigmas") for sigma in sigmas)
     if len(sigmas) < 2 or any(a >= b for a, b in itertools.pairwise(sigmas)):
         raise ValueError(f"sigmas needs two or more rising numbers, got {sigmas}.")
-    sigmas = tuple(require_sigma(posterior, sigma) for sigma in sigmas)
     rungs = select(key, posterior, noisy_loss_fn, num_candidates, num_winners, sigmas, progress=progress)
     # The difference of two moments is a sum over 2R winners of weights ±2. Selection makes it smaller, not larger.
     limit = 2 * stein_edge(np.array([rungs[0].dim]), 2 * num_winners, np.array([-1.0, 1.0]))[0]

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator
 from llc.geometry.selection.laws import flat_rank, normal_scores
 from llc.geometry.selection.winners import SelectedSamples
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_callable, require_flag, require_integer, require_number, require_type
 from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
@@ -142,8 +142,8 @@ def selected_covariance(
 def checked_winners(posterior: LocalPosterior, num_candidates: int, num_winners: int | None) -> int:
     """R, by default what `selected_covariance` says; raises ValueError where it is hopeless."""
     dim = posterior.num_params
-    if num_candidates < 2:
-        raise ValueError(f"num_candidates needs an integer >= 2, got {num_candidates}; 5 is best for the rank.")
+    require_integer("num_candidates", num_candidates, least=2)  # 5 is best for the rank
+    require_integer("num_winners", num_winners, least=1, optional=True)
     cure = "let fewer parameters move (mask), or take llc.spectrum (Hessian-vector products)"
     if dim > _MAX_PARAMS:
         raise ValueError(
@@ -163,12 +163,11 @@ def checked_winners(posterior: LocalPosterior, num_candidates: int, num_winners:
     return num_winners
 
 
-def require_sigma(posterior: LocalPosterior, sigma: float | None) -> float:
+def require_sigma(posterior: LocalPosterior, sigma: float | None, name: str = "sigma") -> float:
     """`sigma`, or 0.01 RMS(w*) for None; raises ValueError if it is not a finite number > 0."""
     if sigma is None:
         return default_sigmas(posterior)[1]
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma needs a finite number > 0, got {sigma}.")
+    require_number(name, sigma)
     return sigma
 
 
@@ -199,6 +198,12 @@ def select(
     progress: bool | None,
 ) -> tuple[SelectedSamples, ...]:
     """Selected samples at each σ from the same z, by one program."""
+    require_callable("noisy_loss_fn", noisy_loss_fn, "a function of (key, params)", optional=True)
+    require_flag("progress", progress, optional=True)
+    if noisy_loss_fn is not None:
+        out = eqx.filter_eval_shape(noisy_loss_fn, key, posterior.center)
+        if getattr(out, "shape", None) != ():
+            raise ValueError(f"noisy_loss_fn needs to return a scalar, got {type(out).__name__}: {out}.")
     dim = posterior.num_params
     most = min(_CHUNK_BYTES // (32 * num_candidates * dim), _CHUNK // num_candidates, num_winners)
     groups = 2 ** int(math.log2(max(1, most)))  # few different ones: a program each

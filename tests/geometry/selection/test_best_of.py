@@ -89,7 +89,7 @@ def test_a_few_losses_that_are_not_finite_are_no_matter():
 
 def test_errors():
     posterior = _population(lambda w: w[0] ** 2, 1)
-    with pytest.raises(ValueError, match="num_candidates needs 256 or more"):
+    with pytest.raises(ValueError, match="num_candidates needs an integer >= 256"):
         llc.best_of_slope(KEY, posterior, sigma=0.1, num_candidates=100)
     with pytest.raises(ValueError, match="sigma needs to be given"):
         llc.best_of_slope(KEY, posterior)

@@ -1,0 +1,62 @@
+"""What a file of draws holds as a spectrum and as settings, looked through before a report relies on it."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from llc.analysis.text import printable
+from llc.bounds.spectral_measure import Spectrum
+from llc.bounds.storage import read_beyond
+
+
+def check_spectrum(group: xr.DataTree, where: str) -> None:
+    """Raises ValueError, naming the variable, if no spectrum with finite numbers can be made of a group."""
+    try:
+        spectrum = Spectrum.from_dataset(group)
+        read_beyond(str(group.attrs.get("beyond", "")))
+        float(group.attrs.get("init_loss", math.nan))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{where} needs what llc.bounds writes, but has not: {short(error)}.") from error
+    pairs = {
+        "nodes and weights": (spectrum.nodes, spectrum.weights),
+        "gradient_nodes and gradient_weights": (spectrum.gradient_nodes, spectrum.gradient_weights),
+    }
+    if spectrum.half_nodes is not None and spectrum.half_weights is not None:
+        pairs["half_nodes and half_weights"] = spectrum.half_nodes, spectrum.half_weights
+    wrong = [name for name, (x, w) in pairs.items() if x.shape != w.shape or not np.isfinite([x, w]).all()]
+    wrong += ["nodes"] * (not spectrum.nodes.size) + ["dim"] * (spectrum.dim < 1)
+    wrong += ["noise"] * (not spectrum.noise >= 0) + ["num_exact"] * (not 0 <= spectrum.num_exact <= spectrum.dim)
+    wrong += ["matrix"] * (spectrum.matrix not in ("hessian", "ggn"))
+    wrong += ["method"] * (re.fullmatch(r"[a-z_ ]+", spectrum.method) is None)
+    if wrong:
+        raise ValueError(f"{where} needs a spectrum of llc.bounds; what is there as {wrong} is none.")
+
+
+def check_settings(settings: Mapping[str, Any], source: str) -> None:
+    """Raises ValueError if the settings of a run are not such as the checks read."""
+    sampler: Any = settings.get("sampler")
+    good = isinstance(sampler, dict) and isinstance(sampler.get("name"), str)
+    if good and sampler["name"] == "SGLD":
+        preconditioner = sampler.get("preconditioner")
+        good = isinstance(preconditioner, dict) and isinstance(preconditioner.get("name"), str)
+        good = good and isinstance(sampler.get("integrator"), str) and _is_number(sampler.get("step_size"))
+    good = good and isinstance(thinning := settings.get("thinning", 1), int) and thinning >= 1
+    if not good:
+        raise ValueError(
+            f"{source} needs in the attribute settings a sampler with its name (and step_size, integrator and "
+            f"preconditioner of SGLD), and a thinning >= 1 or none, got {short(settings)}."
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < 1e300
+
+
+def short(value: object) -> str:
+    """A value as text for a message, in one line and without what a terminal acts on."""
+    text = printable(str(value).replace("\n", " "))
+    return text if len(text) <= 200 else f"{text[:200]} …"

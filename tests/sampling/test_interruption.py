@@ -1,0 +1,65 @@
+"""Chains that are interrupted go on; where segments end shows in no bit."""
+
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+from llc.sampling.chains import Chains
+from llc.sampling.run_lengths import RunLengths
+from llc.sampling.standing import Interrupted
+
+X = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+LENGTHS = RunLengths(num_chains=2, num_warmup=4, num_draws=40, thinning=2, batch_size=10)
+
+
+def make_chains(**settings):
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(2), X, gamma=1.0)
+    return Chains(jax.random.key(0), posterior, llc.SGLD(0.01), LENGTHS, keep_params=True, **settings)
+
+
+def run(*parts, **settings):
+    chains = make_chains(**settings)
+    for part in parts:
+        chains.draw(part, progress=False)
+    return chains.tree()
+
+
+@pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
+@pytest.mark.parametrize("parts", [(1, 12, 27), (39, 1)], ids=str)
+def test_where_segments_end_shows_in_no_bit(parts, chain_method):
+    """Of draws, statistics, moments of the losses and attributes. Negative control: other draws do."""
+    whole = run(40, chain_method=chain_method)
+    parted = run(*parts, chain_method=chain_method)
+    assert parted.equals(whole)
+    assert parted.attrs == whole.attrs
+    assert not run(39, chain_method=chain_method).equals(whole)
+
+
+def interrupted(chains):
+    """What a Ctrl-C raises some time into a run of minutes, after its first draws (which compile)."""
+    chains.draw(3, progress=False)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(Interrupted) as caught:
+        chains.draw(50_000, progress=False)
+    timer.join()
+    return caught.value
+
+
+def test_interrupted_chains_go_on_where_they_stood():
+    chains = make_chains()
+    stop = interrupted(chains)
+    done = chains.done - chains.warmup
+    assert 3 <= done < 50_000
+    assert stop.partial["posterior"].equals(chains.tree()["posterior"])
+    assert stop.partial["posterior"].sizes["draw"] == done
+    chains.draw(5, progress=False)
+    draws, whole = chains.tree(), run(done + 5)
+    for group in ("posterior", "sample_stats", "warmup_posterior", "warmup_sample_stats"):
+        assert draws[group].equals(whole[group])
+    llc.report(draws)
