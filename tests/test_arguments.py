@@ -60,6 +60,7 @@ TABLE = {
             "spectrum": OPTIONAL_RECORD,
             "bounds": OPTIONAL_RECORD,
             "like": OPTIONAL_RECORD,
+            "reference_loss": NO_NUMBER,
             "nbeta": NO_NUMBER,
             "gamma": NO_NUMBER,
             "num_chains": NO_COUNT,

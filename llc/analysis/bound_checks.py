@@ -75,11 +75,11 @@ def bound_checks(
     checks = [None if spectrum is None else _resolution(draws, spectrum)]
     if bounds is not None:
         checks += [assumption_check(a) for a in bounds.assumptions if a.kind != "minimum"]
+        if corrected:  # of the curvature at w*, whether bounds follow from it or not
+            checks.append(_localization(bounds, mean, compared, sensitivity, _localization_cure(draws)))
         if bounds.valid:
             if corrected:
-                cure = _localization_cure(draws)
-                checks += [_localization(bounds, mean, compared, sensitivity, cure)]
-                checks += [_below(compared, bounds, sensitivity)]
+                checks.append(_below(compared, bounds, sensitivity))
             checks.append(_above(draws, compared, bounds, sensitivity))
     return tuple(check for check in checks if check is not None)
 

@@ -7,8 +7,11 @@ $$ \kappa(\gamma) = \frac{n\beta\, \mathbb{E}_\gamma [L(w) - L(w^*)]}{\lambda_{q
 
 needs losses at a few Gaussian points only, no chain. It is 1 as γ → ∞ and grows where the Gaussian reaches beyond the
 quadratic part. In d dimensions its flat directions carry it √(d/γ) away from w*, which for a network may be farther
-than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 3,
-within a factor of 2. A posterior avoids high losses, so that κ is an upper estimate of λ̂ / λ_quad.
+than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 3. A
+posterior avoids high losses, so that κ is an upper estimate of λ̂ / λ_quad.
+
+All κ of a search are of the same points, scaled, and of the same rows, so that κ(γ) is smooth and κ = 3 can be solved
+for. What is left is the noise of the points, which other keys show (validation/checkpoints.py).
 
 This is for spectra without a gap. Where the rank is one number, directions are either curved or flat, λ_corr adds what
 localization hides, and γ follows from the length of the run alone (step_size.py).
@@ -30,7 +33,8 @@ from llc.posterior.rows import Rows, in_pieces, rows_that_fit
 
 _MAX_ANHARMONICITY = 3.0  # κ up to which λ̂, which is less, and λ_quad are about the same
 _STRONGEST = 4.0**6  # γ/nβ in units of h_max from which the search goes down
-_STEP = 4.0  # factor between two γ that are tried; the last interval is halved once
+_STEP = 4.0  # factor between two γ that are tried until κ = 3 lies between them
+_REFINEMENTS, _CLOSE = 5, 1.02  # times that the interval is cut, at most, and the factor at which it is narrow enough
 _PAIRS = 4  # of points w* ± x; what they differ by is of first order in 1/√d
 _ROWS = 512  # of the data, at most
 _OPERATIONS = 2e12  # of all losses together, which bounds the rows of a large model
@@ -81,11 +85,32 @@ def choose_localization(
         gamma = max(tried[-1][0] / _STEP, weakest)
         tried.append((gamma, probe.anharmonicity(gamma)))
     if tried[-1][1] > _MAX_ANHARMONICITY and len(tried) > 1:
-        gamma = float(np.sqrt(tried[-1][0] * tried[-2][0]))
-        tried.append((gamma, probe.anharmonicity(gamma)))
+        tried += _refined(probe, tried[-2], tried[-1])
     local = [pair for pair in tried if pair[1] <= _MAX_ANHARMONICITY]
     gamma, anharmonicity = min(local) if local else tried[0]
     return Localization(gamma, anharmonicity, tuple(sorted(tried, reverse=True)))
+
+
+def _refined(probe: "_Probe", strong: tuple[float, float], weak: tuple[float, float]) -> list[tuple[float, float]]:
+    """More (γ, κ) between one with κ ≤ 3 and one beyond, nearer to κ = 3: by the line through both in logarithms."""
+    tried = []
+    for _ in range(_REFINEMENTS):
+        if strong[0] < _CLOSE * weak[0]:
+            break
+        gamma = _between(strong, weak)
+        pair = gamma, probe.anharmonicity(gamma)
+        tried.append(pair)
+        strong, weak = (pair, weak) if pair[1] <= _MAX_ANHARMONICITY else (strong, pair)
+    return tried
+
+
+def _between(strong: tuple[float, float], weak: tuple[float, float]) -> float:
+    """γ where the line through two (log γ, log κ) is at κ = 3, inside of the interval; its middle without a line."""
+    (upper, least), (lower, most) = strong, weak
+    part = 0.5
+    if np.isfinite(most) and 0 < least < _MAX_ANHARMONICITY:
+        part = np.log(_MAX_ANHARMONICITY / least) / np.log(most / least)
+    return float(upper * (lower / upper) ** np.clip(part, 0.02, 0.98))
 
 
 class _Probe:
