@@ -205,6 +205,8 @@ def _tree(chains: Chains, calibration: Calibration) -> xr.DataTree:
     draws = chains.tree()
     draws.attrs[schema.CALIBRATION] = str(calibration)
     draws.attrs[schema.GAMMA_ORIGIN] = calibration.gamma_origin
+    if math.isfinite(weaker := calibration.choices["gamma"].evidence.get("weaker", math.nan)):
+        draws.attrs[schema.WEAKER_GAMMA] = weaker
     return draws
 
 

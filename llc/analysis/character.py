@@ -228,7 +228,9 @@ def _held_cure(draws: xr.DataTree, share: float) -> str:
     gamma, origin = constant(draws, schema.GAMMA), draws.attrs.get(schema.GAMMA_ORIGIN, "given")
     hidden = "λ̂ is right at this γ, and tells little of w*; "
     if origin != "given":
-        return f"{hidden}compare it with others at the same scale (`llc.estimate(…, like=report)`)"
+        weaker = draws.attrs.get(schema.WEAKER_GAMMA)
+        named = f", or look further: gamma={weaker:.3g} goes a tenth of the way to chance" if weaker else ""
+        return f"{hidden}compare it with others at the same scale (`llc.estimate(…, like=report)`){named}"
     share = min(max(share, 1e-3), _WEAKER)
     weaker = gamma * share / (1 - share) * (1 - _WEAKER) / _WEAKER  # h = γ/nβ · p / (1 − p) shows _WEAKER there
     return f"{hidden}give gamma={float(np.format_float_scientific(weaker, 1)):g}, or leave it out"

@@ -39,6 +39,7 @@ REFERENCE_LOSS = "reference_loss"  # of a model that has learnt nothing; not in 
 # Attributes of the root.
 SETTINGS, CALIBRATION = "settings", "calibration"
 GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length" or "quadratic loss"
+WEAKER_GAMMA = "weaker_gamma"  # a number: another γ that calibration names; not in every file
 
 CONSTANT_NAMES = (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE, TRACE_CURVED, CENTER_NORM, REFERENCE_LOSS)
 

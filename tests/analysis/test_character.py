@@ -152,9 +152,12 @@ def test_a_report_prints_and_keeps_its_character(name, tmp_path):
     llc.save(report.draws, tmp_path / "run.nc")
     assert llc.report(llc.load(tmp_path / "run.nc")).character == report.character
     failed = {check.name for check in report.failed if check.kind == "scale"}
-    assert failed == {"left the basin": {"basin"}, "localization only": {"localization_only"}, "local": set()}[
-        report.character.name
-    ]
+    assert (
+        failed
+        == {"left the basin": {"basin"}, "localization only": {"localization_only"}, "local": set()}[
+            report.character.name
+        ]
+    )
 
 
 def test_a_user_says_what_chance_is(tmp_path):
@@ -185,6 +188,9 @@ def test_advice_names_a_value_unless_the_program_chose_this_one(name, advice):
     draws.attrs["gamma_origin"] = "quadratic loss"
     (chosen,) = (check for check in llc.report(draws).failed if check.kind == "scale")
     assert advice not in chosen.message if name == "held by γ" else "gamma=1" in chosen.message
+    draws.attrs["weaker_gamma"] = 0.123
+    (named,) = (check for check in llc.report(draws).failed if check.kind == "scale")
+    assert ("gamma=0.123" in named.message) == (name == "held by γ")
 
 
 def test_the_named_gamma_shows_half_of_the_average_direction():

@@ -20,7 +20,7 @@ from tests.support.spectra import spectrum_of
 DIM, NUM_DATA = 400, 1000
 NBETA = NUM_DATA / np.log(NUM_DATA)
 CURVATURES = 10.0 ** -np.linspace(0, 16, DIM)  # down to round-off, without a gap
-PAIRS = 4
+PAIRS = 16
 
 
 class Moments(NamedTuple):
@@ -86,12 +86,12 @@ def test_a_quadratic_is_one_at_every_gamma(seed):
 @pytest.mark.parametrize("quartic", [1e-3, 1.0, 100.0])
 def test_gamma_is_the_weakest_at_which_the_loss_is_about_quadratic(quartic):
     found = choose(quartic, 1e-3)
-    limit = brentq(lambda gamma: closed_form(quartic, gamma).kappa - 3, 1e-3, 1e12)
+    limit = brentq(lambda gamma: closed_form(quartic, gamma).kappa - 2, 1e-3, 1e12)
     assert found.is_local
     assert 0.9 < found.gamma / limit < 2.2
     weaker = [kappa for gamma, kappa in found.profile if gamma < found.gamma]
     assert weaker, "a weaker one was tried"
-    assert min(weaker) > 3
+    assert min(weaker) > 2
     assert closed_form(quartic, 1e-3).kappa > 30, "negative control: at the length of the run alone it is not local"
 
 
