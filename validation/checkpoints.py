@@ -1,7 +1,7 @@
 r"""One γ along a training: λ̂ of six checkpoints that can be compared, and how sure γ is.
 
-Two transformers on modular addition (real_networks.py) are trained with AdamW: modulo 11 (4,428 parameters) and modulo 29
-(102,656). The last checkpoint is estimated without a scale; the γ that calibration finds there serves all the others
+Two transformers on modular addition (real_networks.py) are trained with AdamW: modulo 11 (4,428 parameters) and modulo
+29 (102,656). The last checkpoint is estimated without a scale; the γ that calibration finds there serves all the others
 (`like=report`), since λ̂ at different scales can't be compared. A row holds λ̂ with its error beside λ_quad at the same
 scale, the character of the run with its evidence, the verdict, and what failed. Wanted are λ̂ / λ_quad between 0.3 and 3
 and no UNRESOLVED but for untrained points.
@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from nuts_reference import ReferenceLengths, reference
-from real_networks import Network, Training, TransformerSize, train, transformer
+from real_networks import Training, TransformerSize, train, transformer
 from study import Column, Row, Study, constant, table
 from timing import busy_seconds, share_of_others
 from verdicts import COLORS, counts
@@ -39,10 +39,10 @@ class Settings(ReferenceLengths):
 
     seed: int = 0
     networks: tuple[str, ...] = ("mod 11", "mod 29")
-    small: TransformerSize = TransformerSize(
-        modulus=11, width=18, layers=1, heads=2, training=Training(4000, batch_size=256, weight_decay=0.1)
+    small: TransformerSize = dataclasses.field(
+        default_factory=lambda: TransformerSize(modulus=11, width=18, layers=1, heads=2)
     )
-    large: TransformerSize = TransformerSize(training=Training(4000, batch_size=256, weight_decay=0.1))
+    large: TransformerSize = dataclasses.field(default_factory=TransformerSize)
     steps: tuple[int, ...] = (100, 300, 700, 1500, 2500, 4000)  # of training, at which checkpoints are taken
     trained: float = 0.1  # loss in nats per example below which a checkpoint is trained; chance is log p
     num_keys: int = 5  # that γ is found with

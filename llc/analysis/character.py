@@ -229,7 +229,8 @@ def _held_cure(draws: xr.DataTree, share: float) -> str:
     hidden = "λ̂ is right at this γ, and tells little of w*; "
     if origin != "given":
         weaker = draws.attrs.get(schema.WEAKER_GAMMA)
-        named = f", or look further: gamma={weaker:.3g} goes a tenth of the way to chance" if weaker else ""
+        known = isinstance(weaker, (int, float)) and 0 < weaker < math.inf
+        named = f", or look further: gamma={weaker:.3g} goes a tenth of the way to chance" if known else ""
         return f"{hidden}compare it with others at the same scale (`llc.estimate(…, like=report)`){named}"
     share = min(max(share, 1e-3), _WEAKER)
     weaker = gamma * share / (1 - share) * (1 - _WEAKER) / _WEAKER  # h = γ/nβ · p / (1 − p) shows _WEAKER there

@@ -53,8 +53,8 @@ class Localization(NamedTuple):
         gamma: γ.
         anharmonicity: κ there; nan if the run's length alone decides.
         profile: the (γ, κ) that were tried, strongest first.
-        weaker: a weaker γ, at which the Gaussian's mean loss is a tenth of the way from L(w*) to the loss at zero, so that
-            its points lie in the basin, quadratic or not; nan if there is none.
+        weaker: a weaker γ, at which the Gaussian's mean loss is a tenth of the way from L(w*) to the loss at zero, so
+            that its points lie in the basin, quadratic or not; nan if there is none.
     """
 
     gamma: float
