@@ -60,7 +60,7 @@ TABLE = {
             "spectrum": OPTIONAL_RECORD,
             "bounds": OPTIONAL_RECORD,
             "like": OPTIONAL_RECORD,
-            "reference_loss": NO_NUMBER,
+            "reference_loss": ("x", float("nan"), float("inf"), [], object()),
             "nbeta": NO_NUMBER,
             "gamma": NO_NUMBER,
             "num_chains": NO_COUNT,

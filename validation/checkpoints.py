@@ -46,10 +46,13 @@ class Settings(ReferenceLengths):
     steps: tuple[int, ...] = (100, 300, 700, 1500, 2500, 4000)  # of training, at which checkpoints are taken
     trained: float = 0.1  # loss in nats per example below which a checkpoint is trained; chance is log p
     num_keys: int = 5  # that γ is found with
-    num_draws: int | None = 400  # of a chain of the small network; the large one is costly and takes its default
+    num_warmup: int = 400  # steps of the small network; where γ decides, a direction relaxes in some four of them
+    num_draws: int = 400  # of a chain of the small network
+    thinning: int = 4
+    budget: int = 1000  # gradients of the large network, for spectrum, pilots, run and the further runs
     spectrum_budget: int = 400  # gradients, of the small network
-    reference_warmup: int = 200
-    reference_draws: int = 200
+    reference_warmup: int = 100
+    reference_draws: int = 100
     weaker: float = 100.0  # times that the last γ is divided by
 
 
@@ -57,7 +60,9 @@ QUICK = Settings(
     networks=("mod 11",),
     small=TransformerSize(modulus=5, width=8, layers=1, heads=2, training=Training(300, batch_size=25)),
     steps=(50, 300),
+    num_warmup=20,
     num_draws=40,
+    thinning=2,
     spectrum_budget=60,
     num_keys=2,
     reference_warmup=20,
@@ -100,7 +105,7 @@ def run(case: str, settings: Settings) -> Row:
             last = report
             spread = [_gamma(k, posterior, found) for k in keys]
             weaker = posterior.with_scale(gamma=point["gamma"] / settings.weaker)
-            points.append({"steps": steps} | estimate(key, weaker, found, settings)[1])
+            points.append({"steps": steps} | estimate(key, weaker, found if is_small else None, settings)[1])
         points.append({"steps": steps} | point)
     return {"points": points[::-1], "gammas": spread}
 
@@ -126,8 +131,19 @@ def estimate(
 ) -> tuple[llc.Report, Row]:
     """One estimate, and its row."""
     before, start = busy_seconds(), time.perf_counter()
-    num_draws = None if spectrum is None else settings.num_draws
-    report = llc.estimate(key, posterior, spectrum=spectrum, like=like, num_draws=num_draws, progress=False)
+    if spectrum is None:
+        report = llc.estimate(key, posterior, like=like, budget=settings.budget, progress=False)
+    else:
+        report = llc.estimate(
+            key,
+            posterior,
+            spectrum=spectrum,
+            like=like,
+            num_warmup=settings.num_warmup,
+            num_draws=settings.num_draws,
+            thinning=settings.thinning,
+            progress=False,
+        )
     seconds = time.perf_counter() - start
     character = report.character
     loss = constant(report.draws, "init_loss")

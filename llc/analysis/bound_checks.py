@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
+from llc.analysis.advice import stronger_gamma, weaker_gamma
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate
 from llc.analysis.minimum_checks import assumption_check
@@ -79,7 +80,7 @@ def bound_checks(
             checks.append(_localization(bounds, mean, compared, sensitivity, _localization_cure(draws)))
         if bounds.valid:
             if corrected:
-                checks.append(_below(compared, bounds, sensitivity))
+                checks.append(_below(draws, compared, bounds, sensitivity))
             checks.append(_above(draws, compared, bounds, sensitivity))
     return tuple(check for check in checks if check is not None)
 
@@ -116,8 +117,8 @@ def _localization_cure(draws: xr.DataTree) -> str:
     """What to do about a localization that hides most of λ: a γ that was chosen is not to be lowered."""
     hidden = "localization suppresses most of λ, and λ_corr is more extrapolated than measured; "
     gamma, origin = schema.constant(draws, schema.GAMMA), draws.attrs.get(schema.GAMMA_ORIGIN, "given")
-    if origin == "given":
-        return hidden + "lower gamma (and take more steps)"
+    if lower := weaker_gamma(draws):
+        return f"{hidden}give {lower} (and take more steps)"
     alike = "compare λ̂ with others at the same scale (`llc.estimate(…, like=report)`)"
     if origin == "run length":
         return f"{hidden}γ = {gamma:.4g} is the weakest that a run of this length affords; take more steps, or {alike}"
@@ -154,8 +155,10 @@ def _scale_check(value: float, threshold: float, passed: bool, seen: str, cure: 
     return make_check("localization", "scale", value, threshold, passed=passed, seen=seen, cure=cure)
 
 
-def _below(compared: Estimate, bounds: Bounds, sensitivity: Estimate | None) -> Check:
+def _below(draws: xr.DataTree, compared: Estimate, bounds: Bounds, sensitivity: Estimate | None) -> Check:
     allowed = allowance(bounds.lower, compared, sensitivity)
+    lower = weaker_gamma(draws)
+    hides = f"localization suppresses flat directions (give {lower})" if lower else "localization suppresses directions"
     least = bounds.lower - allowed.bias - allowed.noise - allowed.moved
     return make_check(
         "below_bounds",
@@ -165,9 +168,9 @@ def _below(compared: Estimate, bounds: Bounds, sensitivity: Estimate | None) -> 
         passed=compared.value >= least,
         seen=f"{compared.value:.4g} against λ ≥ {bounds.lower:.4g}, less {allowed}",
         cure=(
-            "the estimate is too low: the chains have not mixed (take more draws or a larger step_size), localization "
-            "suppresses flat directions (lower gamma) or is so weak that chains reach parameters of smaller λ (raise "
-            "gamma), or the rank counts directions of an imperfect minimum (train further)"
+            "the estimate is too low: the chains have not mixed (take more draws or a larger step_size), "
+            f"{hides} or is so weak that chains reach parameters of smaller λ (give {stronger_gamma(draws)}), or the "
+            "rank counts directions of an imperfect minimum (train further)"
         ),
         direction="cold",
     )

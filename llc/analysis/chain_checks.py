@@ -7,6 +7,7 @@ import xarray as xr
 from scipy import stats
 
 from llc.analysis import schema
+from llc.analysis.advice import stronger_gamma
 from llc.analysis.cause import Cause, virial_at_half_step
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate, zero_variance
@@ -67,7 +68,7 @@ def _finite(draws: xr.DataTree) -> Check:
         0,
         passed=not dead,
         seen=f"{len(dead)} of {len(finite)} chains have non-finite losses{names}",
-        cure="they are left out of the estimates; lower step_size or raise gamma",
+        cure=f"they are left out of the estimates; lower step_size, or give {stronger_gamma(draws)}",
         direction="hot",
     )
 
@@ -159,7 +160,7 @@ def _virial(draws: xr.DataTree, mean: Estimate, cause: Cause) -> Check:
         seen=f"x·∇U/d = {value:.3f} ± {error:.2g}, 1 is exact",
         cure=_cooling(draws, cause, value)
         if above
-        else "the chains have not filled the posterior; take more draws and warm-up, or raise gamma",
+        else f"the chains have not filled the posterior; take more draws and warm-up, or give {stronger_gamma(draws)}",
         direction="hot" if above else "cold",
         told_by_half_step=above,
     )

@@ -24,6 +24,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from llc.analysis import schema
+from llc.analysis.advice import stronger_gamma, was_chosen
 from llc.analysis.check import Check, make_check
 from llc.analysis.estimators import Estimate
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
@@ -39,7 +40,7 @@ _QUADRATIC = (0.5, 2.0)  # λ̂ / λ_quad, and degree / 2, of draws that do (set
 _KNOWN = 0.5  # standard error of the degree up to which it is quoted
 _SHOWN = 0.25  # share below which localization decides; .28 at γ/nβ = h_max if curvatures are uniform in log h
 _FREE = 0.5  # distance: part of the localization's spread that is left if the loss holds next to nothing
-_WEAKER, _STRONGER = 0.5, 10.0  # share that the named γ shows, and factor of the γ to try after draws have left
+_WEAKER = 0.5  # share that the named γ shows
 
 
 @dataclass(frozen=True)
@@ -214,20 +215,19 @@ def _told(evidence: Evidence) -> str:
 
 def _return_cure(draws: xr.DataTree) -> str:
     """What to do about draws that left: a γ, by its value."""
-    gamma, origin = constant(draws, schema.GAMMA), draws.attrs.get(schema.GAMMA_ORIGIN, "given")
     told = "λ̂ says nothing of w*; "
-    if origin == "given":
+    if not was_chosen(draws):
         return f"{told}leave gamma out, so that llc.estimate takes one at which the loss is about quadratic"
     step = schema.settings_of(draws)["sampler"].get("step_size")
     smaller = f", with step_size={step / 4:.3g}" if isinstance(step, float) else ""
-    return f"{told}give gamma={_STRONGER * gamma:.3g}{smaller}"
+    return f"{told}give {stronger_gamma(draws)}{smaller}"
 
 
 def _held_cure(draws: xr.DataTree, share: float) -> str:
     """What to do about a localization that hides all: a γ, by its value; not where the program chose this one."""
-    gamma, origin = constant(draws, schema.GAMMA), draws.attrs.get(schema.GAMMA_ORIGIN, "given")
+    gamma = constant(draws, schema.GAMMA)
     hidden = "λ̂ is right at this γ, and tells little of w*; "
-    if origin != "given":
+    if was_chosen(draws):
         weaker = draws.attrs.get(schema.WEAKER_GAMMA)
         known = isinstance(weaker, (int, float)) and 0 < weaker < math.inf
         named = f", or look further: gamma={weaker:.3g} goes a tenth of the way to chance" if known else ""

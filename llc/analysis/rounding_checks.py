@@ -58,7 +58,7 @@ def _params_rounding(draws: xr.DataTree, mean: Estimate) -> Check | None:
         seen=f"steps of √ε = {np.sqrt(step_size):.2g} are rounded to the spacing of numbers as large as w*, which "
         f"heats λ̂ by up to {heat:.2g}",
         cure="the params are too large for their precision; sample in float64 (jax_enable_x64, with params in "
-        "float64), rescale the params or shift them towards 0, or lower gamma and nbeta for wider chains",
+        "float64), rescale the params or shift them towards 0, or lower nbeta for wider chains",
     )
 
 

@@ -299,5 +299,5 @@ def test_a_gamma_that_was_chosen_is_not_advised_against(origin, lower):
     draws = _huge_gamma().draws.copy()
     draws.attrs["gamma_origin"] = origin
     (check,) = [check for check in _report(draws).failed if check.name == "localization"]
-    assert ("lower gamma" in check.message) == lower
+    assert ("give gamma=" in check.message) == lower
     assert ("like=report" in check.message) == (not lower), "what else there is to do"
