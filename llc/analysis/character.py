@@ -84,8 +84,7 @@ class Evidence:
     @property
     def is_held(self) -> bool:
         """Whether the localization, not the loss, decides where the draws are."""
-        flat = not self.quad_ratio > _QUADRATIC[1] and not self.distance < _FREE
-        return flat and self.share + _SIGMAS * self.share_error < _SHOWN
+        return not self.distance < _FREE and self.share + _SIGMAS * self.share_error < _SHOWN
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ _FEWEST_GRADIENTS = 40  # with fewer, neither h_max nor λ_quad is known well; r
 _FEWEST_ROWS = 16
 _MOST_FLOPS = 2e13  # of a spectrum, some minutes on two cores
 _ERROR, _SCALE = 0.05, 0.03  # wanted of λ_quad, and the γ/nβ in units of h_max at which, where γ is open
-# Operations of the spectrum above which it is made for a price. Set by eye: 100 s at 5e10 a second, beside which the rest
-# of a run is short. A model just below it waits that long for a rank, one just above gets λ_quad and no rank.
+# Operations of the spectrum above which it is made for a price (set by eye). At 5e10 a second it takes 100 s. A model
+# just below waits that long for a rank, one just above gets λ_quad and no rank.
 _COSTLY = 5e12
 
 
