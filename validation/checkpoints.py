@@ -53,12 +53,13 @@ class Settings(ReferenceLengths):
     spectrum_budget: int = 400  # gradients, of the small network
     reference_warmup: int = 100
     reference_draws: int = 100
+    reference_error: float = 0.05
     weaker: float = 100.0  # times that the last γ is divided by
 
 
 QUICK = Settings(
     networks=("mod 11",),
-    small=TransformerSize(modulus=5, width=8, layers=1, heads=2, training=Training(300, batch_size=25)),
+    small=TransformerSize(modulus=7, width=12, layers=1, heads=2, training=Training(300, batch_size=49)),
     steps=(50, 300),
     num_warmup=20,
     num_draws=40,
@@ -67,6 +68,7 @@ QUICK = Settings(
     num_keys=2,
     reference_warmup=20,
     reference_draws=20,
+    reference_error=1.0,
 )
 
 
