@@ -55,6 +55,8 @@ from .analysis.criteria import singular_fluctuation as singular_fluctuation
 from .analysis.temperature import temperature_curve as temperature_curve
 from .analysis.temperature import TemperatureCurve as TemperatureCurve
 from .plotting.temperature import plot_temperature as plot_temperature
+from .analysis.character import Character as Character
+from .analysis.character import Evidence as Evidence
 from .analysis.check import Check as Check
 from .analysis.files import save as save
 from .analysis.files import load as load

@@ -18,6 +18,7 @@ from llc.analysis.series import finite_chains, plus_minus
 from llc.bounds.rank import Bounds, at_scale, rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
+from llc.calibration.further_runs import half_step_draws, localized_draws
 from llc.calibration.pipeline import calibrate
 from llc.calibration.record import Calibration
 from llc.calibration.telling import say
@@ -31,7 +32,6 @@ _FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a costly run tell
 _MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
 _TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
 _MAX_RESTARTS = 2  # times that a run of an overhead-bound model may be made again with a smaller step
-_STRONGER, _FEWER = 3, 4  # γ of the run that λ_corr is compared with, and the part of the draws that it takes
 
 
 def estimate(
@@ -52,6 +52,7 @@ def estimate(
     budget: int | None = None,
     spectrum: Spectrum | None = None,
     bounds: Bounds | None = None,
+    reference_loss: float | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Report on λ at w*, from one call: settings, draws, bounds, checks and a verdict.
@@ -80,6 +81,7 @@ def estimate(
             model and the run at 3γ included (see `llc.calibrate`); None allows eight times the first draws.
         spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).
         bounds: of `llc.higher_bounds`, the tightest; None takes those of the rank.
+        reference_loss: as of `llc.report`: the loss of a model that has learnt nothing.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
@@ -115,10 +117,19 @@ def estimate(
     run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress)
     result = _extended(run, target_mcse, bounds, progress=progress)
     draws = result.draws
+    if reference_loss is not None:
+        result = report(draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
+        draws = result.draws
+    if any(check.told_by_half_step for check in result.failed):
+        half = half_step_draws(keys.half_step, run.calibration, progress=progress)
+        if half is not None:
+            draws[schema.HALF_STEP] = half
+            result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
+            draws = result.draws
     open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
     if not open_scale or not constant(draws, "gamma"):
         return result
-    draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress)
+    draws["localized"] = localized_draws(keys.localized, run.calibration, progress=progress)
     return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 
 
@@ -129,17 +140,19 @@ class Keys(NamedTuple):
         pilots: of calibration.
         runs: of the first run, and of those with a smaller step.
         localized: of the run at 3γ.
+        half_step: of the run at half the step.
     """
 
     pilots: PRNGKeyArray
     runs: tuple[PRNGKeyArray, ...]
     localized: PRNGKeyArray
+    half_step: PRNGKeyArray
 
 
 def split_key(key: PRNGKeyArray) -> Keys:
     """A key for each use; none of them is derived from another one."""
-    pilots, localized, *runs = jax.random.split(key, 3 + _MAX_RESTARTS)
-    return Keys(pilots, tuple(runs), localized)
+    pilots, localized, *runs, half_step = jax.random.split(key, 4 + _MAX_RESTARTS)
+    return Keys(pilots, tuple(runs), localized, half_step)
 
 
 def _check_target(target_mcse: object) -> None:
@@ -192,6 +205,8 @@ def _tree(chains: Chains, calibration: Calibration) -> xr.DataTree:
     draws = chains.tree()
     draws.attrs[schema.CALIBRATION] = str(calibration)
     draws.attrs[schema.GAMMA_ORIGIN] = calibration.gamma_origin
+    if math.isfinite(weaker := calibration.choices["gamma"].evidence.get("weaker", math.nan)):
+        draws.attrs[schema.WEAKER_GAMMA] = weaker
     return draws
 
 
@@ -233,7 +248,9 @@ def _extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, pro
 
 def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
     """Draws to add for the target, at most as many as there are; 0 where it is reached or out of reach."""
-    failed = result.failed_of_chains
+    failed, character = result.failed_of_chains, result.character
+    if character is not None and character.name == "left the basin":
+        return 0
     if not all(check.cured_by_draws for check in failed) or not math.isfinite(result.llc.value):
         return 0
     excess = result.llc.mcse / (target_mcse * abs(result.llc.value)) if result.llc.value else 0.0
@@ -242,16 +259,13 @@ def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
     return done if excess**2 >= 2 or excess <= 1 else max(1, int((excess**2 - 1) * done * 1.1))
 
 
-def _localized_draws(key: PRNGKeyArray, calibration: Calibration, *, progress: bool | None) -> xr.DataTree:
-    """A shorter run at 3γ, whose chains relax three times as fast."""
-    posterior, lengths = calibration.posterior, calibration.lengths.shorter(_FEWER)
-    posterior = posterior.with_scale(gamma=_STRONGER * posterior.scale.gamma)
-    chains = Chains(key, posterior, calibration.sampler, lengths, spectrum=calibration.spectrum)
-    chains.draw(lengths.num_draws, progress=progress)
-    return chains.tree()
-
-
-def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectrum | None = None) -> Report:
+def report(
+    draws: xr.DataTree,
+    *,
+    bounds: Bounds | None = None,
+    spectrum: Spectrum | None = None,
+    reference_loss: float | None = None,
+) -> Report:
     """Report on draws: estimates, checks and the verdict against bounds.
 
     Args:
@@ -263,9 +277,13 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
             made anew where there is a spectrum, so that λ_quad belongs to the draws. Without a spectrum, bounds are
             compared with λ̂ itself, and on their upper side only, unless they were made at the draws' nβ and γ.
         spectrum: of the Hessian at w*.
+        reference_loss: mean loss, in nats per example, of a model that has learnt nothing, by which `report.character`
+            tells draws that left the basin of w*; it becomes part of `Report.draws`. None takes the one in the draws:
+            the loss with all parameters at zero, which is chance for most networks.
 
     Raises:
-        ValueError: if `draws` lacks what `llc.sample` writes, or the spectrum is of other parameters or another w*.
+        ValueError: if `draws` lacks what `llc.sample` writes, the spectrum is of other parameters or another w*, or
+            reference_loss is not finite.
 
     Example:
         See the quickstart in the README.
@@ -274,6 +292,10 @@ def report(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spectr
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     schema.require(draws)
     draws = draws.copy()  # shallow: the arrays are shared, the groups are not
+    if reference_loss is not None:
+        require_number("reference_loss", reference_loss, least=-math.inf)
+        constants = draws[schema.CONSTANTS].to_dataset()
+        draws[schema.CONSTANTS] = constants.assign({schema.REFERENCE_LOSS: float(reference_loss)})
     beyond = str(draws[schema.CURVATURE].attrs.get("beyond", "")) if schema.CURVATURE in draws else ""
     given, spectrum = spectrum, _spectrum_of(draws, spectrum)
     if spectrum is not None:

@@ -288,12 +288,12 @@ def test_legacy_keys_are_keys():
 def test_every_key_of_estimate_is_used_once():
     """None is a key that chains or pilots derive from another: with threefry, fold_in(key, i) is split(key, n)[i]."""
     keys = split_key(jax.random.key(0))
-    own = [keys.pilots, *keys.runs, keys.localized]
+    own = [keys.pilots, *keys.runs, keys.localized, keys.half_step]
 
     def data(keys):
         return {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
 
-    assert len(data(own)) == len(own) == 5
+    assert len(data(own)) == len(own) == 6
     derived = data(jax.random.fold_in(key, i) for key in (*own, jax.random.key(9)) for i in range(32))
     assert not data(own) & derived
     first = jax.random.key(9)

@@ -19,7 +19,9 @@ import xarray as xr
 
 from llc.analysis import schema
 from llc.analysis.bound_checks import bound_checks
+from llc.analysis.cause import cause_of
 from llc.analysis.chain_checks import chain_checks
+from llc.analysis.character import character_checks, character_of
 from llc.analysis.check import Check, make_check
 from llc.analysis.criteria import singular_fluctuation, waic
 from llc.analysis.estimators import (
@@ -59,15 +61,19 @@ def assemble(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spec
     ]
     corrected = None if bounds is None else _corrected(best, bounds, spectrum, schema.localization_scale(draws))
     sensitivity = _gamma_sensitivity(draws, corrected, bounds, spectrum)
+    quad = None if spectrum is None else spectrum.quad(schema.localization_scale(draws))
+    character = character_of(draws, mean, variance, quad)
+    cause = cause_of(draws, mean, variance)
     checks = (
-        *chain_checks(draws, mean, spectrum, moments),
-        *minimum_checks(draws, mean, variance, bounds, spectrum, moments),
+        *chain_checks(draws, mean, spectrum, moments, cause),
+        *minimum_checks(draws, mean, variance, bounds, spectrum, moments, cause),
         *bound_checks(
             draws, mean, bounds, spectrum, corrected or best, corrected=corrected is not None, sensitivity=sensitivity
         ),
+        *character_checks(draws, character),
     )
     checks += tuple(_finite(estimate) for estimate in others if estimate is not None and not _is_finite(estimate))
-    judgement = judge(Findings(best, corrected, bounds, checks, sensitivity))
+    judgement = judge(Findings(best, corrected, bounds, checks, sensitivity, character))
     return Report(
         estimates=(best, *(estimate for estimate in others if estimate is not None)),
         corrected=corrected,
@@ -79,6 +85,7 @@ def assemble(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spec
         draws=draws,
         spectrum=spectrum,
         gamma_sensitivity=sensitivity,
+        character=character,
     )
 
 

@@ -80,11 +80,12 @@ def bound_checks(
     checks = [] if spectrum is None else [_resolution(draws, spectrum), _kinks(spectrum)]
     if bounds is not None:
         checks += [assumption_check(a) for a in bounds.assumptions if a.kind != "minimum"]
+        if corrected:  # of the curvature at w*, whether bounds follow from it or not
+            cure = _localization_cure(draws, bounds, spectrum)
+            checks.append(_localization(bounds, mean, compared, sensitivity, cure))
         if bounds.valid:
             if corrected:
-                cure = _localization_cure(draws, bounds, spectrum)
-                checks += [_localization(bounds, mean, compared, sensitivity, cure)]
-                checks += [_below(draws, compared, bounds, sensitivity)]
+                checks.append(_below(draws, compared, bounds, sensitivity))
             checks.append(_above(draws, compared, bounds, sensitivity, spectrum))
     return tuple(check for check in checks if check is not None)
 

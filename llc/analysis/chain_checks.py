@@ -1,10 +1,14 @@
 """Checks of kind "chains": whether the draws are those of their posterior, whatever w* is and wherever bounds lie."""
 
+import math
+
 import numpy as np
 import xarray as xr
 from scipy import stats
 
 from llc.analysis import schema
+from llc.analysis.advice import stronger_gamma
+from llc.analysis.cause import Cause, virial_at_half_step
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate, zero_variance
 from llc.analysis.pointwise import Moments, subset_share, subset_stderr
@@ -19,12 +23,13 @@ _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 a
 _MAX_Z = 4.0
 _MAX_VIRIAL = 0.05  # docs/theory.md, §7: every unmixed run had .37–.9, every trusted one is within .05
 _MAX_VIRIAL_CURVED = 0.03  # the same where λ_quad comes from
+_LESS = 0.75  # of the excess that is left at half the step, if the step is what heats: a half is expected
 _MIN_ROWS = 100  # of an evaluation subset: at 15 and 30 rows errors were 1.4 to 1.75 times too small, at 100 right
 _STABLE, _SAFE = 4.0, 2.0  # ε (nβ h + γ) from which Euler–Maruyama is unstable, and up to which it is trusted
 
 
 def chain_checks(
-    draws: xr.DataTree, mean: Estimate, spectrum: Spectrum | None, moments: Moments | None
+    draws: xr.DataTree, mean: Estimate, spectrum: Spectrum | None, moments: Moments | None, cause: Cause
 ) -> tuple[Check, ...]:
     """All checks of the chains that the draws have the variables for.
 
@@ -33,6 +38,7 @@ def chain_checks(
         mean: the mean energy λ̂.
         spectrum: of the Hessian, from which the bias of the step size is predicted; None if unknown.
         moments: of `moments_of(draws)`.
+        cause: of energies that are not what was expected.
     """
     checks = [
         _finite(draws),
@@ -40,7 +46,7 @@ def chain_checks(
         _rhat(draws, mean),
         _ess(mean),
         _drift(draws),
-        _virial(draws, mean),
+        _virial(draws, mean, cause),
         _virial_error(draws),
         _virial_curved(draws, moments),
         _control_variates(draws, mean, moments),
@@ -62,7 +68,7 @@ def _finite(draws: xr.DataTree) -> Check:
         0,
         passed=not dead,
         seen=f"{len(dead)} of {len(finite)} chains have non-finite losses{names}",
-        cure="they are left out of the estimates; lower step_size or raise gamma",
+        cure=f"they are left out of the estimates; lower step_size, or give {stronger_gamma(draws)}",
         direction="hot",
     )
 
@@ -131,7 +137,7 @@ def _drift(draws: xr.DataTree) -> Check:
     )
 
 
-def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
+def _virial(draws: xr.DataTree, mean: Estimate, cause: Cause) -> Check:
     virial = variable(draws, SAMPLE_STATS, schema.VIRIAL)
     finite = virial[finite_chains(virial)]
     value = float(finite.mean()) if finite.size else np.nan
@@ -152,11 +158,23 @@ def _virial(draws: xr.DataTree, mean: Estimate) -> Check:
         threshold,
         passed=abs(value - 1) <= threshold,
         seen=f"x·∇U/d = {value:.3f} ± {error:.2g}, 1 is exact",
-        cure="the chains are hotter than the posterior; lower step_size or raise batch_size"
+        cure=_cooling(draws, cause, value)
         if above
-        else "the chains have not filled the posterior; take more draws and warm-up, or raise gamma",
+        else f"the chains have not filled the posterior; take more draws and warm-up, or give {stronger_gamma(draws)}",
         direction="hot" if above else "cold",
+        told_by_half_step=above,
     )
+
+
+def _cooling(draws: xr.DataTree, cause: Cause, value: float) -> str:
+    """What to change of chains that are too hot: the step, if half of it is known to heat less."""
+    hot, half = "the chains are hotter than the posterior; ", virial_at_half_step(draws)
+    if math.isnan(half):
+        return f"{hot}lower step_size or raise batch_size"
+    seen = f"{hot}at half the step x·∇U/d is {half:.3f}; {cause.seen}; "
+    if half - 1 < _LESS * (value - 1):
+        return f"{seen}lower step_size"
+    return f"{seen}take more draws and warm-up, or raise batch_size"
 
 
 def _virial_error(draws: xr.DataTree) -> Check:

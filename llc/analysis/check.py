@@ -31,6 +31,7 @@ class Check:
         cured_by_draws: whether more draws of the same chains can make it pass.
         direction: what a failed check says of the energies: `"hot"`, higher than those of the posterior, or `"cold"`,
             lower; None where it does not tell, and for a check that passed.
+        told_by_half_step: whether a run at half the step would say why it failed (see `llc.analysis.cause`).
     """
 
     name: str
@@ -41,6 +42,7 @@ class Check:
     message: str
     cured_by_draws: bool = False
     direction: Direction | None = None
+    told_by_half_step: bool = False
 
 
 def make_check(
@@ -54,6 +56,7 @@ def make_check(
     cure: str,
     cured_by_draws: bool = False,
     direction: Direction | None = None,
+    told_by_half_step: bool = False,
 ) -> Check:
     """A check whose message is `seen`, followed by `cure` if it failed.
 
@@ -67,6 +70,7 @@ def make_check(
         cure: why it matters and what to change.
         cured_by_draws: whether more draws can make it pass.
         direction: what it says of the energies if it failed.
+        told_by_half_step: whether a run at half the step would say why, if it failed.
     """
     return Check(
         name=name,
@@ -77,4 +81,5 @@ def make_check(
         message=seen if passed else f"{seen}: {cure}",
         cured_by_draws=cured_by_draws,
         direction=None if passed else direction,
+        told_by_half_step=told_by_half_step and not passed,
     )

@@ -13,6 +13,7 @@ import xarray as xr
 
 from llc.analysis import schema
 from llc.analysis.bound_checks import says_nothing
+from llc.analysis.character import Character
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.schema import constant
@@ -40,6 +41,8 @@ class Report:
         spectrum: of the Hessian, or None.
         gamma_sensitivity: change of λ_corr from a larger γ to that of the draws; None without a second run.
         reason: of the verdict, one sentence.
+        character: whether the draws are local, left the basin of w*, or are held by the localization alone, with the
+            evidence; None where λ̂ is not above its error.
     """
 
     estimates: tuple[Estimate, ...]
@@ -52,6 +55,7 @@ class Report:
     spectrum: Spectrum | None
     gamma_sensitivity: Estimate | None = None
     reason: str = ""
+    character: Character | None = None
 
     @property
     def llc(self) -> Estimate:
@@ -61,7 +65,7 @@ class Report:
     @property
     def findings(self) -> Findings:
         """What the verdict rests on."""
-        return Findings(self.llc, self.corrected, self.bounds, self.checks, self.gamma_sensitivity)
+        return Findings(self.llc, self.corrected, self.bounds, self.checks, self.gamma_sensitivity, self.character)
 
     @property
     def quad(self) -> float | None:
@@ -131,6 +135,7 @@ class Report:
             "corrected": None if self.corrected is None else asdict(self.corrected),
             "gamma_sensitivity": None if self.gamma_sensitivity is None else asdict(self.gamma_sensitivity),
             "gamma_converged": self.gamma_converged,
+            "character": None if self.character is None else self.character.as_dict(),
             "bounds": None if self.bounds is None else asdict(self.bounds),
             "checks": [asdict(check) for check in self.checks],
             "constants": schema.scalars(self.draws),
@@ -159,6 +164,8 @@ def _number_lines(report: Report) -> list[str]:
     lines = [_row("λ̂", plus_minus(llc.value, llc.mcse), at)]
     if bounds is not None:
         lines.append(_row("bounds of λ", *_interval(bounds)))
+    if report.character is not None:
+        lines.append(_row("character", report.character.name, report.character.reason))
     if report.findings.symbol == "λ_corr" and report.corrected is not None:
         value = plus_minus(report.corrected.value, report.corrected.mcse)
         lines.append(_row("λ_corr", value, "λ̂ corrected for γ, to be compared with the bounds"))

@@ -17,7 +17,7 @@ from llc.analysis.contents import check_settings, check_spectrum, short
 
 # Groups.
 POSTERIOR, SAMPLE_STATS, CONSTANTS = "posterior", "sample_stats", "constant_data"
-POINTWISE, CURVATURE, LOCALIZED = "pointwise", "curvature", "localized"
+POINTWISE, CURVATURE, LOCALIZED, HALF_STEP = "pointwise", "curvature", "localized", "half_step"
 
 # Variables of `posterior` and of `sample_stats`, each (chain, draw).
 ENERGY, LOSS = "llc", "loss"  # nβ (L(w) − L(w*)), and L(w)
@@ -31,12 +31,14 @@ TRACE_CURVED = "trace_curved"  # tr A; only beside the two above
 LOSS_ROUNDING = "loss_rounding"  # error of L(w) − L(w*) by rounding; not in every file
 PARAMS_ROUNDING = "params_rounding"  # ½ Σ u(w*)²/12: what λ̂ is heated by, in units of 1/ε; not in every file
 CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
+REFERENCE_LOSS = "reference_loss"  # of a model that has learnt nothing; not in every file
 
 # Attributes of the root.
 SETTINGS, CALIBRATION = "settings", "calibration"
 GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length" or "quadratic loss"
+WEAKER_GAMMA = "weaker_gamma"  # a number: another γ that calibration names; not in every file
 
-CONSTANT_NAMES = (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE, TRACE_CURVED, CENTER_NORM)
+CONSTANT_NAMES = (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE, TRACE_CURVED, CENTER_NORM, REFERENCE_LOSS)
 
 _NEEDED = {
     POSTERIOR: (LOSS, ENERGY),
@@ -73,6 +75,7 @@ _RANGES = {  # least and largest value of a constant
     NUM_DATA: (1.0, math.inf),
     NUM_PARAMS: (1.0, math.inf),
     EVAL_SIZE: (1.0, math.inf),
+    REFERENCE_LOSS: (-math.inf, math.inf),
 }
 _TEXTS = ("sampler", "seed", "versions", CALIBRATION)  # attributes of the root
 _MOST_LEVELS = 500  # brackets in the settings, which are read by recursion
@@ -151,6 +154,11 @@ def localized_run(draws: xr.DataTree) -> xr.DataTree | None:
     return cast("xr.DataTree", draws[LOCALIZED]) if LOCALIZED in draws else None
 
 
+def half_step_run(draws: xr.DataTree) -> xr.DataTree | None:
+    """The run at half the step that `llc.estimate` keeps where a check asked for it; None where there is none."""
+    return cast("xr.DataTree", draws[HALF_STEP]) if HALF_STEP in draws else None
+
+
 def is_of_llc(draws: xr.DataTree) -> bool:
     """Whether a file has draws or a spectrum of this library, and so may be added to or replaced by it."""
     has_draws = SETTINGS in draws.attrs and has(draws, CONSTANTS, NBETA) and has(draws, POSTERIOR, ENERGY)
@@ -184,8 +192,9 @@ def _require(draws: xr.DataTree, source: str) -> None:
         where = "" if source == "draws" else f"{source}: "
         raise ValueError(f"{where}draws need what llc.sample writes, but they lack {missing}.")
     validate(draws, source)
-    if (localized := localized_run(draws)) is not None:
-        _require(localized, f"{source}, group {LOCALIZED}")
+    for name in (LOCALIZED, HALF_STEP):
+        if name in draws:
+            _require(cast("xr.DataTree", draws[name]), f"{source}, group {name}")
 
 
 def validate(draws: xr.DataTree, source: str) -> None:
@@ -216,6 +225,8 @@ def validate(draws: xr.DataTree, source: str) -> None:
                 f"{source} needs {CONSTANTS}/{GAMMA} > 0 beside the group {LOCALIZED}, which is at 3γ, got 0."
             )
         validate(localized, f"{source}, group {LOCALIZED}")
+    if (half := half_step_run(draws)) is not None:
+        validate(half, f"{source}, group {HALF_STEP}")
 
 
 def _check_group(draws: xr.DataTree, source: str, group: str) -> None:

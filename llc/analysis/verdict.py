@@ -5,7 +5,8 @@
     SCALE_DEPENDENT  the chains are sound, so that λ̂ is right at its nβ and γ; but it changes with γ, or that is not
                      known, or there are no valid bounds
     BELOW, ABOVE     λ_corr lies outside of its bounds by more than is allowed
-    UNRESOLVED       a check of the chains failed, the draws contradict a minimum at w*, or a number is not finite
+    UNRESOLVED       a check of the chains failed, the draws left the basin of w* or contradict a minimum there, or a
+                     number is not finite
 
 The sampler and the bounds are judged apart. All of it is a function of fields: no name and no message of a check
 decides anything, and neither does a comparison with a number that is not finite.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llc.analysis.bound_checks import allowance, says_nothing
+from llc.analysis.character import Character
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.series import plus_minus
@@ -38,6 +40,7 @@ class Findings:
         bounds: on the asymptotic λ, or None.
         checks: all checks.
         sensitivity: change of λ_corr from a larger γ, or None without a second run.
+        character: what kind of run it was, or None where that is not told.
     """
 
     llc: Estimate
@@ -45,6 +48,7 @@ class Findings:
     bounds: Bounds | None
     checks: tuple[Check, ...]
     sensitivity: Estimate | None = None
+    character: Character | None = None
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -92,6 +96,8 @@ def judge(found: Findings) -> Judgement:
 
 def _refused(found: Findings) -> Judgement | None:
     """Numbers and chains that nothing can be said from."""
+    if found.character is not None and found.character.name == "left the basin":
+        return Judgement("UNRESOLVED", f"the draws left the basin of w*: {found.character.reason}")
     numbers = [found.llc, *(() if found.corrected is None else (found.corrected,))]
     if not all(math.isfinite(number) for x in numbers for number in (x.value, x.mcse)):
         because = _names(found.failed)

@@ -7,13 +7,17 @@ $$ \kappa(\gamma) = \frac{n\beta\, \mathbb{E}_\gamma [L(w) - L(w^*)]}{\lambda_{q
 
 needs losses at a few Gaussian points only, no chain. It is 1 as γ → ∞ and grows where the Gaussian reaches beyond the
 quadratic part. In d dimensions its flat directions carry it √(d/γ) away from w*, which for a network may be farther
-than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 3,
-within a factor of 2. A posterior avoids high losses, so that κ is an upper estimate of λ̂ / λ_quad.
+than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 2. A
+posterior avoids high losses, so that κ is an upper estimate of λ̂ / λ_quad.
+
+All κ of a search are of the same points, scaled, and of the same rows, so that κ(γ) is smooth and κ = 2 can be solved
+for. What is left is the noise of the points, which other keys show (validation/checkpoints.py).
 
 This is for spectra without a gap. Where the rank is one number, directions are either curved or flat, λ_corr adds what
 localization hides, and γ follows from the length of the run alone (step_size.py).
 """
 
+import math
 from typing import NamedTuple
 
 import equinox as eqx
@@ -26,13 +30,19 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from llc.bounds.rank import rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.reference import reference_loss
 from llc.posterior.rows import Rows, in_pieces, rows_that_fit
 
-_MAX_ANHARMONICITY = 3.0  # κ up to which λ̂, which is less, and λ_quad are about the same
+MAX_ANHARMONICITY = 2.0  # κ; λ̂/λ_quad is about κ where γ decides, and 3 is not to be passed with a noise of 16 %
 _STRONGEST = 4.0**6  # γ/nβ in units of h_max from which the search goes down
-_STEP = 4.0  # factor between two γ that are tried; the last interval is halved once
-_PAIRS = 4  # of points w* ± x; what they differ by is of first order in 1/√d
+_STEP = 4.0  # factor between two γ that are tried until κ = 2 lies between them
+_REFINEMENTS, _CLOSE = 5, 1.02  # times that the interval is cut, at most, and the factor at which it is narrow enough
+_PAIRS = 16  # of points w* ± x; with 4 log γ varied by .11–.25 from key to key, with 16 by .11–.16 (two transformers)
+_FEWEST_PAIRS = 4  # where points cost more than that; what a pair differs by is of first order in 1/√d
 _ROWS = 512  # of the data, at most
+_OF_CHANCE = (
+    0.1  # of the way to the loss at zero that the named weaker γ goes (set by eye: draws had a degree of 3.4 there)
+)
 _OPERATIONS = 2e12  # of all losses together, which bounds the rows of a large model
 
 
@@ -43,16 +53,19 @@ class Localization(NamedTuple):
         gamma: γ.
         anharmonicity: κ there; nan if the run's length alone decides.
         profile: the (γ, κ) that were tried, strongest first.
+        weaker: a weaker γ, at which the Gaussian's mean loss is a tenth of the way from L(w*) to the loss at zero, so
+            that its points lie in the basin, quadratic or not; nan if there is none.
     """
 
     gamma: float
     anharmonicity: float
     profile: tuple[tuple[float, float], ...]
+    weaker: float = math.nan
 
     @property
     def is_local(self) -> bool:
-        """Whether the Gaussian at γ lies where the loss is quadratic, to a factor of 3."""
-        return self.anharmonicity <= _MAX_ANHARMONICITY
+        """Whether the Gaussian at γ lies where the loss is quadratic, to a factor of 2."""
+        return self.anharmonicity <= MAX_ANHARMONICITY
 
 
 def has_use_for_localization(spectrum: Spectrum) -> bool:
@@ -77,15 +90,66 @@ def choose_localization(
     probe = _Probe(points_key, rows_key, posterior, spectrum, flops)
     gamma = max(_STRONGEST * probe.nbeta * spectrum.largest, weakest)
     tried = [(gamma, probe.anharmonicity(gamma))]
-    while tried[-1][1] <= _MAX_ANHARMONICITY and tried[-1][0] > weakest:
+    while tried[-1][1] <= MAX_ANHARMONICITY and tried[-1][0] > weakest:
         gamma = max(tried[-1][0] / _STEP, weakest)
         tried.append((gamma, probe.anharmonicity(gamma)))
-    if tried[-1][1] > _MAX_ANHARMONICITY and len(tried) > 1:
-        gamma = float(np.sqrt(tried[-1][0] * tried[-2][0]))
-        tried.append((gamma, probe.anharmonicity(gamma)))
-    local = [pair for pair in tried if pair[1] <= _MAX_ANHARMONICITY]
+    if tried[-1][1] > MAX_ANHARMONICITY and len(tried) > 1:
+        tried += _refined(probe, tried[-2], tried[-1])
+    local = [pair for pair in tried if pair[1] <= MAX_ANHARMONICITY]
     gamma, anharmonicity = min(local) if local else tried[0]
-    return Localization(gamma, anharmonicity, tuple(sorted(tried, reverse=True)))
+    profile = tuple(sorted(tried, reverse=True))
+    return Localization(gamma, anharmonicity, profile, _weaker(probe, gamma, weakest) if local else math.nan)
+
+
+def _weaker(probe: "_Probe", gamma: float, weakest: float) -> float:
+    """γ at which the mean loss is a tenth of the way to the loss at zero; nan unless it is below `gamma`."""
+    zero = reference_loss(probe.posterior)
+    limit = math.nan if zero is None else _OF_CHANCE * (zero - probe.posterior.init_loss())
+    before, here = math.nan, probe.excess(gamma)
+    while here < limit and gamma > weakest:
+        gamma = max(gamma / _STEP, weakest)
+        before, here = here, probe.excess(gamma)
+    if not before < limit <= here < math.inf:
+        return math.nan
+    return gamma * _STEP ** (math.log(here / limit) / math.log(here / before))
+
+
+def _refined(probe: "_Probe", strong: tuple[float, float], weak: tuple[float, float]) -> list[tuple[float, float]]:
+    """More (γ, κ) between one with κ ≤ 2 and one beyond, nearer to κ = 2: by the line through both in logarithms."""
+    tried = []
+    for _ in range(_REFINEMENTS):
+        if strong[0] < _CLOSE * weak[0]:
+            break
+        gamma = _between(strong, weak)
+        pair = gamma, probe.anharmonicity(gamma)
+        tried.append(pair)
+        strong, weak = (pair, weak) if pair[1] <= MAX_ANHARMONICITY else (strong, pair)
+    return tried
+
+
+def _between(strong: tuple[float, float], weak: tuple[float, float]) -> float:
+    """γ where the line through two (log γ, log κ) is at κ = 2, inside of the interval; its middle without a line."""
+    (upper, least), (lower, most) = strong, weak
+    part = 0.5
+    if np.isfinite(most) and 0 < least < MAX_ANHARMONICITY:
+        part = np.log(MAX_ANHARMONICITY / least) / np.log(most / least)
+    return float(upper * (lower / upper) ** np.clip(part, 0.02, 0.98))
+
+
+def anharmonicity(
+    key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, gamma: float, *, flops: float
+) -> float:
+    """κ(γ) at one γ, by the points that `choose_localization` takes with the same key.
+
+    Args:
+        key: of the Gaussian points and the rows.
+        posterior: loss, data and w*.
+        spectrum: with eigenvectors.
+        gamma: γ.
+        flops: operations of a gradient over all the data.
+    """
+    points_key, rows_key = jax.random.split(key)
+    return _Probe(points_key, rows_key, posterior, spectrum, flops).anharmonicity(gamma)
 
 
 class _Probe:
@@ -96,28 +160,31 @@ class _Probe:
     ):
         num_data = posterior.num_data
         a_row = max(flops / num_data / 3, 1.0)  # a loss is a third of a gradient
-        size = int(min(_ROWS, num_data, max(_OPERATIONS / (20 * _PAIRS * a_row), 8)))
+        size = int(min(_ROWS, num_data, max(_OPERATIONS / (20 * 2 * _FEWEST_PAIRS * a_row), 8)))
         rows = jax.device_get(jax.random.choice(rows_key, num_data, (size,), replace=False))
         data = jax.tree.map(lambda x: x[rows], posterior.data)
         length = rows_that_fit(lambda batch: posterior.loss(posterior.center, batch), data, size)
         self.posterior, self.spectrum, self.data = posterior, spectrum, in_pieces(data, length)
         self.nbeta = float(posterior.nbeta)
-        self.normals = jax.random.normal(
-            key, (_PAIRS, spectrum.dim), jnp.result_type(*jax.tree.leaves(posterior.position))
-        )
+        num_pairs = int(np.clip(_OPERATIONS / (20 * 2 * a_row * size), _FEWEST_PAIRS, _PAIRS))
+        dtype = jnp.result_type(*jax.tree.leaves(posterior.position))
+        self.normals = jax.random.normal(key, (num_pairs, spectrum.dim), dtype)
         vectors = spectrum.vectors if spectrum.vectors is not None else np.zeros((0, spectrum.dim))
         self.vectors = jnp.asarray(vectors, self.normals.dtype)
         self.curvatures = spectrum.vector_eigenvalues
 
     def anharmonicity(self, gamma: float) -> float:
         """κ(γ); inf where a loss is not finite."""
+        quad, excess = self.spectrum.quad(gamma / self.nbeta), self.excess(gamma)
+        kappa = self.nbeta * excess / quad if quad > 0 else np.inf
+        return float(kappa) if np.isfinite(kappa) else np.inf
+
+    def excess(self, gamma: float) -> float:
+        """Mean of L(w) − L(w*) over the points of γ."""
         shrunk = np.sqrt(gamma / (self.nbeta * np.maximum(self.curvatures, 0.0) + gamma)) - 1
         scales = jnp.asarray(shrunk, self.normals.dtype)
         root = jnp.asarray(np.sqrt(gamma), self.normals.dtype)
-        excess = float(_mean_excess(self.posterior, self.data, self.normals, self.vectors, scales, root))
-        quad = self.spectrum.quad(gamma / self.nbeta)
-        kappa = self.nbeta * excess / quad if quad > 0 else np.inf
-        return float(kappa) if np.isfinite(kappa) else np.inf
+        return float(_mean_excess(self.posterior, self.data, self.normals, self.vectors, scales, root))
 
 
 @eqx.filter_jit

@@ -19,7 +19,9 @@ from llc.sampling.run_lengths import RequestedLengths, RunLengths
 
 _NUM_DRAWS, _WARMUP, _THINNING = 2000, 2000, 10
 _OF_FIRST_RUN = 0.8  # of a budget; the rest is for the run at 3γ, a quarter as long
-_COSTLY_DRAWS = 150  # of a chain at first, of a costly model; `target_mcse` adds to them
+# Of a chain at first, of a costly model. N independent draws of a Gamma(λ) energy have an error of 1/√(λN): with four
+# chains 2 % from λ = 4.2 on. Below that, or of chains that are correlated, `target_mcse` adds to them.
+_COSTLY_DRAWS = 150
 _FEWEST_DRAWS = 40  # below which losses are evaluated on some of the rows
 _OF_WARMUP = 0.2  # of the work of a chain
 _EVALUATED, _FEWEST_EVALUATED = 8, 128  # part of the rows then, and the least number

@@ -82,7 +82,7 @@ def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice
         return Choice(gamma, "chosen", "for the length of a run at ε = 0.5 / (nβ h_max + γ)")
     found_local = request.localization
     if found_local is not None and gamma == found_local.gamma:
-        evidence |= {"anharmonicity": found_local.anharmonicity}
+        evidence |= {"anharmonicity": found_local.anharmonicity, "weaker": found_local.weaker}
         return Choice(gamma, "chosen", _reason(found_local), evidence)
     reason = f"a flat direction relaxes {evidence['relaxations']:.0f} times over the run"
     evidence["strengthened"] = gamma / found.pilots[0].gamma

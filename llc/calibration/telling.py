@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from llc.analysis.series import plus_minus
 from llc.bounds.spectral_measure import Spectrum
+from llc.calibration.localization import MAX_ANHARMONICITY
 from llc.calibration.price import Price, plan_spectrum
 from llc.calibration.record import PilotResult, Request
 from llc.calibration.run_length import run_cost
@@ -41,7 +42,8 @@ def gamma_found(request: Request, gamma: float) -> str:
     if not request.chooses_gamma:
         return ""
     found = request.localization
-    why = "for the length of the run" if found is None else f"κ = {found.anharmonicity:.2g} there, at most 3 is wanted"
+    wanted = f"at most {MAX_ANHARMONICITY:g} is wanted"
+    why = "for the length of the run" if found is None else f"κ = {found.anharmonicity:.2g} there, {wanted}"
     return f"γ = {gamma:.4g}: {why}"
 
 

@@ -173,7 +173,7 @@ def report(arguments: argparse.Namespace) -> int:
     outputs.check(page=arguments.html, reads=(arguments.file,))
     if arguments.figures is not None and arguments.figures.exists() and not arguments.figures.is_dir():
         raise ValueError(f"--figures needs a folder, but {arguments.figures} is a file; give another path.")
-    result = llc.report(llc.load(arguments.file))
+    result = llc.report(llc.load(arguments.file), reference_loss=arguments.reference_loss)
     if arguments.html is not None:
         llc.save_html(result, arguments.html)
     paths = llc.save_figures(result, arguments.figures) if arguments.figures is not None else []

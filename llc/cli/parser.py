@@ -188,6 +188,12 @@ def _report_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--html", type=_path, help="HTML file for the report as one self-contained page")
     command.add_argument("--figures", type=_path, help="folder for the figures (PNG)")
     command.add_argument(
+        "--reference-loss",
+        type=float,
+        metavar="LOSS",
+        help="loss of a model that has learnt nothing, in nats per example; default: that of all parameters at zero",
+    )
+    command.add_argument(
         "--require-converged", action="store_true", help="exit with status 1 where the verdict is SCALE_DEPENDENT"
     )
 

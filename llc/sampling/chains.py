@@ -27,6 +27,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
+from llc.posterior.reference import reference_loss
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Moments, Recorder, Segment, describe
 from llc.sampling.kernel import Sampler
@@ -308,6 +309,8 @@ class Chains:
             "loss_rounding": self.rounding.error,
             "params_rounding": params_rounding(self.posterior),
         }
+        if self.reference_loss is not None:
+            constants["reference_loss"] = self.reference_loss
         variates = self.measure.control_variates
         return constants if variates is None else constants | {"trace_curved": float(variates.trace)}
 
@@ -331,3 +334,8 @@ class Chains:
     def init_loss(self) -> float:
         """L(w*), in float64; pilots need none."""
         return self.given.init_loss()
+
+    @functools.cached_property
+    def reference_loss(self) -> float | None:
+        """The loss at zero, which says how far the draws have come."""
+        return reference_loss(self.given)

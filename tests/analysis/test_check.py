@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import llc
+from tests.analysis.test_character import WEAK, quadratic, saturating
 from tests.support.models import deep_linear
 
 
@@ -185,11 +186,14 @@ SABOTAGE = {
     "kink at w*": ({"smooth"}, _kinked),
     "energy of another shape": ({"mean_variance"}, lambda: _report(_two_temperatures())),
     "gradient of another function": ({"control_variates"}, lambda: _report(_other_gradient())),
+    "on a plateau": ({"basin"}, lambda: llc.report(saturating(0.1))),
+    "held by gamma": ({"localization_only"}, lambda: llc.report(quadratic(WEAK, 1.0))),
 }
 VERDICTS = {  # UNRESOLVED else
     "L(w*) too low": "ABOVE",
     "L(w*) too high": "BELOW",
     "gamma too large": "SCALE_DEPENDENT",
+    "held by gamma": "SCALE_DEPENDENT",
     "Lanczos too short": "SCALE_DEPENDENT",
     "kink at w*": "SCALE_DEPENDENT",
 }
@@ -211,7 +215,7 @@ KINDS = {
     },
     "minimum": {"positive", "lower_loss", "mean_variance", "no_negative_curvature", "stationary"},
     "bounds": {"smooth", "spectrum_resolution", "below_bounds", "above_bounds"},
-    "scale": {"localization"},
+    "scale": {"localization", "basin", "localization_only"},
 }
 CURED_BY_DRAWS = {"rhat", "ess", "drift", "virial_error"}
 DIRECTIONS = {  # of the failed checks that tell one

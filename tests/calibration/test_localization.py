@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import brentq
 
 import llc
-from llc.calibration.localization import choose_localization, has_use_for_localization
+from llc.calibration.localization import anharmonicity, choose_localization, has_use_for_localization
 from llc.calibration.pipeline import find_localization
 from llc.calibration.price import Price
 from llc.calibration.record import Request
@@ -20,7 +20,7 @@ from tests.support.spectra import spectrum_of
 DIM, NUM_DATA = 400, 1000
 NBETA = NUM_DATA / np.log(NUM_DATA)
 CURVATURES = 10.0 ** -np.linspace(0, 16, DIM)  # down to round-off, without a gap
-PAIRS = 4
+PAIRS = 16
 
 
 class Moments(NamedTuple):
@@ -86,13 +86,45 @@ def test_a_quadratic_is_one_at_every_gamma(seed):
 @pytest.mark.parametrize("quartic", [1e-3, 1.0, 100.0])
 def test_gamma_is_the_weakest_at_which_the_loss_is_about_quadratic(quartic):
     found = choose(quartic, 1e-3)
-    limit = brentq(lambda gamma: closed_form(quartic, gamma).kappa - 3, 1e-3, 1e12)
+    limit = brentq(lambda gamma: closed_form(quartic, gamma).kappa - 2, 1e-3, 1e12)
     assert found.is_local
-    assert 0.9 < found.gamma / limit < 2.2
+    assert 0.9 < found.gamma / limit < 1.1
     weaker = [kappa for gamma, kappa in found.profile if gamma < found.gamma]
     assert weaker, "a weaker one was tried"
-    assert min(weaker) > 3
+    assert min(weaker) > 2
     assert closed_form(quartic, 1e-3).kappa > 30, "negative control: at the length of the run alone it is not local"
+
+
+def test_one_gamma_is_looked_at_by_the_same_points():
+    found = choose(1.0, 1e-3, seed=3)
+    for gamma, kappa in found.profile[:3]:
+        again = anharmonicity(jax.random.key(3), posterior_of(1.0), SPECTRUM, gamma, flops=1e6)
+        assert again == pytest.approx(kappa, rel=1e-6)
+    other = anharmonicity(jax.random.key(4), posterior_of(1.0), SPECTRUM, found.gamma, flops=1e6)
+    assert other != pytest.approx(found.anharmonicity, rel=1e-6), "control: other points"
+
+
+def test_the_weaker_gamma_goes_a_tenth_of_the_way_to_the_loss_at_zero():
+    quartic, shift = 1.0, 0.2
+
+    def loss_fn(w, _):
+        return jnp.sum(0.5 * jnp.asarray(CURVATURES, w.dtype) * (w - shift) ** 2 + quartic * (w - shift) ** 4)
+
+    data = np.zeros((NUM_DATA, 1), np.float32)
+    posterior = llc.LocalPosterior(loss_fn, jnp.full(DIM, shift), data)
+    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
+    zero = np.sum(0.5 * CURVATURES * shift**2 + quartic * shift**4)
+
+    def excess(gamma):
+        s = 1 / (NBETA * CURVATURES + gamma)
+        return np.sum(CURVATURES * s / 2 + 3 * quartic * s**2)
+
+    exact = brentq(lambda gamma: excess(gamma) - 0.1 * zero, 1e-3, 1e9)
+    # Between two γ apart by 4, log ΔL is taken as linear in log γ; its slope is −1 … −2, and it bends by less than 1.
+    assert abs(np.log(found.weaker / exact)) < 0.2
+    assert found.weaker < found.gamma
+    assert np.isnan(choose(quartic, 1e-3).weaker), "w* is at zero"
+    assert np.isnan(choose_localization(jax.random.key(0), posterior, SPECTRUM, found.gamma, flops=1e6).weaker)
 
 
 def test_a_loss_that_is_nowhere_quadratic_is_told():
