@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import llc
 from llc.cli import inputs, outputs
 from llc.cli.terminal import complain, say
@@ -88,6 +90,8 @@ def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
         f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"
         for name, value in flags.items()
     )
+    if isinstance(calibration.sampler, llc.SGHMC):
+        return f"{words} --sampler sghmc --friction {float(np.asarray(calibration.sampler.friction)):.8g}"
     return words + " --control-variates" * getattr(calibration.sampler, "control_variates", False)
 
 
