@@ -46,7 +46,7 @@ class Settings:
     """All that is set by hand."""
 
     seed: int = 0
-    num_repeats: int = 2
+    num_repeats: int = 1
     num_deep: int = 40
 
     @property
@@ -65,8 +65,6 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class Quick(Settings):
     """One network."""
-
-    num_repeats: int = 1
 
     @property
     def cases(self) -> list[str]:

@@ -96,9 +96,7 @@ def choose_batch_size(request: Request, batch: Batch) -> Choice[int | None]:
 
 
 def choose_sampler(request: Request, batch: Batch, found: PilotResult) -> Choice[Sampler]:
-    """The one that was given, SGHMC where a trial found that momentum pays, or SGLD: with control variates where noise
-    at w* asks for them.
-    """
+    """The one that was given, SGHMC where momentum pays, or SGLD: with control variates where noise asks for them."""
     if request.sampler is not None:
         return Choice(request.sampler, "given", "given")
     if not batch.uses_control_variates and found.trial is not None:

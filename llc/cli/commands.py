@@ -3,8 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import llc
 from llc.cli import inputs, outputs
 from llc.cli.terminal import complain, say
@@ -83,15 +81,15 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
 def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
     """The flags of `llc sample` that repeat a calibration."""
-    flags = {"nbeta": nbeta, "step_size": getattr(calibration.sampler, "step_size", None)}
+    flags = {"nbeta": nbeta}
+    flags |= {name: getattr(calibration.sampler, name, None) for name in ("step_size", "friction")}
     flags |= {"gamma": calibration.posterior.gamma} | calibration.lengths.keywords()
     flags = {name: value for name, value in flags.items() if value is not None}
     words = " ".join(
         f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"
         for name, value in flags.items()
     )
-    if isinstance(calibration.sampler, llc.SGHMC):
-        return f"{words} --sampler sghmc --friction {float(np.asarray(calibration.sampler.friction)):.8g}"
+    words += " --sampler sghmc" * ("friction" in flags)
     return words + " --control-variates" * getattr(calibration.sampler, "control_variates", False)
 
 
