@@ -51,11 +51,12 @@ class Settings:
 
     @property
     def cases(self) -> list[str]:
-        """All cases, the groups mixed, so that a study in parts has some of each."""
+        """All cases, the groups mixed and small networks first, so that a study in parts has some of each."""
+        deep = sorted(range(self.num_deep), key=lambda i: committed("deep_linear", str(i))["dim"])
         groups = [
             ["digits | 2", "digits | 4"],
             [f"linear | {i} | {noise}" for i in range(12) for noise in (0, 1)],
-            [f"deep | {i}" for i in range(self.num_deep)],
+            [f"deep | {i}" for i in deep],
             [f"exact | {name}" for name in NAMES if half(name) == "report"],
         ]
         places = [(i / len(group), case) for group in groups for i, case in enumerate(group)]

