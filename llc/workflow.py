@@ -64,8 +64,9 @@ def estimate(
     Args:
         key: `jax.random.key(seed)`.
         posterior: loss, data and w*, trained to a minimum.
-        sampler: None takes SGLD with a step size from the curvature; another one runs as it is given (`llc.NUTS()` on a
-            model of up to a few thousand parameters is the reference).
+        sampler: None takes SGLD with a step size from the curvature, with momentum where that pays (`llc.calibrate`);
+            another one runs as it is given (`llc.NUTS()` on a model of up to a few thousand parameters is the
+            reference).
         nbeta: nβ; None takes the posterior's.
         gamma: γ; None takes the posterior's, or lets calibration choose it.
         like: another report, whose nβ and γ this one takes, so that the two λ̂ can be compared.

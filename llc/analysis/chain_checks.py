@@ -256,13 +256,14 @@ def _evaluation_rows(draws: xr.DataTree) -> Check | None:
 
 def _step_size(draws: xr.DataTree, spectrum: Spectrum) -> Check | None:
     settings = schema.settings_of(draws)["sampler"]
-    if settings["name"] != "SGLD" or settings["preconditioner"]["name"] != "Identity":
+    plain = settings["name"] == "SGLD" and settings["preconditioner"]["name"] == "Identity"
+    if not (plain or settings["name"] == "SGHMC"):  # which has the same limit, and no bias on a quadratic
         return None
     nbeta, gamma, step_size = constant(draws, schema.NBETA), constant(draws, schema.GAMMA), settings["step_size"]
     stiffest = step_size * (nbeta * spectrum.largest + gamma)
     scale = gamma / nbeta
     bias = 0.0
-    if settings["integrator"] == "euler_maruyama":
+    if settings.get("integrator") == "euler_maruyama":
         # Variance 1 / (a (1 − εa/4)) instead of 1 / a, a = nβh + γ; unstable from εa = 4 on.
 
         def excess(h: np.ndarray) -> np.ndarray:

@@ -43,12 +43,14 @@ def check_settings(settings: Mapping[str, Any], source: str) -> None:
     if good and sampler["name"] == "SGLD":
         preconditioner = sampler.get("preconditioner")
         good = isinstance(preconditioner, dict) and isinstance(preconditioner.get("name"), str)
-        good = good and isinstance(sampler.get("integrator"), str) and _is_number(sampler.get("step_size"))
+        good = good and isinstance(sampler.get("integrator"), str)
+    if good and sampler["name"] in ("SGLD", "SGHMC"):
+        good = _is_number(sampler.get("step_size"))
     good = good and isinstance(thinning := settings.get("thinning", 1), int) and thinning >= 1
     if not good:
         raise ValueError(
             f"{source} needs in the attribute settings a sampler with its name (and step_size, integrator and "
-            f"preconditioner of SGLD), and a thinning >= 1 or none, got {short(settings)}."
+            f"preconditioner of SGLD, and step_size of SGHMC), and a thinning >= 1 or none, got {short(settings)}."
         )
 
 

@@ -78,8 +78,8 @@ def plan_batch(request: Request, at_center: Settings) -> Batch:
     step_size = at_center.step_size if own is None else own
     heating = predict_heating(posterior, request.spectrum, step_size, num_rows=noise_rows)
     heat, without = max(heating), 0
-    rows = _rows_for(heat, fewest)
-    if sampler is None and rows > 2 * (fewer := _rows_for(heating.of_curvature, fewest)):
+    rows = rows_for(heat, fewest)
+    if sampler is None and rows > 2 * (fewer := rows_for(heating.of_curvature, fewest)):
         heat, without, rows = heating.of_curvature, rows, fewer
     # Where a minibatch would be half of the data, all of them cost little more.
     return Batch(None) if rows > posterior.num_data // 2 else Batch(rows, heat / rows, without)
@@ -96,12 +96,11 @@ def choose_batch_size(request: Request, batch: Batch) -> Choice[int | None]:
 
 
 def choose_sampler(request: Request, batch: Batch, found: PilotResult) -> Choice[Sampler]:
-    """The sampler that was given, or SGLD: with control variates where noise at w* asks for them."""
+    """The one that was given, SGHMC where momentum pays, or SGLD: with control variates where noise asks for them."""
     if request.sampler is not None:
         return Choice(request.sampler, "given", "given")
-    if not batch.uses_control_variates:
-        reason = "costs one gradient a step; `llc.NUTS()` is the reference on a small model"
-        return Choice(found.sampler, "chosen", reason)
+    if not batch.uses_control_variates and found.trial is not None:
+        return Choice(found.sampler, "chosen", found.trial.reason, found.trial.evidence)
     rows = batch.rows_without_control_variates
     reason = f"with control variates; without, noise at w* takes batches of {rows:,} rows"
     return Choice(found.sampler, "chosen", reason, {"rows_without_control_variates": rows})
@@ -123,15 +122,15 @@ def predict_heating(
     return Heating(of_curvature, of_gradients)
 
 
-def nominal_rows(posterior: LocalPosterior) -> int:
-    """Rows of a minibatch before its heating is known."""
-    return posterior.num_data if posterior.num_data <= _FULL_BATCH else _MINIBATCH
-
-
-def _rows_for(heating: float, fewest: int) -> int:
+def rows_for(heating: float, fewest: int) -> int:
     """The smallest power of two of rows that heats by 3 % at most, not below that of `fewest`, at most 8,192."""
     rows = 2 ** math.ceil(math.log2(max(heating / _HEATING, fewest)))
     return min(rows, _LARGEST_BATCH)
+
+
+def nominal_rows(posterior: LocalPosterior) -> int:
+    """Rows of a minibatch before its heating is known."""
+    return posterior.num_data if posterior.num_data <= _FULL_BATCH else _MINIBATCH
 
 
 @eqx.filter_jit

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
+from llc.analysis.series import effective_sample_size
 from llc.calibration.batch_size import Batch
 from llc.calibration.price import Price
 from llc.calibration.record import Pilot, PilotResult, Request
@@ -27,18 +28,20 @@ from llc.geometry.curvature.lanczos import NotFiniteError
 from llc.geometry.curvature.methods import top_eigenvalue
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
+from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.sgmcmc import SGLD
 
 _PILOTS, _STEPS, _MATVECS = 16, 1000, 12
 _LOOKS = 32  # positions of a chain at which the curvature is looked at where that is cheap: narrow arms are rare
 _RELAXATIONS = 8  # T εγ of a pilot, which has to reach the places that the chains will
-_LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
+LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT: a quarter of the stable range
+_COUNTED = 32  # draws of a chain from which on they are counted
 _FEW_PILOTS, _FEW_POSITIONS = 2, 2  # of a costly model
 _OF_WARMUP = 2  # a pilot of a costly model with a budget is at most half as long as the warm-up
 _LOOK_FLOPS, _FEWEST_ROWS, _MOST_ROWS = 2e10, 16, 1024  # operations of one gradient in a look there, and its rows
 _SOME = 16  # part of the rows that a look takes at most: it is some seventy gradients
-_FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
+FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
 
 
 def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) -> PilotResult:
@@ -52,14 +55,15 @@ def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) ->
         batch: rows of a minibatch, the same as of the run that follows, so that both are the same program.
         plan: how long the run may be.
     """
-    posterior, limit, confirmed = request.local_posterior, _LOCAL, False
+    posterior, limit, confirmed = request.local_posterior, LOCAL, False
     raises_gamma = request.chooses_gamma and request.localization is None
     num_pilots = _FEW_PILOTS if request.price.costly else _PILOTS
     settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
     pilots: list[Pilot] = []
     for pilot_key in jax.random.split(key, num_pilots):
         posterior = posterior.with_scale(gamma=settings.gamma)
-        pilot = _run_pilot(pilot_key, posterior, settings, request, batch, plan)
+        sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
+        pilot = run_pilot(pilot_key, posterior, sampler, settings, request, batch.rows, plan)
         pilots.append(pilot)
         stiffness = pilot.stiffness
         confirmed = stiffness <= limit
@@ -70,26 +74,48 @@ def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) ->
             settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
         else:
             if not request.price.costly:
-                limit = _FAR  # a step too large keeps chains away from stiff places, so a smaller one has to confirm
-            settings = settings._replace(step_size=settings.step_size / min(max(stiffness / limit, 2.0), 16.0))
+                limit = FAR  # a step too large keeps chains away from stiff places, so a smaller one has to confirm
+            settings = settings._replace(step_size=settings.step_size / shrink_factor(stiffness, limit))
     sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
     sampler = sampler if request.sampler is None else request.sampler
     return PilotResult(posterior, sampler, settings.step_size, tuple(pilots), confirmed)
 
 
-def _run_pilot(
+def shrink_factor(stiffness: float, limit: float) -> float:
+    """By what ε is divided where a pilot was `stiffness` stiff and `limit` is allowed: 2 to 16."""
+    return min(max(stiffness / limit, 2.0), 16.0)
+
+
+def run_pilot(
     key: PRNGKeyArray,
     posterior: LocalPosterior,
+    sampler: Sampler,
     settings: Settings,
     request: Request,
-    batch: Batch,
+    rows: int | None,
     plan: Plan,
+    *,
+    num_draws: int = 1,
+    num_looks: int = 1,
 ) -> Pilot:
-    """One pilot, with the largest stiffness that its chains come by."""
-    looks = _LOOKS if plan.max_length_factor > 1 else 1
+    """One pilot, with the largest stiffness that its chains come by.
+
+    Args:
+        key: `jax.random.key(seed)`.
+        posterior: with its γ.
+        sampler: with the step size of `settings`.
+        settings: ε and γ, and h_max at w*.
+        request: what calibration started from.
+        rows: of a minibatch; None takes all the data.
+        plan: how long the run may be.
+        num_draws: of a chain, at least.
+        num_looks: positions of a chain at which the curvature is looked at, at least.
+    """
+    looks = _LOOKS if plan.max_length_factor > 1 else num_looks
+    num_draws = max(num_draws, looks)
     relaxed = math.ceil(_RELAXATIONS / max(settings.step_size * settings.gamma, 1e-12))
     longest, eval_size = plan.max_length_factor * _STEPS, request.lengths.eval_size
-    steps = min(max(_STEPS, relaxed), longest) // looks
+    steps = min(max(_STEPS, relaxed), longest) // num_draws
     if plan.costly is not None:
         most = plan.costly.num_warmup
         if request.asked.budget is not None:
@@ -98,21 +124,24 @@ def _run_pilot(
     lengths = RunLengths(
         num_chains=request.lengths.num_chains,
         num_warmup=0,
-        num_draws=looks,
+        num_draws=num_draws,
         thinning=steps,
-        batch_size=batch.rows,
+        batch_size=rows,
         eval_size=eval_size,
     )
-    sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
     # The spectrum is needless here, but with it the run that follows is the same program.
     chains = Chains(key, posterior, sampler, lengths, spectrum=request.spectrum)
-    stiffness = 0.0
-    for _ in range(looks):
+    stiffness, deltas = 0.0, []
+    for i in range(num_draws):
         chains.draw(1, progress=False)
-        some = None if plan.costly is None else request.price
-        stiffness = max(stiffness, stiffness_at(chains.positions, posterior, settings, some))
-    energies = tuple(float(x) for x in posterior.scale.nbeta * chains.last_deltas)
-    return Pilot(settings.gamma, settings.step_size, stiffness, energies)
+        deltas.append(chains.last_deltas)
+        if (i + 1) % (num_draws // looks) == 0:
+            some = None if plan.costly is None else request.price
+            stiffness = max(stiffness, stiffness_at(chains.positions, posterior, settings, some))
+    energies = tuple(float(x) for x in posterior.scale.nbeta * deltas[-1])
+    second_half = np.stack(deltas[num_draws // 2 :], axis=1)
+    ess = effective_sample_size(second_half) / (second_half.size * steps) if num_draws >= _COUNTED else math.nan
+    return Pilot(settings.gamma, settings.step_size, stiffness, energies, ess)
 
 
 def stiffness_at(

@@ -2,7 +2,8 @@
 
 `calibrate` is read from top to bottom. Each step takes what is known and says what follows from it:
 
-    curvature at w*  →  ε, γ  →  rows of a minibatch  →  length of the run  →  pilots  →  a `Choice` for each setting
+    curvature at w*  →  ε, γ  →  rows of a minibatch  →  length of the run  →  pilots, momentum or none  →  a `Choice`
+    for each setting
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.batch_size import Batch, choose_batch_size, choose_sampler, nominal_rows, plan_batch
 from llc.calibration.localization import Localization, choose_localization, has_use_for_localization
+from llc.calibration.momentum import exclude_momentum, try_momentum, with_momentum
 from llc.calibration.pilots import run_pilots
 from llc.calibration.price import Price, affordable_spectrum, price_of
 from llc.calibration.record import Calibration, Choice, PilotResult, Request
@@ -59,8 +61,10 @@ def calibrate(
     Args:
         key: `jax.random.key(seed)`.
         posterior: loss, data and w*, trained to a minimum; its γ is kept if it has one.
-        sampler: None takes SGLD with ε = 0.5 / (nβ h_max + γ), also on small models: where NUTS has trajectories that
-            diverge, at most singular points, it misses their narrow arms (validation/results/accuracy.txt).
+        sampler: None takes SGHMC, SGLD with momentum, where a step costs more than its overhead and a trial has more
+            effective draws for the same gradients (validation/momentum.py), and else SGLD, with
+            ε = 0.5 / (nβ h_max + γ), also on small models: where NUTS has trajectories that diverge, at most singular
+            points, it misses their narrow arms (validation/results/accuracy.txt).
         num_chains: independent chains.
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
         num_draws: recorded draws a chain. None takes 2,000, and 150 of a costly model.
@@ -137,13 +141,24 @@ def calibrate_for(
     batch = plan_batch(request, at_center)
     plan = plan_length(request, batch, at_center)
     if sampler is None or request.needs_pilots:
-        found = run_pilots(key, request, batch, plan)
+        found, batch = _pilots(key, request, batch, plan)
         tell(pilot_found(found))
     else:
         found = PilotResult(posterior.with_scale(gamma=at_center.gamma), sampler)
     calibration = _choose(request, batch, plan, found)
     tell(run_forecast(calibration.lengths, posterior.num_data, doubled=batch.uses_control_variates))
     return calibration
+
+
+def _pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) -> tuple[PilotResult, Batch]:
+    """What pilots find, and the minibatch, where momentum may have another one."""
+    pilots_key, trial_key = jax.random.split(key)
+    found = run_pilots(pilots_key, request, batch, plan)
+    if request.sampler is not None:
+        return found, batch
+    if trial := exclude_momentum(request, batch):
+        return found._replace(trial=trial), batch
+    return with_momentum(found, batch, try_momentum(trial_key, request, batch, plan, found))
 
 
 def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> Calibration:

@@ -1,5 +1,6 @@
 """The records of a calibration: what it starts from, one choice, one pilot, and all settings of a run."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -46,12 +47,32 @@ class Pilot(NamedTuple):
         step_size: its ε.
         stiffness: the largest ε (nβ h_max + γ) where it was, in units of what was aimed at.
         energies: nβ (L(w) − L(w*)) where its chains ended.
+        ess_per_gradient: effective draws of λ̂ in its second half, by the gradients of that; nan where it drew too few.
     """
 
     gamma: float
     step_size: float
     stiffness: float
     energies: tuple[float, ...] = ()
+    ess_per_gradient: float = math.nan
+
+
+class Trial(NamedTuple):
+    """Whether momentum pays, and why.
+
+    Attributes:
+        sampler: SGHMC with its step size and friction; None where SGLD stays.
+        reason: why.
+        rate: at which its flat directions relax, a step; nan where SGLD stays.
+        rows: of a minibatch that momentum takes; None takes all the data.
+        evidence: the numbers behind the reason, by name.
+    """
+
+    sampler: Sampler | None
+    reason: str
+    rate: float = math.nan
+    rows: int | None = None
+    evidence: Mapping[str, int | float] = MappingProxyType({})
 
 
 class PilotResult(NamedTuple):
@@ -59,9 +80,10 @@ class PilotResult(NamedTuple):
 
     Attributes:
         posterior: with its γ.
-        sampler: the one that was given, or SGLD with its step size.
+        sampler: the one that was given, SGLD with its step size, or that of `trial`.
         step_size: ε, or that of SGLD beside a sampler that adapts its own; None without pilots.
         pilots: the short runs.
+        trial: of momentum; None where the sampler was given.
         confirmed: whether the last one kept to places where the step is small enough. Where none did, γ or ε has moved
             once more after the last pilot.
     """
@@ -71,10 +93,13 @@ class PilotResult(NamedTuple):
     step_size: float | None = None
     pilots: tuple[Pilot, ...] = ()
     confirmed: bool = True
+    trial: Trial | None = None
 
     @property
     def rate(self) -> float | None:
-        """εγ, twice the rate at which a flat direction relaxes."""
+        """Twice the rate at which a flat direction relaxes, a step: εγ of SGLD."""
+        if self.trial is not None and self.trial.sampler is not None:
+            return 2 * self.trial.rate
         return None if self.step_size is None else self.step_size * self.posterior.scale.gamma
 
 

@@ -81,13 +81,15 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
 def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
     """The flags of `llc sample` that repeat a calibration."""
-    flags = {"nbeta": nbeta, "step_size": getattr(calibration.sampler, "step_size", None)}
+    flags = {"nbeta": nbeta}
+    flags |= {name: getattr(calibration.sampler, name, None) for name in ("step_size", "friction")}
     flags |= {"gamma": calibration.posterior.gamma} | calibration.lengths.keywords()
     flags = {name: value for name, value in flags.items() if value is not None}
     words = " ".join(
         f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"
         for name, value in flags.items()
     )
+    words += " --sampler sghmc" * ("friction" in flags)
     return words + " --control-variates" * getattr(calibration.sampler, "control_variates", False)
 
 

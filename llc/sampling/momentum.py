@@ -230,6 +230,21 @@ def energy_friction(spectrum: Spectrum, *, nbeta: float, gamma: float) -> float:
     return math.sqrt(carried / per_curvature)
 
 
+def flat_rate(step_size: float, friction: float, gamma: float) -> float:
+    r"""Rate at which x of a direction without curvature forgets where it started, a step of SGHMC.
+
+    Its equation is that of a damped oscillator, so that it decays as exp(−r k) after k steps, with
+
+    $$ r = \sqrt\epsilon\, \left( \tfrac\alpha2 - \mathrm{Re} \sqrt{\tfrac{\alpha^2}{4} - \gamma} \right) . $$
+
+    Args:
+        step_size: ε.
+        friction: α.
+        gamma: γ.
+    """
+    return math.sqrt(step_size) * (friction / 2 - math.sqrt(max(friction**2 / 4 - gamma, 0.0)))
+
+
 def _require_friction(name: str, friction: ArrayLike | None) -> None:
     if friction is not None:
         require_positive(name, friction=friction)

@@ -20,7 +20,7 @@ import scipy.linalg
 
 import llc
 from llc.bounds.spectral_measure import Spectrum
-from llc.sampling.momentum import energy_friction, predicted_heating
+from llc.sampling.momentum import energy_friction, flat_rate, predicted_heating
 from tests.sampling.test_sgmcmc import (
     BATCH_SIZES,
     CENTER,
@@ -269,6 +269,19 @@ def test_energy_friction_is_the_best_one(name):
         assert found == pytest.approx(np.sqrt(nbeta * 3 + gamma))
         critical = energy_variance(step_size, 2 * found, eigenvalues, nbeta, gamma)
         assert critical / min(variances) == pytest.approx(1.25, rel=0.02)
+
+
+@pytest.mark.parametrize("friction", [0.5, 2.0, 9.0])
+def test_flat_directions_relax_at_the_rate_of_the_oscillator(friction):
+    """The slowest eigenvalue of (x, p)' = (p, −γx − αp), and of the splitting itself where h is small."""
+    gamma, step_size = 1.7, 1e-6
+    slowest = np.linalg.eigvals([[0.0, 1.0], [-gamma, -friction]]).real.max()
+    found = flat_rate(step_size, friction, gamma)
+    assert found == pytest.approx(-slowest * np.sqrt(step_size), rel=1e-12)
+    h = np.sqrt(step_size)
+    kept, kick = np.exp(-friction * h), np.array([-h * gamma, 1.0])
+    step = np.array([[1.0, 0.0] + h / 2 * (1 + kept) * kick, kept * kick])
+    assert np.abs(np.linalg.eigvals(step)).max() == pytest.approx(1 - found, abs=1e-5)
 
 
 @pytest.mark.parametrize("make", [llc.SGHMC, llc.SGNHT])
