@@ -6,6 +6,7 @@ from .plotting.html import save_html as save_html
 from .plotting.dashboard import save_figure as save_figure
 from .plotting.dashboard import save_figures as save_figures
 from .sampling.chains import sample as sample
+from .sampling.observables import Observable as Observable
 from .sampling.sgmcmc import SGLD as SGLD
 from .sampling.momentum import SGHMC as SGHMC
 from .sampling.momentum import SGNHT as SGNHT
