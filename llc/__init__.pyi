@@ -56,6 +56,9 @@ from .analysis.criteria import singular_fluctuation as singular_fluctuation
 from .analysis.temperature import temperature_curve as temperature_curve
 from .analysis.temperature import TemperatureCurve as TemperatureCurve
 from .plotting.temperature import plot_temperature as plot_temperature
+from .analysis.influence import influence as influence
+from .analysis.influence import loss_kernel as loss_kernel
+from .analysis.susceptibility import susceptibility as susceptibility
 from .analysis.check import Check as Check
 from .analysis.files import save as save
 from .analysis.files import load as load
