@@ -121,7 +121,7 @@ def stretches(draws: xr.DataTree, first: str, second: str) -> Iterator[Stretch]:
             means = x.mean(axis=0), y.mean(axis=0)
             x, y = x - means[0], y - means[1]
             variances = np.mean(x**2, axis=0), np.mean(y**2, axis=0)
-            yield Stretch(chain, len(rows), *means, x.T @ y / len(rows), variances)
+            yield Stretch(chain, float(len(rows)), *means, x.T @ y / len(rows), variances)
 
 
 def _of_blocks(draws: xr.DataTree, first: str, second: str) -> Iterator[Stretch]:
@@ -173,7 +173,7 @@ def pooled(
     if len(of_chain) < _FEWEST:
         return Pooled(value, np.sqrt(variance), np.nan)
     number = len(of_chain)
-    by_chains = sum(off**2 for off in of_chain.values()) * (number / (number - 1))
+    by_chains = np.sum([off**2 for off in of_chain.values()], axis=0) * (number / (number - 1))
     known = variance > 0
     ratio = float(np.mean(by_chains[known] / variance[known])) if known.any() else 1.0
     chance = stats.chi2.ppf(_CHANCE, number - 1) / (number - 1)

@@ -124,7 +124,7 @@ class _Part(NamedTuple):
     """Of one stretch: means of φ and ΔL, and of their product."""
 
     chain: int
-    count: float
+    num_draws: float
     loss: float
     shift: np.ndarray
     product: np.ndarray
@@ -163,7 +163,7 @@ def _reference(draws: xr.DataTree, name: str, found: Sequence[Stretch]) -> list[
 
 
 def _mean(parts: Sequence[_Part], field: str) -> np.ndarray:
-    weights = np.array([part.count for part in parts])
+    weights = np.array([part.num_draws for part in parts])
     return np.tensordot(weights / weights.sum(), np.stack([getattr(part, field) for part in parts]), 1)
 
 
@@ -171,8 +171,8 @@ def _at_zero(whole: xr.DataTree, component: xr.DataTree, shift: str, reference: 
     own = _parts(component, shift, reference)
     everything = own if component is whole else _parts(whole, shift, reference)
     loss, product, normal = float(_mean(own, "loss")), _mean(own, "product"), _mean(everything, "shift")
-    of_component = [(p.chain, p.count, p.product - product - (p.loss - loss) * normal) for p in own]
-    of_whole = [(p.chain, p.count, -loss * (p.shift - normal)) for p in everything]
+    of_component = [(p.chain, p.num_draws, p.product - product - (p.loss - loss) * normal) for p in own]
+    of_whole = [(p.chain, p.num_draws, -loss * (p.shift - normal)) for p in everything]
     spread = _spread(of_component, of_whole, together=component is whole)
     return Pooled(-(product - loss * normal), spread.mcse, spread.chain_ratio)
 
