@@ -72,5 +72,6 @@ from .plotting.spectrum import plot_spectrum as plot_spectrum
 from .plotting.spectrum import plot_effective_dimension as plot_effective_dimension
 from .plotting.spectrum import plot_curve as plot_curve
 from .plotting.calibration import plot_calibration as plot_calibration
+from .plotting.influence import plot_influence as plot_influence
 from .plotting.selection import plot_selected as plot_selected
 from .plotting.selection import plot_sigma_ladder as plot_sigma_ladder

@@ -26,7 +26,9 @@ from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
-from llc.sampling.observables import Observable
+from llc.sampling.observables import Observable, prepare_observables
+from llc.sampling.placement import on_device
+from llc.sampling.run_lengths import RunLengths
 from llc.sampling.validation import check_key, check_posterior
 
 _Observables = Mapping[str, Callable[..., Any] | Observable] | None
@@ -102,6 +104,9 @@ def estimate(
     _check_target(target_mcse)
     check_key(key)
     check_posterior(posterior)
+    # What can't be recorded is refused before the pilots run.
+    at_first = RunLengths(num_chains=num_chains, num_warmup=0, num_draws=1, thinning=1)
+    prepare_observables(observables, on_device(posterior), at_first)
     keys = split_key(key)
     calibration = calibrate(
         keys.pilots,

@@ -34,6 +34,7 @@ NO_RECORD = (None, 3, "x", -1.0, [], object())
 NO_NUMBER = ("x", -1.0, float("nan"), float("inf"), [], object())
 NO_COUNT = ("x", 0, -1, 1.5, float("nan"), [], object())
 OPTIONAL_RECORD = NO_RECORD[1:]
+NO_OBSERVABLES = (3, [max], {"a": 3}, {3: max}, {"loss": max}, {"a": None})
 TABLE = {
     # function: (its right arguments by position, {keyword or position: bad values})
     "sample": (
@@ -49,6 +50,7 @@ TABLE = {
             "eval_size": NO_COUNT,
             "spectrum": OPTIONAL_RECORD,
             "chain_method": (None, 3, "x"),
+            "observables": NO_OBSERVABLES,
         },
     ),
     "estimate": (
@@ -64,6 +66,7 @@ TABLE = {
             "gamma": NO_NUMBER,
             "num_chains": NO_COUNT,
             "target_mcse": NO_NUMBER[:3],
+            "observables": NO_OBSERVABLES,
             "budget": NO_COUNT,
         },
     ),
@@ -102,6 +105,17 @@ TABLE = {
     "sigma_ladder": (("key", "posterior"), {0: NO_KEY, 1: NO_RECORD}),
     "selected_covariance": (("key", "posterior"), {0: NO_KEY, 1: NO_RECORD}),
     "load": ((), {0: (None, 3, [], object())}),
+    "Observable": (
+        (max,),
+        {0: (None, 3), "dims": (3, (1,), ("a", "a")), "moments": ("x", 1), "covariance_with": (3, (1,))},
+    ),
+    "influence": (("draws", "loss", "loss"), {0: NO_RECORD, 1: (None, 3, "x"), 2: (None, 3, "x")}),
+    "loss_kernel": (("draws", "loss"), {0: NO_RECORD, 1: (None, 3, "x"), 2: (3, "x")}),
+    "susceptibility": (
+        ("draws", "loss"),
+        {0: NO_RECORD, 1: (None, 3, "x"), "component": OPTIONAL_RECORD, "shifts": ("x", (0.0,), (None,))},
+    ),
+    "plot_influence": ((), {0: NO_RECORD}),
     "save": (("draws", "x.nc"), {0: NO_RECORD, 1: (None, 3, [], object())}),
     "SGLD": ((0.1,), {0: (None, *NO_NUMBER), "integrator": (None, "x"), "preconditioner": NO_RECORD}),
     "SGHMC": ((0.1,), {0: (None, *NO_NUMBER), "friction": NO_NUMBER, "noise": NO_NUMBER}),

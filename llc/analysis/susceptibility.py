@@ -76,7 +76,10 @@ def susceptibility(
     _check_pair(whole, component, shift, shape)
     if reference is not None and math.prod(entry_dims(whole, reference)[1]) != 1:
         raise ValueError(f"susceptibility needs a reference of one number, got {reference!r} of more.")
-    sizes = np.asarray(shifts, np.float64).ravel()
+    try:
+        sizes = np.asarray(shifts, np.float64).ravel()
+    except (TypeError, ValueError):
+        sizes = np.array([np.nan])
     if not (np.isfinite(sizes).all() and (sizes != 0).all()):
         raise ValueError(f"susceptibility needs shifts that are finite and not 0, got {shifts!r}.")
     result = _at_zero(whole, component, shift, reference)

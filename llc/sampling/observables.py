@@ -72,7 +72,8 @@ class Observable:
             value = getattr(self, name)
             if value is None:
                 continue
-            names = (value,) if isinstance(value, str) else tuple(value)
+            listed = isinstance(value, Sequence) and not isinstance(value, str)
+            names = tuple(value) if listed else (value,)
             if not all(isinstance(x, str) and x for x in names) or len(set(names)) < len(names):
                 raise ValueError(f"Observable needs {name} to be different names, got {value!r}.")
             object.__setattr__(self, name, names)
@@ -176,7 +177,8 @@ def _prepare(
     try:
         wrapped = _OfParams(record.fn) if data is None else record.fn
         fn = fixed(wrapped, center, data, f"observable {name!r}")
-        _real(name, eqx.filter_eval_shape(fn, center, data))
+        size = math.prod(_real(name, eqx.filter_eval_shape(fn, center, data)).shape)
+        _require(name, size, lengths, moments=record.moments is not False)  # before that much is computed
         by_rows = data is not None and _comes_by_rows(name, fn, center, data)
         rows = None if data is None else _in_pieces(name, fn, center, data, by_rows=by_rows)
         value = _at_center(fn, rows, center, by_rows=by_rows)
@@ -199,7 +201,7 @@ def _prepare(
     if moments is False and needs_moments:
         raise ValueError(f"observable {name!r} needs moments=True, or None, where covariance_with asks for it.")
     if moments is None:
-        moments = needs_moments or _bytes_of_draws(value, lengths) > _DRAWS_KEPT
+        moments = needs_moments or value.itemsize * value.size * _num_values(lengths) > _DRAWS_KEPT
     return Recorded(fn, rows, value, by_rows, dims, moments, tuple(record.covariance_with))
 
 
@@ -329,25 +331,31 @@ def _check_dims(recorded: Mapping[str, Recorded]) -> None:
                 )
 
 
-def _bytes_of_draws(value: Array, lengths: RunLengths) -> int:
-    return value.nbytes * lengths.num_chains * (lengths.num_warmup_draws + lengths.num_draws)
+def _num_values(lengths: RunLengths) -> int:
+    """How often a number is recorded."""
+    return lengths.num_chains * (lengths.num_warmup_draws + lengths.num_draws)
 
 
 def _check_memory(recorded: Mapping[str, Recorded], lengths: RunLengths) -> None:
     for name, one in recorded.items():
-        if not one.moments:
-            require_memory(
-                int(_COPIES * _bytes_of_draws(one.center, lengths)),
-                f"the draws of observable {name!r}, {one.center.size:,} numbers each,",
-                "llc.Observable(…, moments=True), fewer num_draws, or a larger thinning",
-            )
-            continue
         pairs = sum(recorded[other].center.size for other in one.partners)
+        _require(name, one.center.size, lengths, moments=one.moments, pairs=pairs)
+
+
+def _require(name: str, size: int, lengths: RunLengths, *, moments: bool, pairs: int = 0) -> None:
+    """Raises ValueError if what is kept of an observable of `size` numbers does not fit in the free memory."""
+    if not moments:
         require_memory(
-            _COPIES_OF_MOMENTS * one.center.nbytes * lengths.num_chains * (1 + pairs // 3),
-            f"the moments of observable {name!r}, {one.center.size:,} numbers and {pairs:,} covariances of each,",
-            "fewer rows in its data, fewer num_chains, or no covariance_with",
+            int(_COPIES * 4 * size * _num_values(lengths)),
+            f"the draws of observable {name!r}, {size:,} numbers each,",
+            "llc.Observable(…, moments=True), fewer num_draws, or a larger thinning",
         )
+        return
+    require_memory(
+        _COPIES_OF_MOMENTS * 4 * size * lengths.num_chains * (1 + pairs // 3),
+        f"the moments of observable {name!r}, {size:,} numbers and {pairs:,} covariances of each,",
+        "fewer rows in its data, fewer num_chains, or no covariance_with",
+    )
 
 
 def differences(recorded: Mapping[str, Recorded], params: PyTree) -> dict[str, Array]:
