@@ -17,10 +17,11 @@ import xarray as xr
 
 from llc.analysis import schema
 from llc.analysis.covariance import LOSS, Pooled, covariance, entry_dims, means, pooled, stretches
+from llc.analysis.influence_controls import controlled_covariance
 from llc.analysis.schema import constant
 
 
-def influence(draws: xr.DataTree, first: str, second: str) -> xr.Dataset:
+def influence(draws: xr.DataTree, first: str, second: str, *, controls: xr.Dataset | None = None) -> xr.Dataset:
     """−Cov(a, b) over draws: what more weight on an entry of `first` does to each of `second`.
 
     A positive number: more weight raises the other loss (the two compete); a negative one: it lowers it (they help each
@@ -31,6 +32,8 @@ def influence(draws: xr.DataTree, first: str, second: str) -> xr.Dataset:
         draws: of `llc.sample` with observables.
         first: name of an observable, losses by row as a rule, or "loss" for L(w) of all the data.
         second: name of another one, or the same.
+        controls: `llc.influence_controls(…).forms`, where its observables were recorded: the Gaussian part is then
+            known, and only what is beyond it has an error.
 
     Returns:
         Dataset with `value` and `mcse` (Monte Carlo standard error), with the dimensions of `first` and then of
@@ -47,7 +50,12 @@ def influence(draws: xr.DataTree, first: str, second: str) -> xr.Dataset:
         `llc.influence(llc.sample(…, observables={"train": loss_fn, "query": llc.Observable(loss_fn, data=queries)}),
         "train", "query")`
     """
-    result = covariance(draws, first, second)
+    for name in (first, second):
+        entry_dims(draws, name)
+    if controls is None:
+        result = covariance(draws, first, second)
+    else:
+        result = controlled_covariance(draws, first, second, controls)
     return _dataset(draws, first, second, Pooled(-result.value, result.mcse, result.chain_ratio))
 
 
