@@ -7,7 +7,7 @@ A_ij = E[v_i u_j] known (docs/theory.md §8), integration by parts gives, for ev
     u_i u_j                          A_ij       v_i u_j
     u_i (u_j² − A_jj)                0          v_i u_j² − 2 A_ij (u_j − v_j) − A_jj v_i
     (u_i² − A_ii) u_j                0          v_i u_i u_j − A_ii u_j − A_ij (u_i − v_i)
-    (u_i² − A_ii)(u_j² − A_jj)       2 A_ij²    v_i u_i u_j² − A_ii u_j² − 2 A_ij (u_i − v_i) u_j − A_jj v_i u_i + A_ii A_jj
+    (u_i² − A_ii)(u_j² − A_jj)       2 A_ij²    (v_i u_i − A_ii)(u_j² − A_jj) − 2 A_ij (u_i − v_i) u_j
 
 On a quadratic loss u = v, so that nothing is left to sampling but the covariance of what no form describes.
 """

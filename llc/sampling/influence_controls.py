@@ -5,8 +5,8 @@ eigenvalues κ of Σ^½ H_i Σ^½. For each of these forms b the draws record
 
 $$ u = b \cdot x \qquad\text{and}\qquad v = b \cdot \Sigma \nabla U(w) , $$
 
-which are the same on a quadratic loss, where their products have known means whatever the loss is: E[v_i u_j] = b_i·Σb_j
-by integration by parts. The price of a draw is one gradient over all the data.
+which are the same on a quadratic loss. Whatever the loss is, their products have known means, E[v_i u_j] = b_i·Σb_j, by
+integration by parts. The price of a draw is one gradient over all the data.
 """
 
 from collections.abc import Mapping

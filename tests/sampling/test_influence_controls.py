@@ -31,9 +31,8 @@ def sample(posterior, key, queries, **settings):
 
 
 def test_of_a_quadratic_loss_the_covariances_are_known_from_a_few_draws():
-    data, queries = (
-        (x.astype(np.float32), y.astype(np.float32)) for x, y in ((CASE.x, CASE.y), (CASE.probe_x, CASE.probe_y))
-    )
+    sets = (CASE.x, CASE.y), (CASE.probe_x, CASE.probe_y)
+    data, queries = ((x.astype(np.float32), y.astype(np.float32)) for x, y in sets)
     posterior = LocalPosterior(losses, jnp.asarray(CASE.center, jnp.float32), data, nbeta=NBETA, gamma=GAMMA)
     draws, forms = sample(posterior, 0, queries, num_warmup=50, num_draws=40)
     exact, scale = CASE.loss_covariances(), np.abs(CASE.loss_covariances()).max()
@@ -68,8 +67,9 @@ def test_no_bias_on_a_singular_loss():
     plain, found = llc.influence(draws, "train", "query"), llc.influence(draws, "train", "query", controls=forms)
     for estimate in (plain, found):
         assert np.abs((estimate["value"] + exact) / estimate["mcse"]).max() < 4
+    assert float((found["mcse"] / plain["mcse"]).mean()) < 0.7
     gaussian = _gaussian(x, y, 30.0 * np.mean(x**2) + 5.0)
-    assert np.abs((found["value"] + gaussian) / found["mcse"]).max() > 6, "the Gaussian part is not all"
+    assert np.abs((found["value"] + gaussian) / found["mcse"]).max() > 4, "the Gaussian part is not all"
 
 
 def _gaussian(x, y, curvature):
