@@ -44,7 +44,7 @@ def main() -> None:
     ladder = llc.sigma_ladder(jax.random.key(5), few_curved(), sigmas=sigmas, num_winners=4000, progress=False)
     write_panel("selected", lambda ax: llc.plot_selected(ladder.rungs[0], ax=ax))
     write_panel("sigma_ladder", lambda ax: llc.plot_sigma_ladder(ladder, ax=ax))
-    kernel = llc.loss_kernel(two_groups(), "row", correlation=True)
+    kernel = llc.loss_kernel(two_groups(), "losses", correlation=True)
     write_panel("influence", lambda ax: llc.plot_influence(kernel, ax=ax))
 
 
@@ -81,7 +81,8 @@ def two_groups():
     losses = lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2  # noqa: E731 - one line
     data = inputs.astype(np.float32), targets.astype(np.float32)
     posterior = llc.LocalPosterior(losses, jnp.asarray(solution, jnp.float32), data, nbeta=24.0, gamma=0.1)
-    return llc.sample(jax.random.key(4), posterior, llc.NUTS(), observables={"row": losses}, progress=False)
+    rows = {"losses": llc.Observable(losses, dims=("example",))}
+    return llc.sample(jax.random.key(4), posterior, llc.NUTS(), observables=rows, progress=False)
 
 
 def few_curved() -> llc.LocalPosterior:

@@ -6,7 +6,7 @@ from .plotting.html import save_html as save_html
 from .plotting.dashboard import save_figure as save_figure
 from .plotting.dashboard import save_figures as save_figures
 from .sampling.chains import sample as sample
-from .sampling.observables import Observable as Observable
+from .sampling.observable import Observable as Observable
 from .sampling.influence_controls import influence_controls as influence_controls
 from .sampling.influence_controls import InfluenceControls as InfluenceControls
 from .sampling.sgmcmc import SGLD as SGLD

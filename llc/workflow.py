@@ -26,7 +26,8 @@ from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
-from llc.sampling.observables import Observable, prepare_observables
+from llc.sampling.observable import Observable
+from llc.sampling.observables import prepare_observables
 from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.validation import check_key, check_posterior

@@ -78,8 +78,9 @@ def loss_kernel(draws: xr.DataTree, first: str, second: str | None = None, *, co
         Adam et al., The loss kernel, arXiv 2509.26537.
     """
     second = first if second is None else second
-    result = _correlation(draws, first, second) if correlation else covariance(draws, first, second)
-    return _dataset(draws, first, second, result)
+    if correlation:
+        return _dataset(draws, first, second, _correlation(draws, first, second), units="correlation")
+    return _dataset(draws, first, second, covariance(draws, first, second))
 
 
 def _correlation(draws: xr.DataTree, first: str, second: str) -> Pooled:
@@ -111,11 +112,11 @@ def _correlation(draws: xr.DataTree, first: str, second: str) -> Pooled:
     return Pooled(value, spread.mcse, spread.chain_ratio)
 
 
-def _dataset(draws: xr.DataTree, first: str, second: str, result: Pooled) -> xr.Dataset:
+def _dataset(draws: xr.DataTree, first: str, second: str, result: Pooled, units: str = "nats²") -> xr.Dataset:
     (dims, shape), (other_dims, other_shape) = entry_dims(draws, first), entry_dims(draws, second)
     axes = dims + tuple(f"{dim}_2" if dim in dims else dim for dim in other_dims)
     values = {
-        name: (axes, array.reshape(shape + other_shape))
+        name: (axes, array.reshape(shape + other_shape), {"units": units})
         for name, array in (("value", result.value), ("mcse", result.mcse))
     }
     attributes = {name: constant(draws, name) for name in (schema.NBETA, schema.GAMMA, schema.NUM_DATA)}

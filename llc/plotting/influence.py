@@ -55,7 +55,7 @@ def _matrix(found: xr.Dataset, ax: Axes) -> Axes:
         ax.set(xticks=range(value.shape[1]), yticks=range(value.shape[0]))
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
     bar.ax.tick_params(labelsize=8)
-    bar.set_label("nats²", fontsize=9)
+    bar.set_label(_units(found), fontsize=9)
     first, second = (str(dim) for dim in found["value"].dims)
     title = "Values by pairs" if max(value.shape) <= _NAMED else f"Values by pairs, {share}"
     canvas.finish(ax, title, second, first)
@@ -82,4 +82,8 @@ def _points(found: xr.Dataset, ax: Axes) -> Axes:
         shown = places[:: max(1, len(places) // 10)]
         ax.set_xticks(shown, [str(index[i]) for i in shown])
     title = "Values" if number <= _MOST else f"Values, the {_MOST} largest of {number:,}"
-    return canvas.finish(ax, title, dim, "nats²")
+    return canvas.finish(ax, title, dim, _units(found))
+
+
+def _units(found: xr.Dataset) -> str:
+    return str(found["value"].attrs.get("units", "nats²"))

@@ -32,7 +32,8 @@ from llc.sampling.draws import Recorder, Segment, Sums, describe
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
 from llc.sampling.measure import make_measure
-from llc.sampling.observables import Observable, prepare_observables
+from llc.sampling.observable import Observable
+from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
 from llc.sampling.placement import choose_method, on_device, place_keys, place_posterior
 from llc.sampling.rounding import LossRounding, params_rounding

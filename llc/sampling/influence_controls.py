@@ -24,7 +24,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
 from llc.posterior.precision import as_float64, float64
-from llc.sampling.observables import Observable
+from llc.sampling.observable import Observable
 
 _MOST_PARAMS = 2000  # whose Hessian of a single row is a dense matrix with its eigenvalues, row by row
 _MOST_FORMS = 16  # squares that a loss is written by

@@ -6,10 +6,8 @@ where the rows do not fit at once. The value at w* is taken on the same rows and
 difference has the rounding of neither.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -21,10 +19,9 @@ from jaxtyping import Array, PyTree
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.loss import Loss, fixed
 from llc.posterior.memory import require_memory
-from llc.posterior.placement import on_common_devices
 from llc.posterior.rows import Rows, even_length, in_pieces, num_rows, rows_that_fit
-from llc.posterior.validation import check_data
 from llc.sampling.comoments import Comoments, empty_comoments
+from llc.sampling.observable import RESERVED, Observable, OfParams, as_records, data_of
 from llc.sampling.run_lengths import RunLengths
 
 _ROWS_AT_ONCE = 2048  # where values come by rows; bounds the memory, not the result
@@ -33,52 +30,6 @@ _COPIES = 1.3  # of the draws: what is recorded, and the buffers of a segment
 _COPIES_OF_MOMENTS = 26  # of a value, in each chain: mean, variance and covariance in ten blocks, less in flight
 _FEW = (2, 3)  # rows that tell whether a value has an axis of rows
 _CHECKED_ROWS = 64  # on which a mean is told from a sum
-_RESERVED = ("chain", "draw", "block", "loss", "num_draws")  # what the groups have already
-
-
-@dataclass(frozen=True, eq=False)
-class Observable:
-    """A function to be recorded, with its own data.
-
-    Args:
-        fn: `fn(params)` or `fn(params, batch)`, an array of real numbers of fixed shape. It sees the full params, those
-            that a mask holds at w* too. With data it returns one value (an array) for each row, or a mean over rows.
-        data: a pytree of arrays with one leading axis, the rows; None takes the posterior's data if `fn` needs a batch.
-        dims: names of the axes of what `fn` returns over all the data. Default: `<name>_row` for the rows, and
-            `<name>_dim_<k>`.
-        moments: True keeps running means, variances and covariances with the loss in blocks of draws instead of the
-            draws, for values of 10⁶ entries; False keeps the draws. None keeps them up to a gigabyte in all.
-        covariance_with: names of other observables whose covariances with this one are kept too (each an array of the
-            size of one times that of the other); for what is kept as moments.
-
-    Raises:
-        ValueError: if `fn` is not callable, or dims are no different names.
-
-    Example:
-        >>> Observable(lambda params, batch: batch @ params, data=np.eye(3), dims=("query",)).dims
-        ('query',)
-    """
-
-    fn: Callable[..., Any]
-    data: PyTree = None
-    dims: Sequence[str] | None = None
-    moments: bool | None = None
-    covariance_with: Sequence[str] = ()
-
-    def __post_init__(self):
-        if not callable(self.fn):
-            raise ValueError(f"Observable needs fn to be a function of (params) or (params, batch), got {self.fn!r}.")
-        for name in ("dims", "covariance_with"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            listed = isinstance(value, Sequence) and not isinstance(value, str)
-            names = tuple(value) if listed else (value,)
-            if not all(isinstance(x, str) and x for x in names) or len(set(names)) < len(names):
-                raise ValueError(f"Observable needs {name} to be different names, got {value!r}.")
-            object.__setattr__(self, name, names)
-        if self.moments is not None and not isinstance(self.moments, bool):
-            raise ValueError(f"Observable needs moments to be True, False or None, got {self.moments!r}.")
 
 
 class Recorded(eqx.Module):
@@ -107,16 +58,6 @@ class Recorded(eqx.Module):
         return _value(self.fn, self.rows, params, by_rows=self.by_rows) - self.center
 
 
-@dataclass(frozen=True)
-class _OfParams:
-    """A function of the params alone, called like one of (params, batch)."""
-
-    fn: Callable[[PyTree], PyTree]
-
-    def __call__(self, params: PyTree, batch: PyTree) -> PyTree:  # noqa: ARG002  (there is none)
-        return self.fn(params)
-
-
 def prepare_observables(
     observables: Mapping[str, Callable[..., Any] | Observable] | None, posterior: LocalPosterior, lengths: RunLengths
 ) -> dict[str, Recorded]:
@@ -131,14 +72,7 @@ def prepare_observables(
         ValueError: if a name is taken, a function does not return real, finite numbers of one shape at w*, or what is
             kept does not fit in the memory that is free; the message names the observable.
     """
-    if observables is None:
-        return {}
-    if not isinstance(observables, Mapping):
-        raise ValueError(f"observables needs a dict of functions by name, got {type(observables).__name__}.")
-    records = {name: _as_record(name, given) for name, given in observables.items()}
-    for name, record in records.items():
-        if unknown := [other for other in record.covariance_with if other not in records]:
-            raise ValueError(f"observable {name!r} needs covariance_with to name observables, got {unknown}.")
+    records = as_records(observables)
     partners = {other for record in records.values() for other in record.covariance_with}
     recorded = {}
     for name, record in records.items():
@@ -149,48 +83,16 @@ def prepare_observables(
     return recorded
 
 
-def _as_record(name: object, given: object) -> Observable:
-    if not (isinstance(name, str) and name.isidentifier()) or name in _RESERVED:
-        raise ValueError(
-            f"observables need names that are identifiers and none of {_RESERVED}, got {name!r}; rename it."
-        )
-    if isinstance(given, Observable):
-        return given
-    if not callable(given):
-        raise ValueError(
-            f"observable {name!r} needs to be a function of (params) or (params, batch), or an llc.Observable, got "
-            f"{type(given).__name__}."
-        )
-    return Observable(given)
-
-
 def _prepare(
     name: str, record: Observable, posterior: LocalPosterior, lengths: RunLengths, *, needs_moments: bool
 ) -> Recorded:
-    center = posterior.params_at(posterior.position)
-    data = record.data
-    if data is None and not _takes(record.fn, 1):
-        data = posterior.data
-    elif data is not None:
-        _check_data(name, data)
-        data = jax.device_put(on_common_devices(posterior.center, jax.tree.map(_as_array, data))[1])
-    try:
-        wrapped = _OfParams(record.fn) if data is None else record.fn
-        fn = fixed(wrapped, center, data, f"observable {name!r}")
-        size = math.prod(_real(name, eqx.filter_eval_shape(fn, center, data)).shape)
-        _require(name, size, lengths, moments=record.moments is not False)  # before that much is computed
-        by_rows = data is not None and _comes_by_rows(name, fn, center, data)
-        rows = None if data is None else _in_pieces(name, fn, center, data, by_rows=by_rows)
-        value = _at_center(fn, rows, center, by_rows=by_rows)
-    except ValueError:
-        raise
-    except Exception as error:  # the user's function may raise anything
-        reason = str(error).partition("\n")[0]
-        form = "(params)" if data is None else "(params, batch)"
-        raise ValueError(
-            f"observable {name!r} needs to be a function of {form} that JAX can trace, with a result of fixed shape, "
-            f"but at w* it raises {type(error).__name__}: {reason}"
-        ) from error
+    center, data = posterior.params_at(posterior.position), data_of(name, record, posterior)
+    fn = fixed(OfParams(record.fn) if data is None else record.fn, center, data, f"observable {name!r}")
+    size = math.prod(_shape(name, fn, center, data).shape)
+    _require(name, size, lengths, moments=record.moments is not False)  # before that much is computed
+    by_rows = data is not None and _comes_by_rows(name, fn, center, data)
+    rows = None if data is None else _in_pieces(name, fn, center, data, by_rows=by_rows)
+    value = _at_center(fn, rows, center, by_rows=by_rows)
     if wrong := int(np.sum(~np.isfinite(np.asarray(value)))):
         raise ValueError(
             f"observable {name!r} needs finite values at w*, got {wrong} of {value.size} that are not; its difference "
@@ -205,31 +107,21 @@ def _prepare(
     return Recorded(fn, rows, value, by_rows, dims, moments, tuple(record.covariance_with))
 
 
-def _takes(fn: Callable[..., Any], number: int) -> bool:
-    """Whether a function can be called with so many arguments; one without a signature is taken for one of params."""
-    try:
-        inspect.signature(fn).bind(*[None] * number)
-    except TypeError:
-        return False
-    except ValueError:
-        return number == 1
-    return True
+def _shape(name: str, fn: Loss, center: PyTree, data: PyTree) -> jax.ShapeDtypeStruct:
+    """The shape of what a function returns on all its data.
 
-
-def _check_data(name: str, data: PyTree) -> None:
+    Raises:
+        ValueError: if it raises something itself, or returns no array of real numbers.
+    """
     try:
-        check_data(data)
-    except ValueError as error:
-        raise ValueError(f"observable {name!r}: {error}") from error
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
-    if not shapes or () in shapes or len({shape[0] for shape in shapes if shape}) != 1 or shapes[0][0] == 0:
+        found = eqx.filter_eval_shape(fn, center, data)
+    except Exception as error:  # the user's function may raise anything
+        reason, form = str(error).partition("\n")[0], "(params)" if data is None else "(params, batch)"
         raise ValueError(
-            f"observable {name!r} needs data with one leading axis of at least one row, got shapes {shapes[:8]}."
-        )
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if eqx.is_array(leaf) else np.asarray(leaf)
+            f"observable {name!r} needs to be a function of {form} that JAX can trace, with a result of fixed shape, "
+            f"but at w* it raises {type(error).__name__}: {reason}"
+        ) from error
+    return _real(name, found)
 
 
 def _real(name: str, value: Any) -> jax.ShapeDtypeStruct:
@@ -309,9 +201,9 @@ def _value(fn: Loss, rows: Rows | None, params: PyTree, *, by_rows: bool) -> Arr
 def _dims(name: str, record: Observable, ndim: int, *, by_rows: bool) -> tuple[str, ...]:
     if record.dims is None:
         return tuple(f"{name}_row" if by_rows and k == 0 else f"{name}_dim_{k}" for k in range(ndim))
-    if len(record.dims) != ndim or set(record.dims) & set(_RESERVED):
+    if len(record.dims) != ndim or set(record.dims) & set(RESERVED):
         raise ValueError(
-            f"observable {name!r} needs dims to name the {ndim} axes of what it returns, none of them {_RESERVED}, got "
+            f"observable {name!r} needs dims to name the {ndim} axes of what it returns, none of them {RESERVED}, got "
             f"{tuple(record.dims)}."
         )
     return tuple(record.dims)
