@@ -54,8 +54,8 @@ def test_bounds_sample_report(folder, capsys):
 
 
 def test_observables_of_the_model_file_are_recorded(folder, capsys):
-    extra = "\nobservables = {'norm': lambda w: jnp.sum(w**2), 'rows': llc.Observable(lambda w, x: x @ w, data=np.eye(3))}\n"
-    (folder / "model.py").write_text(MODEL + extra)
+    rows = "'rows': llc.Observable(lambda w, x: x @ w, data=np.eye(3))"
+    (folder / "model.py").write_text(f"{MODEL}\nobservables = {{'norm': lambda w: jnp.sum(w**2), {rows}}}\n")
     flags = ["--sampler", "nuts", "--num-warmup", "10", "--num-draws", "20", "--out", "run.nc"]
     assert cli.main(["sample", "model.py:posterior", *flags]) == 0
     recorded = llc.load("run.nc")["observables"]

@@ -58,6 +58,21 @@ def test_influence_times_nbeta_tends_to_that_of_one_newton_step():
     assert np.abs(z).max() < 5
 
 
+def test_influence_says_what_leaving_one_out_does():
+    """Every row is left out and the regression solved again; the control leaves out other rows than are predicted."""
+    truth = []
+    for i in range(len(CASE.x)):
+        rest = np.arange(len(CASE.x)) != i
+        solution = np.linalg.lstsq(CASE.x[rest], CASE.y[rest], rcond=None)[0]
+        truth.append(0.5 * (CASE.probe_x @ solution - CASE.probe_y) ** 2 - 0.5 * CASE.probe_residual**2)
+    found = llc.influence(DRAWS, "train", "probe")
+    predicted = -NBETA / len(CASE.x) * found["value"].to_numpy()
+    classical = np.outer(CASE.residual, CASE.probe_residual) * (CASE.x @ np.linalg.inv(CASE.hessian) @ CASE.probe_x.T)
+    for estimate in (predicted, classical / len(CASE.x)):
+        assert np.corrcoef(np.ravel(truth), estimate.ravel())[0, 1] > 0.9
+        assert abs(np.corrcoef(np.roll(truth, 7, axis=0).ravel(), estimate.ravel())[0, 1]) < 0.5
+
+
 @pytest.mark.parametrize(("first", "second"), [("train", "probe"), ("probe", "train")])
 def test_moments_in_blocks_give_what_the_draws_give(first, second):
     blocks = in_blocks(DRAWS, "train", "probe")
