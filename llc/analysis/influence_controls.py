@@ -12,7 +12,7 @@ A_ij = E[v_i u_j] known (docs/theory.md §8), integration by parts gives, for ev
 On a quadratic loss u = v, so that nothing is left to sampling but the covariance of what no form describes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,20 +38,47 @@ class _Forms(NamedTuple):
 
 
 def controlled_covariance(draws: xr.DataTree, first: str, second: str, forms: xr.Dataset) -> Pooled:
-    """Cov(a, b) as `covariance` gives it, less its control variates, whose means are known."""
+    """Cov(a, b) as `covariance` gives it, less its control variates, whose means are known.
+
+    Each of three parts (linear, mixed, square) has one coefficient for all pairs, fitted by least squares to the
+    stretches: 1 where the loss is quadratic, and 0 where a part says nothing, so that the error is never much larger.
+    """
     a = _forms(draws, first, forms)
     b = a if first == second else _forms(draws, second, forms)
     a_center, b_center = _center(a), _center(b)
-    exact = _gaussian(a, b)
+    linear, square = _gaussian(a, b)
+    found: list[_Part] = []
+    for chain, rows in _stretches(a):
+        x, y = (part.losses[chain, rows] - center for part, center in ((a, a_center), (b, b_center)))
+        one, other = _of_rows(a, chain, rows), _of_rows(b, chain, rows)
+        controls = 0.5 * (_control(a, b, one, other) + _control(b, a, other, one).transpose(0, 2, 1))
+        found.append(_Part(chain, float(len(x)), x.T @ y / len(x), controls))
+    means = np.stack([linear, np.zeros_like(linear), square])
+    coefficients = _fitted(found)
 
     def parts() -> Iterator[tuple[int, float, np.ndarray]]:
-        for chain, rows in _stretches(a):
-            x, y = (part.losses[chain, rows] - center for part, center in ((a, a_center), (b, b_center)))
-            one, other = _of_rows(a, chain, rows), _of_rows(b, chain, rows)
-            control = 0.5 * (_control(a, b, one, other) + _control(b, a, other, one).T)
-            yield chain, float(len(x)), x.T @ y / len(x) - control + exact
+        for part in found:
+            yield part.chain, part.num_draws, part.plain - np.tensordot(coefficients, part.controls - means, 1)
 
     return pooled(parts)
+
+
+class _Part(NamedTuple):
+    """Contributions of a stretch: the products themselves, and their control variates along a leading axis."""
+
+    chain: int
+    num_draws: float
+    plain: np.ndarray
+    controls: np.ndarray
+
+
+def _fitted(parts: Sequence[_Part]) -> np.ndarray:
+    """The coefficients of the controls that leave the least spread over stretches, of all entries together."""
+    plain = np.stack([part.plain for part in parts])
+    controls = np.stack([part.controls for part in parts], axis=1).reshape(len(parts[0].controls), len(parts), -1)
+    plain = (plain - plain.mean(axis=0)).ravel()
+    controls = (controls - controls.mean(axis=1, keepdims=True)).reshape(len(controls), -1)
+    return np.linalg.lstsq(controls @ controls.T, controls @ plain, rcond=1e-10)[0]
 
 
 def _forms(draws: xr.DataTree, name: str, forms: xr.Dataset) -> _Forms:
@@ -85,41 +112,50 @@ def _of_rows(a: _Forms, chain: int, rows: slice) -> tuple[np.ndarray, np.ndarray
 
 
 def _center(a: _Forms) -> np.ndarray:
-    """Mean loss of every row, less its control variate v + ½ Σ κ (v u − A)."""
-    u, v = (x.reshape(-1, *x.shape[2:]) for x in (a.u, a.v))
-    mean_squares = 0.5 * np.sum(a.curvature * np.mean(v[..., 1:] * u[..., 1:], axis=0), axis=1)
-    return a.losses.mean(axis=(0, 1)) - (v[..., 0].mean(axis=0) + mean_squares - a.own)
+    """Mean loss of every row, less its control variates v and ½ Σ κ (v u − A), fitted as those of the products."""
+    parts = []
+    for chain, rows in _stretches(a):
+        u, v = _of_rows(a, chain, rows)
+        squares = 0.5 * np.sum(a.curvature * np.mean(v[..., 1:] * u[..., 1:], axis=0), axis=1) - a.own
+        losses = a.losses[chain, rows].mean(axis=0)
+        parts.append(_Part(chain, float(len(u)), losses, np.stack([v[..., 0].mean(axis=0), squares])))
+    coefficients, weights = _fitted(parts), np.array([part.num_draws for part in parts])
+    means = np.stack([part.plain - np.tensordot(coefficients, part.controls, 1) for part in parts])
+    return weights @ means / weights.sum()
 
 
-def _gaussian(a: _Forms, b: _Forms) -> np.ndarray:
-    """gᵀΣg + ½ tr(ΣHΣH) of the forms."""
+def _gaussian(a: _Forms, b: _Forms) -> tuple[np.ndarray, np.ndarray]:
+    """gᵀΣg and ½ tr(ΣHΣH) of the forms."""
     squares = np.zeros((len(a.root), len(b.root)))
     for k in range(a.curvature.shape[1]):
         for m in range(b.curvature.shape[1]):
             products = a.root[:, k + 1] @ b.root[:, m + 1].T
             squares += 0.5 * a.curvature[:, k, None] * b.curvature[None, :, m] * products**2
-    return a.root[:, 0] @ b.root[:, 0].T + squares
+    return a.root[:, 0] @ b.root[:, 0].T, squares
 
 
 def _control(
     a: _Forms, b: _Forms, of_a: tuple[np.ndarray, np.ndarray], of_b: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Mean over a stretch of what stands for the product of a's and b's forms, with v once in the place of a's u."""
+    """Means over a stretch of what stands for products of a's and b's forms, with v once in the place of a's u.
+
+    Returns:
+        (part, row of a, row of b): of two linear forms, of a linear one and squares, and of squares.
+    """
     (u, v), (w, y) = of_a, of_b  # u and v of a, and of b
     number, off, off_b = len(u), u - v, (w - y).mean(axis=0)
     squares = 0.5 * np.einsum("dik,ik->di", w[..., 1:] ** 2, b.curvature)  # ½ Σ κ u² of b
     mixed = 0.5 * np.einsum("dik,ik->di", v[..., 1:] * u[..., 1:], a.curvature)  # ½ Σ κ v u of a
     linear, linear_b = v[..., 0], w[..., 0]
-    total = (linear.T @ (linear_b + squares) + mixed.T @ (linear_b + squares)) / number
-    total -= np.outer((linear + mixed).mean(axis=0) - a.own, b.own)
-    total -= np.outer(a.own, (linear_b + squares).mean(axis=0))
+    one_square = (linear.T @ squares + mixed.T @ linear_b) / number
+    one_square -= np.outer(linear.mean(axis=0), b.own) + np.outer(a.own, linear_b.mean(axis=0))
+    both = (mixed - a.own).T @ (squares - b.own) / number
     for m in range(b.curvature.shape[1]):  # 2 A (u − v) of a square of b, with a's linear form
-        total -= a.root[:, 0] @ b.root[:, m + 1].T * (b.curvature[:, m] * off_b[:, m + 1])
+        one_square -= a.root[:, 0] @ b.root[:, m + 1].T * (b.curvature[:, m] * off_b[:, m + 1])
     for k in range(a.curvature.shape[1]):
-        own = a.root[:, k + 1]
-        half = 0.5 * a.curvature[:, k, None]
-        total -= half * off[:, :, k + 1].mean(axis=0)[:, None] * (own @ b.root[:, 0].T)
+        own, half = a.root[:, k + 1], 0.5 * a.curvature[:, k, None]
+        one_square -= half * off[:, :, k + 1].mean(axis=0)[:, None] * (own @ b.root[:, 0].T)
         for m in range(b.curvature.shape[1]):
             products = off[:, :, k + 1].T @ w[:, :, m + 1] / number
-            total -= half * b.curvature[:, m] * (own @ b.root[:, m + 1].T) * products
-    return total
+            both -= half * b.curvature[:, m] * (own @ b.root[:, m + 1].T) * products
+    return np.stack([linear.T @ linear_b / number, one_square, both])
