@@ -44,6 +44,8 @@ def main() -> None:
     ladder = llc.sigma_ladder(jax.random.key(5), few_curved(), sigmas=sigmas, num_winners=4000, progress=False)
     write_panel("selected", lambda ax: llc.plot_selected(ladder.rungs[0], ax=ax))
     write_panel("sigma_ladder", lambda ax: llc.plot_sigma_ladder(ladder, ax=ax))
+    kernel = llc.loss_kernel(two_groups(), "losses", correlation=True)
+    write_panel("influence", lambda ax: llc.plot_influence(kernel, ax=ax))
 
 
 def digits_report() -> tuple[llc.LocalPosterior, llc.Report]:
@@ -69,6 +71,18 @@ def monomial_draws():
     loss = lambda w, _: 0.5 * w**4  # noqa: E731 - one line
     posterior = llc.LocalPosterior(loss, jnp.zeros(()), np.zeros((1000, 1)), gamma=1.0)
     return llc.sample(jax.random.key(3), posterior, llc.NUTS(), num_draws=10_000, progress=False)
+
+
+def two_groups():
+    """A regression on 24 rows, the first half on other inputs than the second."""
+    rng = np.random.default_rng(0)
+    inputs = np.kron(np.eye(2), np.ones((12, 2))) * (1.5 + rng.normal(size=(24, 4)))
+    solution = np.linalg.lstsq(inputs, targets := rng.normal(size=24), rcond=None)[0]
+    losses = lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2  # noqa: E731 - one line
+    data = inputs.astype(np.float32), targets.astype(np.float32)
+    posterior = llc.LocalPosterior(losses, jnp.asarray(solution, jnp.float32), data, nbeta=24.0, gamma=0.1)
+    rows = {"losses": llc.Observable(losses, dims=("example",))}
+    return llc.sample(jax.random.key(4), posterior, llc.NUTS(), observables=rows, progress=False)
 
 
 def few_curved() -> llc.LocalPosterior:

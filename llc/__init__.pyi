@@ -6,6 +6,9 @@ from .plotting.html import save_html as save_html
 from .plotting.dashboard import save_figure as save_figure
 from .plotting.dashboard import save_figures as save_figures
 from .sampling.chains import sample as sample
+from .sampling.observable import Observable as Observable
+from .sampling.influence_controls import influence_controls as influence_controls
+from .sampling.influence_controls import InfluenceControls as InfluenceControls
 from .sampling.sgmcmc import SGLD as SGLD
 from .sampling.momentum import SGHMC as SGHMC
 from .sampling.momentum import SGNHT as SGNHT
@@ -57,6 +60,9 @@ from .analysis.temperature import TemperatureCurve as TemperatureCurve
 from .plotting.temperature import plot_temperature as plot_temperature
 from .analysis.character import Character as Character
 from .analysis.character import Evidence as Evidence
+from .analysis.influence import influence as influence
+from .analysis.influence import loss_kernel as loss_kernel
+from .analysis.susceptibility import susceptibility as susceptibility
 from .analysis.check import Check as Check
 from .analysis.files import save as save
 from .analysis.files import load as load
@@ -70,5 +76,6 @@ from .plotting.spectrum import plot_spectrum as plot_spectrum
 from .plotting.spectrum import plot_effective_dimension as plot_effective_dimension
 from .plotting.spectrum import plot_curve as plot_curve
 from .plotting.calibration import plot_calibration as plot_calibration
+from .plotting.influence import plot_influence as plot_influence
 from .plotting.selection import plot_selected as plot_selected
 from .plotting.selection import plot_sigma_ladder as plot_sigma_ladder

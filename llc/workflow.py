@@ -1,7 +1,8 @@
 """The whole way from a loss and a minimum to a checked estimate: settings, draws, bounds, report."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +27,13 @@ from llc.posterior.arguments import require_flag, require_number, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
+from llc.sampling.observable import Observable
+from llc.sampling.observables import prepare_observables
+from llc.sampling.placement import on_device
+from llc.sampling.run_lengths import RunLengths
 from llc.sampling.validation import check_key, check_posterior
+
+_Observables = Mapping[str, Callable[..., Any] | Observable] | None
 
 _FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a costly run tells, and how often it does afterwards
 _MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
@@ -53,6 +60,7 @@ def estimate(
     spectrum: Spectrum | None = None,
     bounds: Bounds | None = None,
     reference_loss: float | None = None,
+    observables: _Observables = None,
     progress: bool | None = None,
 ) -> Report:
     """Report on λ at w*, from one call: settings, draws, bounds, checks and a verdict.
@@ -83,6 +91,7 @@ def estimate(
         spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).
         bounds: of `llc.higher_bounds`, the tightest; None takes those of the rank.
         reference_loss: as of `llc.report`: the loss of a model that has learnt nothing.
+        observables: functions that are recorded in the draws, as of `llc.sample`; not in the pilots and the run at 3γ.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
@@ -100,6 +109,9 @@ def estimate(
     _check_target(target_mcse)
     check_key(key)
     check_posterior(posterior)
+    # What can't be recorded is refused before the pilots run.
+    at_first = RunLengths(num_chains=num_chains, num_warmup=0, num_draws=1, thinning=1)
+    prepare_observables(observables, on_device(posterior), at_first)
     keys = split_key(key)
     calibration = calibrate(
         keys.pilots,
@@ -115,7 +127,7 @@ def estimate(
         spectrum=spectrum,
         progress=progress,
     )
-    run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress)
+    run = draw_cool_enough(keys.runs, calibration, bounds, observables=observables, progress=progress)
     result = _extended(run, target_mcse, bounds, progress=progress)
     draws = result.draws
     if reference_loss is not None:
@@ -183,20 +195,33 @@ class Run(NamedTuple):
 
 
 def draw_cool_enough(
-    keys: tuple[PRNGKeyArray, ...], calibration: Calibration, bounds: Bounds | None, *, progress: bool | None
+    keys: tuple[PRNGKeyArray, ...],
+    calibration: Calibration,
+    bounds: Bounds | None,
+    *,
+    observables: _Observables = None,
+    progress: bool | None,
 ) -> Run:
     """The first draws of a run; again with a smaller step, as long as there are keys, where that one was too large."""
-    run = _start(keys[0], calibration, bounds, progress=progress)
+    run = _start(keys[0], calibration, bounds, observables, progress=progress)
     for key in keys[1:]:
         if not (calibration.overhead_bound and _step_too_large(run.report)):
             break
-        run = _start(key, run.calibration.with_smaller_step(), bounds, progress=progress)
+        run = _start(key, run.calibration.with_smaller_step(), bounds, observables, progress=progress)
     return run
 
 
-def _start(key: PRNGKeyArray, calibration: Calibration, bounds: Bounds | None, *, progress: bool | None) -> Run:
+def _start(
+    key: PRNGKeyArray,
+    calibration: Calibration,
+    bounds: Bounds | None,
+    observables: _Observables,
+    *,
+    progress: bool | None,
+) -> Run:
     spectrum, lengths = calibration.spectrum, calibration.lengths
-    chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum)
+    posterior, sampler = calibration.posterior, calibration.sampler
+    chains = Chains(key, posterior, sampler, lengths, spectrum=spectrum, observables=observables)
     _draw(chains, lengths.num_draws, calibration, progress=progress)
     return Run(calibration, chains, report(_tree(chains, calibration), bounds=bounds, spectrum=spectrum))
 

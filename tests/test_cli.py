@@ -53,6 +53,19 @@ def test_bounds_sample_report(folder, capsys):
     assert {"report.png", "trace.png", "running.png", "spectrum.png"} <= pictures
 
 
+def test_observables_of_the_model_file_are_recorded(folder, capsys):
+    rows = "'rows': llc.Observable(lambda w, x: x @ w, data=np.eye(3))"
+    (folder / "model.py").write_text(f"{MODEL}\nobservables = {{'norm': lambda w: jnp.sum(w**2), {rows}}}\n")
+    flags = ["--sampler", "nuts", "--num-warmup", "10", "--num-draws", "20", "--out", "run.nc"]
+    assert cli.main(["sample", "model.py:posterior", *flags]) == 0
+    recorded = llc.load("run.nc")["observables"]
+    assert recorded["rows"].sizes["rows_row"] == 3
+    np.testing.assert_allclose((recorded["rows"] ** 2).sum("rows_row"), recorded["norm"], rtol=1e-5)
+    (folder / "model.py").write_text(MODEL + "\nobservables = [1]\n")
+    assert cli.main(["sample", "model.py:posterior", *flags]) == 3
+    assert "observables" in capsys.readouterr().err
+
+
 def test_calibrate_names_settings_that_sample_takes(folder, capsys):
     flags = ["--num-draws", "100", "--figure", "calibration.png"]
     assert cli.main(["calibrate", "model.py:posterior", *flags]) == 0

@@ -298,3 +298,15 @@ def test_every_key_of_estimate_is_used_once():
     assert not data(own) & derived
     first = jax.random.key(9)
     assert data([jax.random.fold_in(first, 1)]) & data(jax.random.split(first, 3)), "negative control"
+
+
+def test_observables_are_recorded_by_the_whole_way():
+    """Of the draws that the report is on; what can't be recorded is refused before the pilots run."""
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(2), np.eye(2).repeat(50, axis=0))
+    with pytest.raises(ValueError, match="'bad'"):
+        llc.estimate(jax.random.key(0), posterior, observables={"bad": lambda w: w["missing"]}, progress=False)
+    settings = {"sampler": llc.NUTS(), "num_warmup": 20, "num_draws": 40, "budget": 5000, "progress": False}
+    report = llc.estimate(jax.random.key(0), posterior, observables={"norm": lambda w: jnp.sum(w**2)}, **settings)
+    recorded = report.draws["observables"]["norm"]
+    assert recorded.sizes == report.draws["posterior"].sizes
+    np.testing.assert_allclose(recorded, report.draws["sample_stats"]["distance"] ** 2, rtol=1e-5)

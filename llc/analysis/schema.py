@@ -18,6 +18,7 @@ from llc.analysis.contents import check_settings, check_spectrum, short
 # Groups.
 POSTERIOR, SAMPLE_STATS, CONSTANTS = "posterior", "sample_stats", "constant_data"
 POINTWISE, CURVATURE, LOCALIZED, HALF_STEP = "pointwise", "curvature", "localized", "half_step"
+OBSERVABLES = "observables"  # (chain, draw, …) of each, or moments in blocks; not in every file
 
 # Variables of `posterior` and of `sample_stats`, each (chain, draw).
 ENERGY, LOSS = "llc", "loss"  # nβ (L(w) − L(w*)), and L(w)
@@ -212,6 +213,8 @@ def validate(draws: xr.DataTree, source: str) -> None:
             _check_group(draws, source, group)
     if POSTERIOR in draws.children:
         _check_sizes(draws, source)
+    if OBSERVABLES in draws.children:
+        _check_observables(draws.children[OBSERVABLES].to_dataset(), source)
     if CURVATURE in draws.children:
         check_spectrum(draws.children[CURVATURE], f"{source}, group {CURVATURE}")
     for name in _TEXTS:
@@ -257,7 +260,7 @@ def _check_group(draws: xr.DataTree, source: str, group: str) -> None:
 def _check_sizes(draws: xr.DataTree, source: str) -> None:
     """Chains and draws of the groups that are read together."""
     sizes = dict(draws[POSTERIOR].sizes)
-    for group, dims in ((SAMPLE_STATS, _DRAWN), (POINTWISE, ("chain",))):
+    for group, dims in ((SAMPLE_STATS, _DRAWN), (POINTWISE, ("chain",)), (OBSERVABLES, _DRAWN)):
         for dim in dims if group in draws.children else ():
             if (size := draws[group].sizes.get(dim, sizes.get(dim))) != sizes.get(dim):
                 raise ValueError(
@@ -271,3 +274,14 @@ def _check_sizes(draws: xr.DataTree, source: str) -> None:
             names = [n for n in _DIMS[group] if has(draws, group, n) and not has(draws, other, n)]
             if names or draws[other].sizes.get("chain") != sizes.get("chain"):
                 raise ValueError(f"{source} needs in {other} the variables and chains of {group}; it lacks {names}.")
+
+
+def _check_observables(group: xr.Dataset, source: str) -> None:
+    """Whether they are numbers, in draws or blocks of every chain."""
+    for name, found in group.data_vars.items():
+        leading = tuple(found.dims[:2]) if name != "num_draws" else ("block", "chain")
+        if found.dtype.kind not in "biuf" or not found.size or leading not in (_DRAWN, ("block", "chain")):
+            raise ValueError(
+                f"{source} needs numbers with the dimensions {_DRAWN} or ('block', 'chain') first, none empty, in "
+                f"{OBSERVABLES}/{name}, got {found.dtype} with dimensions {dict(found.sizes)}."
+            )

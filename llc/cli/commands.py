@@ -96,7 +96,8 @@ def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
 def sample(arguments: argparse.Namespace) -> int:
     """`llc sample`: draws into a file, and a report on them; those so far, where it is interrupted."""
     outputs.check(out=arguments.out, reads=(inputs.model_file(arguments.posterior),))
-    posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
+    model = inputs.load_model(arguments.posterior)
+    posterior = model.posterior.with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
     before = outputs.check_draws(arguments.out, posterior, keeps="spectrum")
     if before is not None:
         say(f"The draws in {arguments.out} will be replaced.")
@@ -107,7 +108,7 @@ def sample(arguments: argparse.Namespace) -> int:
     sampler = getattr(llc, _SAMPLERS[arguments.sampler])(**given)
     settings = {name: getattr(arguments, name) for name in names}
     try:
-        draws = llc.sample(_key(arguments.seed), posterior, sampler, **settings)
+        draws = llc.sample(_key(arguments.seed), posterior, sampler, observables=model.observables, **settings)
     except KeyboardInterrupt as stop:
         draws = getattr(stop, "partial", None)
         if draws is None:

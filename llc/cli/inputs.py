@@ -4,9 +4,10 @@ import ast
 import importlib.util
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llc
 from llc.analysis.writing import expand
@@ -22,8 +23,24 @@ def model_file(name: str) -> Path:
     return expand(name.rpartition(":")[0])
 
 
+class Model(NamedTuple):
+    """What a model file has: the posterior, and what is to be recorded of its draws (its variable `observables`)."""
+
+    posterior: "LocalPosterior"
+    observables: Mapping[str, Any] | None
+
+
 def load_posterior(name: str) -> "LocalPosterior":
     """The posterior `FILE.py:NAME`; the file is executed.
+
+    Raises:
+        ValueError: as of `load_model`.
+    """
+    return load_model(name).posterior
+
+
+def load_model(name: str) -> Model:
+    """The posterior `FILE.py:NAME` and the file's `observables`; the file is executed.
 
     Raises:
         ValueError: if there is no such file or name, or it is no posterior.
@@ -45,7 +62,7 @@ def load_posterior(name: str) -> "LocalPosterior":
         value = value()
     if not isinstance(value, llc.LocalPosterior):
         raise ValueError(f"{name} needs to be (or return) a LocalPosterior, got {type(value).__name__}.")
-    return value
+    return Model(value, getattr(module, "observables", None))
 
 
 def _execute(file: Path) -> ModuleType:

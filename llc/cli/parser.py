@@ -127,6 +127,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
 
 def _sample_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
+    command.epilog = f"{_EXECUTED} A variable observables in it, a dict of functions, is recorded (see llc.sample)."
     command.add_argument("--out", type=_path, required=True, help="netCDF file; a spectrum in it is kept")
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(

@@ -243,6 +243,10 @@ class LocalPosterior(eqx.Module):
 
         return jax.tree.map(put, self.mask, self.center, position)
 
+    def position_of(self, params: PyTree) -> PyTree:
+        """The parameters that move, of full `params`: the inverse of `params_at`."""
+        return self._select(params)
+
     @property
     def supports_jvp(self) -> bool:
         """Whether the loss has derivatives along a direction. Through a `jax.custom_vjp` there are gradients only."""

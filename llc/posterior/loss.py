@@ -69,7 +69,7 @@ def _identity(fn: Callable[[PyTree, PyTree], PyTree]) -> object:
     return fn.__code__ if isinstance(fn, FunctionType) else fn
 
 
-def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree) -> Loss:
+def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree, name: str = "loss_fn") -> Loss:
     """`fn` with the constants that it has now.
 
     Raises:
@@ -79,7 +79,7 @@ def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree) -
     first = fingerprint(fn, params, data)
     if first != fingerprint(fn, params, data):
         raise ValueError(
-            "loss_fn needs to be a fixed function of (params, batch), but traced twice it is two different programs: "
+            f"{name} needs to be a fixed function of (params, batch), but traced twice it is two different programs: "
             "it probably draws from np.random or random, reads a clock, or counts its calls, and JAX would freeze "
             "what it got once. Draw what is random before, with a fixed seed, and put it into data."
         )

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -29,10 +29,12 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.posterior.reference import reference_loss
 from llc.sampling.dispatch import run_at_once
-from llc.sampling.draws import Moments, Recorder, Segment, describe
+from llc.sampling.draws import Recorder, Segment, Sums, describe
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
 from llc.sampling.measure import make_measure
+from llc.sampling.observable import Observable
+from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
 from llc.sampling.placement import choose_method, on_device, place_keys, place_posterior
 from llc.sampling.rounding import LossRounding, params_rounding
@@ -41,6 +43,7 @@ from llc.sampling.standing import Interrupted, Standing
 from llc.sampling.validation import check_key, check_memory, check_posterior, check_settings
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
+_SMALL = 1000  # numbers of observables in a draw, above which a segment holds no more draws than it has
 _NUM_SEGMENTS = 40  # progress steps of a run, at least; each costs one dispatch and one read of its draws
 
 
@@ -58,6 +61,7 @@ def sample(
     spectrum: Spectrum | None = None,
     chain_method: str = "auto",
     keep_params: bool = False,
+    observables: Mapping[str, Callable[..., Any] | Observable] | None = None,
     progress: bool | None = None,
 ) -> xr.DataTree:
     """Draws from `posterior`, as a DataTree in ArviZ's schema.
@@ -77,6 +81,8 @@ def sample(
             the zero-variance estimate needs, for two derivatives of the loss along a direction.
         chain_method: `"vectorized"` (vmap), `"sequential"`, `"parallel"` (chains spread over devices) or `"auto"`.
         keep_params: whether to keep the parameters of every draw, as `params.<path>`.
+        observables: functions by name, `fn(params)`, `fn(params, batch)` of the posterior's data, or `llc.Observable`
+            with data of its own; see the group `observables` below. Each costs an evaluation a draw.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Returns:
@@ -84,7 +90,9 @@ def sample(
         `num_gradients` since the last draw, `diverging`, `acceptance_rate` where there is one, and `stein_curved` and
         `stein_flat`, x·A∇U − tr A, with a spectrum), the same for the warm-up, `constant_data`, and `pointwise`
         (moments of the loss differences, per example or piece) where the loss comes per example or from a subset. All
-        losses in nats per example.
+        losses in nats per example. With `observables` also the group of that name: φ(w) − φ(w*) of each, in its own
+        unit and with its own dimensions after (chain, draw), or its moments in blocks of draws (`<name>.mean`,
+        `<name>.variance`, `<name>.cov.loss`); φ(w*) is `init_<name>` in `constant_data`.
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
@@ -102,7 +110,14 @@ def sample(
         eval_size=eval_size,
     )
     chains = Chains(
-        key, posterior, sampler, lengths, spectrum=spectrum, chain_method=chain_method, keep_params=keep_params
+        key,
+        posterior,
+        sampler,
+        lengths,
+        spectrum=spectrum,
+        chain_method=chain_method,
+        keep_params=keep_params,
+        observables=observables,
     )
     chains.draw(num_draws, progress=progress)
     return chains.tree()
@@ -133,6 +148,7 @@ class Chains:
         spectrum: as of `sample`.
         chain_method: as of `sample`.
         keep_params: as of `sample`.
+        observables: as of `sample`.
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
@@ -149,6 +165,7 @@ class Chains:
         spectrum: Spectrum | None = None,
         chain_method: str = "auto",
         keep_params: bool = False,
+        observables: Mapping[str, Callable[..., Any] | Observable] | None = None,
     ):
         check_key(key)
         check_posterior(posterior)
@@ -161,7 +178,9 @@ class Chains:
         self.posterior = place_posterior(self.posterior, lengths.num_chains, self.method)
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
-        self.measure = make_measure(subset_key, self.posterior, lengths, spectrum)
+        recorded = prepare_observables(observables, self.posterior, lengths)
+        kept = sum(one.center.size for one in recorded.values() if not one.moments)
+        self.measure = make_measure(subset_key, self.posterior, lengths, spectrum, recorded)
         self.rounding = LossRounding(self.posterior, self.measure)
 
         self.warmup = lengths.num_warmup_draws
@@ -169,7 +188,7 @@ class Chains:
         self.settings = LoopSettings(
             batch_size=None if lengths.batch_size == posterior.num_data else lengths.batch_size,
             capacity=max(
-                1 if keep_params else _CAPACITY, 2 ** math.ceil(math.log2(self.size))
+                1 if keep_params or kept > _SMALL else _CAPACITY, 2 ** math.ceil(math.log2(self.size))
             ),  # few different ones: a program each
             keep_params=keep_params,
             vectorize=self.method != "sequential",
@@ -193,7 +212,7 @@ class Chains:
         return self._standing.states
 
     @property
-    def moments(self) -> list[Moments | None]:
+    def moments(self) -> list[Sums]:
         """The sums of the block under way, one for each compiled program."""
         return self._standing.moments
 
@@ -241,7 +260,7 @@ class Chains:
         self._standing = Standing(states, moments, recorder, first + count)
         self._pace.saw(count, time.monotonic() - begin)
 
-    def _segment(self, standing: Standing, part: int, span: Span) -> tuple[Any, Moments | None, Segment]:
+    def _segment(self, standing: Standing, part: int, span: Span) -> tuple[Any, Sums, Segment]:
         """Moves the chains of one program on, and takes what they recorded off the device, chains first."""
         state, segment = run_segment(
             self.keys[part],
@@ -287,7 +306,8 @@ class Chains:
             "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
         }
         weights = np.asarray(self.measure.evaluation.weights)
-        return self._standing.recorder.tree(self._constants(), attributes, self.posterior, weights)
+        observables = self.measure.observables
+        return self._standing.recorder.tree(self._constants(), attributes, self.posterior, weights, observables)
 
     def _partial(self) -> xr.DataTree | None:
         return self.tree() if self.done > self.warmup else None

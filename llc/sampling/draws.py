@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,7 +14,9 @@ from arviz_base import from_dict
 from jaxtyping import Array, Float, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.comoments import Comoments, block_variables, merged
 from llc.sampling.kernel import Info
+from llc.sampling.observables import Recorded
 
 _NUM_BLOCKS = 5  # blocks a chain in which per-example moments are kept at first, for jackknife errors
 _MOST_BLOCKS = 10  # after top-ups; from here on two become one
@@ -28,6 +30,7 @@ class Draw(NamedTuple):
     info: Info
     stein: Float[Array, "2"] | None  # x·A∇U − tr A along the curved directions and along the rest
     params: PyTree
+    observables: dict[str, Array]  # φ(w) − φ(w*) of those whose draws are kept
 
 
 class Moments(NamedTuple):
@@ -45,11 +48,18 @@ class Moments(NamedTuple):
     paired_second: Float[Array, "unit"] | None = None
 
 
+class Sums(NamedTuple):
+    """What is added up over a block: moments of every unit's loss and of observables, None where none are kept."""
+
+    units: Moments | None
+    observables: Comoments | None
+
+
 class Segment(NamedTuple):
-    """What a segment brings to the host: its draws, and its block's sums (None where no unit's losses are kept)."""
+    """What a segment brings to the host: its draws, and its block's sums."""
 
     draws: Draw
-    moments: Moments | None
+    moments: Sums
 
 
 class Recorder:
@@ -69,7 +79,7 @@ class Recorder:
         self.buffers: list[np.ndarray] = []  # the leaves of `Draw`, with leading axes (chain, draw)
         self.structure: Any = None
         self.num_draws, self.num_blocks = num_draws, min(_NUM_BLOCKS, num_draws)
-        self.moments: dict[int, Moments] = {}
+        self.moments: dict[int, Sums] = {}
         self.counts: dict[int, int] = {}
 
     def reserve(self, num_draws: int) -> None:
@@ -110,12 +120,12 @@ class Recorder:
             first = last
         more = copy.copy(self)
         more.end = start + count
-        if start >= self.warmup and parts[0].moments is not None:
+        if start >= self.warmup and parts[0].moments != (None, None):
             sums = jax.tree.map(lambda *x: np.concatenate(x), *[part.moments for part in parts])
             more._keep(start, count, sums)
         return more
 
-    def _keep(self, start: int, count: int, sums: Moments) -> None:
+    def _keep(self, start: int, count: int, sums: Sums) -> None:
         """Takes the sums of the block under way, which began with its first draw; two blocks become one if many are."""
         self.moments, self.counts = dict(self.moments), dict(self.counts)
         while self._block(start) >= _MOST_BLOCKS:
@@ -142,6 +152,7 @@ class Recorder:
         attributes: dict[str, str],
         posterior: LocalPosterior,
         weights: Float[np.ndarray, "unit"],
+        observables: Mapping[str, Recorded],
     ) -> xr.DataTree:
         """Everything recorded, with the warm-up apart; `weights` are those of the units that losses come in."""
         draws = self._recorded()
@@ -158,13 +169,32 @@ class Recorder:
             warnings.filterwarnings("ignore", message="Found chain dimension to be longer than draw dimension")
             tree = from_dict(split, attrs={"/": attributes}, save_warmup=True)
         tree.attrs.update(attributes)
-        if self.moments:
+        if observables:
+            self._put_observables(tree, observables)
+        if any(sums.units is not None for sums in self.moments.values()):
             tree["pointwise"] = xr.DataTree(self._pointwise("example" if posterior.per_example else "piece", weights))
         return tree
 
+    def _put_observables(self, tree: xr.DataTree, observables: Mapping[str, Recorded]) -> None:
+        """The groups of observables, and their values at w* among the constants."""
+        dims, draws = {name: one.dims for name, one in observables.items()}, self._recorded().observables
+        parts = {"warmup_observables": slice(self.warmup), "observables": slice(self.warmup, None)}
+        for group, part in parts.items():
+            found = {name: xr.Variable(("chain", "draw", *dims[name]), x[:, part]) for name, x in draws.items()}
+            if group == "observables":
+                sums = [self.moments[block].observables for block in sorted(self.moments)]
+                found |= block_variables([block for block in sums if block is not None], dims)
+            if found and not (group == "warmup_observables" and not self.warmup):
+                sizes = xr.Dataset(found).sizes
+                tree[group] = xr.DataTree(
+                    xr.Dataset(found, {dim: np.arange(sizes[dim]) for dim in ("chain", "draw") if dim in sizes})
+                )
+        at_center = {f"init_{name}": (dims[name], np.asarray(one.center)) for name, one in observables.items()}
+        tree["constant_data"] = xr.DataTree(tree["constant_data"].to_dataset().assign(at_center))
+
     def _pointwise(self, unit: str, weights: Float[np.ndarray, "unit"]) -> xr.Dataset:
         """Means over every block of draws, of every unit."""
-        blocks = [(self.moments[block], self.counts[block]) for block in sorted(self.moments)]
+        blocks = [(self.moments[block].units, self.counts[block]) for block in sorted(self.moments)]
         dims = ("block", "chain", unit)
         means: dict[str, Any] = {}
         for name in Moments._fields:
@@ -179,10 +209,12 @@ class Recorder:
         return xr.Dataset(means)
 
 
-def _sum_of(moments: Sequence[Moments]) -> Moments:
+def _sum_of(parts: Sequence[Sums]) -> Sums:
     """Sums over the draws of all; exp(−d) may overflow, which a check of the report names."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return jax.tree.map(lambda *x: np.sum(x, axis=0), *moments)
+        units = jax.tree.map(lambda *x: np.sum(x, axis=0), *[part.units for part in parts])
+        observables = [part.observables for part in parts if part.observables is not None]
+        return Sums(units, merged(observables) if observables else None)
 
 
 def _values(draws: Draw, constants: dict[str, float]) -> dict[str, np.ndarray]:

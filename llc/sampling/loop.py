@@ -9,10 +9,12 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
-from llc.sampling.draws import Draw, Moments, Segment
+from llc.sampling.comoments import with_draw
+from llc.sampling.draws import Draw, Moments, Segment, Sums
 from llc.sampling.kernel import Info, Sampler
 from llc.sampling.measure import Measure, evaluate_draw
 from llc.sampling.minibatch import minibatch
+from llc.sampling.observables import differences, kept_draws, start_comoments
 
 
 class LoopSettings(NamedTuple):
@@ -55,11 +57,12 @@ def start_chains(keys: Array, posterior: LocalPosterior, sampler: Sampler, num_w
 
 
 @eqx.filter_jit
-def start_moments(posterior: LocalPosterior, measure: Measure, states: Any, *, vectorize: bool) -> Moments | None:
-    """Zeros for the sums of every unit and chain; None where there are none to keep."""
+def start_moments(posterior: LocalPosterior, measure: Measure, states: Any, *, vectorize: bool) -> Sums:
+    """Zeros for the sums of every unit and observable, in every chain."""
 
-    def initial(state: Any) -> Moments | None:
-        return _empty_moments(posterior, measure, state)
+    def initial(state: Any) -> Sums:
+        zero = jnp.zeros((), measure.baseline.dtype)
+        return Sums(_empty_moments(posterior, measure, state), start_comoments(measure.observables, zero))
 
     return jax.vmap(initial)(states) if vectorize else initial(states)
 
@@ -71,24 +74,24 @@ def run_segment(
     sampler: Sampler,
     measure: Measure,
     states: Any,
-    moments: Moments | None,
+    moments: Sums,
     span: Span,
     settings: LoopSettings,
 ) -> tuple[Any, Segment]:
     """The draws of `span` (settings.capacity at most): the chains' new states, and what is recorded."""
 
-    def chain(key: PRNGKeyArray, state: Any, before: Moments | None) -> tuple[Any, Segment]:
+    def chain(key: PRNGKeyArray, state: Any, before: Sums) -> tuple[Any, Segment]:
         step_key, batch_key = jax.random.split(key)
 
-        def take(i: Array, loop: tuple[Any, Draw, Moments | None]) -> tuple[Any, Draw, Moments | None]:
+        def take(i: Array, loop: tuple[Any, Draw, Sums]) -> tuple[Any, Draw, Sums]:
             state, draws, moments = loop
             first = (span.start + i) * span.thinning
             state, info = _steps(
                 step_key, batch_key, posterior, sampler, state, first, span.thinning, settings.batch_size
             )
-            draw, seen = _record(posterior, measure, state.position, info, keep_params=settings.keep_params)
+            draw, moments = _record(posterior, measure, state.position, info, moments, keep_params=settings.keep_params)
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
-            return state, draws, None if moments is None else jax.tree.map(jnp.add, moments, seen)
+            return state, draws, moments
 
         start = jax.tree.map(lambda x: jnp.where(span.fresh, jnp.zeros_like(x), x), before)
         empty = _empty_draws(measure, state, settings)
@@ -99,13 +102,17 @@ def run_segment(
 
 
 def _record(
-    posterior: LocalPosterior, measure: Measure, position: PyTree, info: Info, *, keep_params: bool
-) -> tuple[Draw, Moments]:
-    """A draw, and what it adds to the sums of every unit."""
+    posterior: LocalPosterior, measure: Measure, position: PyTree, info: Info, sums: Sums, *, keep_params: bool
+) -> tuple[Draw, Sums]:
+    """A draw, and the sums with it."""
     offset = optax.tree.sub(position, posterior.position)
     seen = evaluate_draw(posterior, measure, position, offset)
     params = position if keep_params else None
-    return Draw(seen.delta, optax.tree.norm(offset), info, seen.residuals, params), seen.moments
+    values = differences(measure.observables, posterior.params_at(position)) if measure.observables else {}
+    kept = kept_draws(measure.observables, values)
+    draw = Draw(seen.delta, optax.tree.norm(offset), info, seen.residuals, params, kept)
+    units = None if sums.units is None else jax.tree.map(jnp.add, sums.units, seen.moments)
+    return draw, Sums(units, None if sums.observables is None else with_draw(sums.observables, values, seen.delta))
 
 
 def _empty_draws(measure: Measure, state: Any, settings: LoopSettings) -> Draw:
@@ -114,7 +121,9 @@ def _empty_draws(measure: Measure, state: Any, settings: LoopSettings) -> Draw:
     def one(state: Any) -> Draw:
         zero = jnp.sum(measure.baseline)
         residuals = None if measure.control_variates is None else jnp.stack([zero, zero])
-        return Draw(zero, zero, _equal_info(zero), residuals, state.position if settings.keep_params else None)
+        kept = kept_draws(measure.observables, {name: one.center for name, one in measure.observables.items()})
+        params = state.position if settings.keep_params else None
+        return Draw(zero, zero, _equal_info(zero), residuals, params, kept)
 
     shapes = eqx.filter_eval_shape(one, state)
     return jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)

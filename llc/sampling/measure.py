@@ -15,6 +15,7 @@ from llc.sampling.control_variates import ControlVariates, make_control_variates
 from llc.sampling.draws import Moments
 from llc.sampling.energies import Evaluation, make_evaluation
 from llc.sampling.kernel import center_gradient
+from llc.sampling.observables import Recorded
 from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
 
@@ -26,15 +27,21 @@ class Measure(eqx.Module):
         evaluation: the rows on which losses are evaluated.
         control_variates: those of λ̂; None without eigenvectors of the Hessian.
         baseline: losses of w* on the same rows, in the precision of the draws.
+        observables: what is recorded beside the loss, by name.
     """
 
     evaluation: Evaluation
     control_variates: ControlVariates | None
     baseline: Float[Array, "unit"]
+    observables: dict[str, Recorded]
 
 
 def make_measure(
-    key: PRNGKeyArray, posterior: LocalPosterior, lengths: RunLengths, spectrum: Spectrum | None
+    key: PRNGKeyArray,
+    posterior: LocalPosterior,
+    lengths: RunLengths,
+    spectrum: Spectrum | None,
+    observables: dict[str, Recorded] | None = None,
 ) -> Measure:
     """What the draws of a run are measured with; `key` chooses the rows where `lengths.eval_size` asks for a subset."""
     num_data, size = posterior.num_data, lengths.eval_size
@@ -47,7 +54,7 @@ def make_measure(
     # On a subset the control variates need a derivative along a direction, which a `jax.custom_vjp` does not have.
     usable = rows is None or slope is not None
     control_variates = make_control_variates(posterior, spectrum) if usable else None
-    return Measure(evaluation, control_variates, _losses_at_center(posterior, evaluation))
+    return Measure(evaluation, control_variates, _losses_at_center(posterior, evaluation), observables or {})
 
 
 @eqx.filter_jit

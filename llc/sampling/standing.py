@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import xarray as xr
 
-from llc.sampling.draws import Moments, Recorder
+from llc.sampling.draws import Recorder, Sums
 
 
 class Standing(NamedTuple):
@@ -19,7 +19,7 @@ class Standing(NamedTuple):
     """
 
     states: list[Any]
-    moments: list[Moments | None]
+    moments: list[Sums]
     recorder: Recorder
     done: int
 
