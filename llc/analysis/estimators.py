@@ -148,6 +148,20 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
     return (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
 
 
+def energy_series(draws: xr.DataTree) -> Float[np.ndarray, "chain draw"]:
+    """The series whose mean `best_energy` is: of nβ (L(w) − L(w*)), less its control variates where it has them."""
+    llc = variable(draws, POSTERIOR, schema.ENERGY)
+    if best_energy(draws).method != "zero variance":
+        return llc
+    names = schema.STEIN_CURVED, schema.STEIN_FLAT
+    controls = np.stack([variable(draws, SAMPLE_STATS, name) for name in names], axis=-1)
+    finite = finite_chains(llc) & np.isfinite(controls).all(axis=(1, 2))
+    if not finite.any():
+        return np.full_like(llc, np.nan)
+    fitted = _fitted(_batches(np.concatenate([llc[finite][..., None], controls[finite]], axis=-1)))
+    return np.where(finite[:, None], llc - controls @ fitted, np.nan)
+
+
 def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     """λ from the mean energies at two nβ, (E₁[L] − E₂[L]) / (1/t₁ − 1/t₂), which needs no L(w*).
 

@@ -34,12 +34,23 @@ TRACE_CURVED = "trace_curved"  # tr A; only beside the two above
 LOSS_ROUNDING = "loss_rounding"  # error of L(w) − L(w*) by rounding; not in every file
 PARAMS_ROUNDING = "params_rounding"  # ½ Σ u(w*)²/12: what λ̂ is heated by, in units of 1/ε; not in every file
 CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
+CENTER_GRADIENT = "center_gradient"  # ‖∇L(w*)‖ over the parameters that move; not in every file
 
 # Attributes of the root.
 SETTINGS, CALIBRATION = "settings", "calibration"
 GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length" or "quadratic loss"
 
-CONSTANT_NAMES = (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE, TRACE_CURVED, CENTER_NORM)
+CONSTANT_NAMES = (
+    INIT_LOSS,
+    NBETA,
+    GAMMA,
+    NUM_DATA,
+    NUM_PARAMS,
+    EVAL_SIZE,
+    TRACE_CURVED,
+    CENTER_NORM,
+    CENTER_GRADIENT,
+)
 
 _NEEDED = {
     POSTERIOR: (LOSS, ENERGY),

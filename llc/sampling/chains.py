@@ -31,7 +31,7 @@ from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Moments, Recorder, Segment, describe
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
-from llc.sampling.measure import make_measure
+from llc.sampling.measure import gradient_at_center, make_measure
 from llc.sampling.pace import Pace
 from llc.sampling.placement import choose_method, on_device, place_keys, place_posterior
 from llc.sampling.rounding import LossRounding, params_rounding
@@ -304,6 +304,7 @@ class Chains:
             "eval_size": self._eval_size,
             "loss_rounding": self.rounding.error,
             "params_rounding": params_rounding(self.posterior),
+            "center_gradient": self.center_gradient,
         }
         variates = self.measure.control_variates
         return constants if variates is None else constants | {"trace_curved": float(variates.trace)}
@@ -321,6 +322,12 @@ class Chains:
             "chain_method": self.method,
             "num_draws": self.done - self.warmup,
         }
+
+    @functools.cached_property
+    @_full_products()
+    def center_gradient(self) -> float:
+        """‖∇L(w*)‖ over all the data; pilots need none."""
+        return float(gradient_at_center(self.posterior, self.lengths.batch_size))
 
     @functools.cached_property
     def init_loss(self) -> float:
