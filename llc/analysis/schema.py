@@ -34,6 +34,7 @@ TRACE_CURVED = "trace_curved"  # tr A; only beside the two above
 LOSS_ROUNDING = "loss_rounding"  # error of L(w) − L(w*) by rounding; not in every file
 PARAMS_ROUNDING = "params_rounding"  # ½ Σ u(w*)²/12: what λ̂ is heated by, in units of 1/ε; not in every file
 CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
+REACHED_CHANGE, REACHED_DISTANCE = "reached_change", "reached_distance"  # L(w_γ) − L(w*), ‖w_γ − w*‖; of sweeps
 CENTER_GRADIENT = "center_gradient"  # ‖∇L(w*)‖ over the parameters that move; not in every file
 
 # Attributes of the root.
@@ -50,6 +51,8 @@ CONSTANT_NAMES = (
     TRACE_CURVED,
     CENTER_NORM,
     CENTER_GRADIENT,
+    REACHED_CHANGE,
+    REACHED_DISTANCE,
 )
 
 _NEEDED = {

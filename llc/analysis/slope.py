@@ -29,8 +29,8 @@ class Slope(NamedTuple):
 
     Attributes:
         grad_norm: ‖∇L(w*)‖ over the parameters that move, in nats per example and parameter.
-        share: nβ (L(w_γ) − L(w*)) of the Gaussian at w*, a part of λ̂; nan where there is no spectrum, or none with
-            all curvatures above −γ/nβ.
+        share: nβ (L(w_γ) − L(w*)), a part of λ̂: measured in a sweep, and elsewhere of the Gaussian at w*; nan where there
+            is no spectrum, or none with all curvatures above −γ/nβ.
         most: nβ² ‖∇L(w*)‖²/γ, which is the largest size of that share where no curvature is negative.
         variance: what it adds to the energy variance; at most `most` where it is not known.
         distance: ‖w_γ − w*‖; nan as `share`.
@@ -77,13 +77,24 @@ def slope_of(draws: xr.DataTree, spectrum: Spectrum | None = None) -> Slope | No
     square = max(square, 0.0)
     most = nbeta**2 * square / gamma if gamma else (math.inf if square else 0.0)
     norm, scale = math.sqrt(square), gamma / nbeta
+    measured = schema.has(draws, schema.CONSTANTS, schema.REACHED_CHANGE)
     if spectrum is None or not scale > 0 or not np.all(spectrum.gradient_nodes > -scale):
-        return Slope(norm, math.nan, most, most, math.nan)
+        if not measured:
+            return Slope(norm, math.nan, most, most, math.nan)
+        return Slope(norm, *_measured(draws, nbeta, most))
     weights, nodes = np.maximum(spectrum.gradient_weights, 0.0), spectrum.gradient_nodes
     share = -0.5 * nbeta * float(np.sum(weights * (nodes + 2 * scale) / (nodes + scale) ** 2))
     variance = nbeta * scale**2 * float(np.sum(weights / (nodes + scale) ** 3))
     distance = math.sqrt(float(np.sum(weights / (nodes + scale) ** 2)))
+    if measured:
+        return Slope(norm, *_measured(draws, nbeta, most))._replace(variance=variance)
     return Slope(norm, share, most, variance, distance)
+
+
+def _measured(draws: xr.DataTree, nbeta: float, most: float) -> tuple[float, float, float, float]:
+    """Share, bound, variance and distance as a descent from w* found them."""
+    share = nbeta * min(schema.constant(draws, schema.REACHED_CHANGE), 0.0)
+    return share, most, most, schema.constant(draws, schema.REACHED_DISTANCE)
 
 
 def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
@@ -109,9 +120,9 @@ def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
     else:
         seen = f"{at}, which takes at most {slope.most:.2g} from λ̂"
         cure = (
-            "w* may be no minimum, and λ̂ is then right at this nβ and γ only; a spectrum (llc.spectrum, llc bounds) "
-            "tells how much of λ̂ comes from the slope. Compare it with others at the same scale, or train w* further "
-            "(llc.polish)"
+            "w* may be no minimum, and λ̂ is then right at this nβ and γ only; llc.sweep, or a spectrum where no curvature "
+            "is below −γ/nβ, tells how much of λ̂ comes from the slope. Compare it with others at the same scale, or "
+            "train w* further (llc.polish)"
         )
     return make_check(
         "slope",

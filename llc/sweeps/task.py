@@ -12,6 +12,7 @@ import xarray as xr
 
 from llc.analysis import schema
 from llc.analysis.report import Report
+from llc.analysis.slope import slope_of
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import to_dataset
 from llc.calibration.pipeline import calibrate_for
@@ -22,8 +23,10 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sweeps.items import Item, digest
 from llc.sweeps.plan import Plan
+from llc.sweeps.reach import reach
 from llc.workflow import report
 
+_NO_SLOPE = 1e-3  # of λ̂, that a slope takes at most where nothing needs to be measured
 _SLOWER = 4  # factor by which the step of an item shrinks whose chains are too hot, once
 ITEM, DIGEST, RETRIED = "sweep_item", "sweep_params", "sweep_retried"  # attributes of an item's draws
 
@@ -110,6 +113,12 @@ def _drawn(
     chains = Chains(task.key.typed(), posterior, sampler, lengths, spectrum=spectrum)
     chains.draw(lengths.num_draws, progress=False)
     draws = chains.tree()
+    slope = slope_of(draws)
+    if slope is not None and slope.most > _NO_SLOPE:
+        reached = reach(posterior, lengths.batch_size)
+        draws[schema.CONSTANTS] = draws[schema.CONSTANTS].to_dataset().assign(
+            {schema.REACHED_CHANGE: reached.change, schema.REACHED_DISTANCE: reached.distance}
+        )
     draws[schema.CURVATURE] = xr.DataTree(to_dataset(spectrum, None))
     draws[schema.CURVATURE].attrs["init_loss"] = posterior.init_loss()
     return report(draws)
