@@ -19,6 +19,7 @@ from .sampling.mcmc import MALA as MALA
 from .sampling.kernel import Sampler as Sampler
 from .sampling.kernel import Info as Info
 from .sweeps.sweep import sweep as sweep
+from .plotting.sweep import plot_sweep as plot_sweep
 from .interop.checkpoints import load_params as load_params
 from .interop.checkpoints import save_params as save_params
 from .analysis.compare import compare as compare

@@ -134,7 +134,8 @@ def _from_orbax(path: Path) -> dict[str, Any]:
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(f"{path} needs to be an orbax checkpoint, but it can't be read: {reason}") from error
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(where): leaf for where, leaf in leaves if hasattr(leaf, "dtype")}
+    numbers = ((where, np.asarray(leaf)) for where, leaf in leaves if hasattr(leaf, "dtype") or isinstance(leaf, float))
+    return {path_name(where): leaf for where, leaf in numbers}
 
 
 def _missing(name: str, path: Path) -> str:

@@ -123,7 +123,7 @@ def _points(posteriors: Any, checkpoints: Any, prefix: str) -> list[Item]:
     """The posteriors before masks and settings."""
     if isinstance(posteriors, LocalPosterior):
         if checkpoints is None:
-            return [Item("w*", posteriors)]
+            return [Item("center", posteriors)]
         named = checkpoints_by_name(checkpoints)
         if not named:
             raise ValueError("checkpoints need at least one, got none.")

@@ -1,21 +1,19 @@
 """A sweep: λ̂ of many posteriors at one scale, each with its error, and of neighbours the difference with its own."""
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
-from llc.analysis.series import plus_minus
 from llc.analysis.sweep_table import Row, sweep_table
 from llc.calibration.price import affordable_spectrum
 from llc.posterior.arguments import require_type
@@ -31,7 +29,6 @@ from llc.sweeps.task import DIGEST, RETRIED, Key, Task, run_task
 from llc.workflow import report
 
 _DRAWS = "draws"  # the group of the result under which the items' draws lie
-_TRIES = 2
 
 
 def sweep(
@@ -272,15 +269,17 @@ def _check_same(item: Item, draws: xr.DataTree, store: Store) -> None:
         )
 
 
-def _run(tasks: Iterable[Task], executor: Executor | None) -> Iterator[tuple[str, Outcome]]:
+def _run(tasks: Sequence[Task], executor: Executor | None) -> Iterator[tuple[str, Outcome]]:
     """Each item's outcome as it comes, with one more try for those that fail."""
-    if executor is None:
-        for task in tasks:
-            yield task.item.name, _tried(task)
-        return
-    waiting: dict[Future[xr.DataTree], tuple[Task, str]] = {executor.submit(run_task, task): (task, "") for task in tasks}
+    pool = Here() if executor is None else executor
+    most = 1 if executor is None else len(tasks)  # here, one is finished and written before the next begins
+    queue = [(task, "") for task in tasks]
+    waiting: dict[Future[xr.DataTree], tuple[Task, str]] = {}
     try:
-        while waiting:
+        while queue or waiting:
+            while queue and len(waiting) < most:
+                task, before = queue.pop(0)
+                waiting[_submitted(pool, task)] = task, before
             future = next(as_completed(waiting))
             task, before = waiting.pop(future)
             error = future.exception()
@@ -290,27 +289,33 @@ def _run(tasks: Iterable[Task], executor: Executor | None) -> Iterator[tuple[str
             elif before:
                 yield task.item.name, Outcome(None, _said(error))
             else:
-                try:
-                    waiting[executor.submit(run_task, task)] = task, _said(error)
-                except RuntimeError:  # the pool is broken, by a worker that was killed for instance
-                    yield task.item.name, Outcome(None, _said(error))
+                queue.insert(0, (task, _said(error)))
     finally:
         for future in waiting:
             future.cancel()
 
 
-def _tried(task: Task) -> Outcome:
-    failed = ""
-    for _ in range(_TRIES):
+class Here(Executor):
+    """Runs a call where it is submitted; only its errors, and not Ctrl-C, are kept for later."""
+
+    def submit[**P, R](self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """A future that is done."""
+        future: Future[R] = Future()
         try:
-            draws = run_task(task)
+            future.set_result(fn(*args, **kwargs))
         except Exception as error:  # whatever an item raises, the others go on
-            failed, before = _said(error), failed
-            if before:
-                break
-        else:
-            return Outcome(draws, retried=failed or str(draws.attrs[RETRIED]))
-    return Outcome(None, failed)
+            future.set_exception(error)
+        return future
+
+
+def _submitted(pool: Executor, task: Task) -> Future[xr.DataTree]:
+    """The future of a task; one with the error where the pool takes none, as after a worker was killed."""
+    try:
+        return pool.submit(run_task, task)
+    except RuntimeError as error:
+        future: Future[xr.DataTree] = Future()
+        future.set_exception(error)
+        return future
 
 
 def _said(error: BaseException) -> str:
