@@ -3,7 +3,7 @@
 Trains a transformer of one block on half of the pairs (a, b) → a + b mod p with weight decay, keeps checkpoints along
 the way, and follows λ̂ of the loss on the training pairs, with bounds and errors, at one scale. Saves a figure.
 
-    uv run python examples/training_run.py --steps 10000
+    uv run python examples/training_run.py --steps 20000
 """
 
 import argparse
@@ -24,16 +24,16 @@ from llc.analysis.sweep_table import table_text
 class Settings:
     """What can be set, each as a flag of the same name."""
 
-    p: int = 17  # the modulus, and the number of tokens beside "="
-    width: int = 16  # of the residual stream
-    hidden: int = 32  # units of the multilayer perceptron
-    train_share: float = 0.6  # of all pairs
-    steps: int = 10_000  # of AdamW on all training pairs
+    p: int = 13  # the modulus, and the number of tokens beside "="
+    width: int = 12  # of the residual stream
+    hidden: int = 24  # units of the multilayer perceptron
+    train_share: float = 0.7  # of all pairs
+    steps: int = 20_000  # of AdamW on all training pairs
     learning_rate: float = 3e-3
-    weight_decay: float = 0.3
-    num_checkpoints: int = 9  # the first and the last step among them, and the others at even ratios
+    weight_decay: float = 1.0
+    num_checkpoints: int = 8  # the first and the last step among them, and the others at even ratios
     nbeta: float | None = None  # None: n / log n
-    num_draws: int = 500
+    num_draws: int = 300
     seed: int = 0
     out: Path = Path("training_run.png")
     folder: Path | None = None  # for checkpoints and draws; a rerun goes on where it was stopped

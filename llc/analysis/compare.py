@@ -89,13 +89,12 @@ def compare(first: xr.DataTree, second: xr.DataTree) -> Comparison:
     schema.require(second)
     estimates = best_energy(first), best_energy(second)
     series = energy_series(first), energy_series(second)
+    finite = finite_chains(series[0])
     paired = first.attrs.get("seed") == second.attrs.get("seed") is not None and series[0].shape == series[1].shape
+    paired = paired and bool(finite.any() and np.array_equal(finite, finite_chains(series[1])))
     correlation, mcse = 0.0, math.hypot(*(x.mcse for x in estimates))
     if paired:
-        both = finite_chains(series[0]) & finite_chains(series[1])
-        paired = bool(both.any() and (finite_chains(series[0]) == finite_chains(series[1])).all())
-    if paired:
-        correlation = _correlation(series[0][both], series[1][both])
+        correlation = _correlation(series[0][finite], series[1][finite])
         # What an estimate's error has beside that of its draws: of evaluation rows, rounding, fitted coefficients.
         others = (_beside(x, y) for x, y in zip(estimates, series, strict=True))
         mcse = math.hypot(_paired_error(series[1] - series[0]), *others)

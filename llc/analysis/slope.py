@@ -29,8 +29,8 @@ class Slope(NamedTuple):
 
     Attributes:
         grad_norm: ‖∇L(w*)‖ over the parameters that move, in nats per example and parameter.
-        share: nβ (L(w_γ) − L(w*)), a part of λ̂: measured in a sweep, and elsewhere of the Gaussian at w*; nan where there
-            is no spectrum, or none with all curvatures above −γ/nβ.
+        share: nβ (L(w_γ) − L(w*)), a part of λ̂: measured in a sweep, and elsewhere of the Gaussian at w*; nan where
+            there is no spectrum, or none with all curvatures above −γ/nβ.
         most: nβ² ‖∇L(w*)‖²/γ, which is the largest size of that share where no curvature is negative.
         variance: what it adds to the energy variance; at most `most` where it is not known.
         distance: ‖w_γ − w*‖; nan as `share`.
@@ -110,19 +110,19 @@ def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
     polished = llc.value + slope.energy if known else llc.value
     threshold = MAX_BIAS * max(polished, 0.5)
     at = f"‖∇L(w*)‖ = {slope.grad_norm:.2g}"
+    alike = "Compare it with others at the same scale, or train w* further (llc.polish)"
     if known:
         seen = f"{at}, of which λ̂ has {slope.share:.2g}"
         cure = (
             f"w* is no minimum, and λ̂ = {llc.value:.4g} is right at this nβ and γ only; less the share of the slope it "
-            f"is {polished:.4g}, as after a polish within the localization's reach (a distance of {slope.distance:.2g}). "
-            "Compare it with others at the same scale, or train w* further (llc.polish)"
+            f"is {polished:.4g}, as after a polish within the localization's reach (a distance of "
+            f"{slope.distance:.2g}). {alike}"
         )
     else:
         seen = f"{at}, which takes at most {slope.most:.2g} from λ̂"
         cure = (
-            "w* may be no minimum, and λ̂ is then right at this nβ and γ only; llc.sweep, or a spectrum where no curvature "
-            "is below −γ/nβ, tells how much of λ̂ comes from the slope. Compare it with others at the same scale, or "
-            "train w* further (llc.polish)"
+            "w* may be no minimum, and λ̂ is then right at this nβ and γ only; llc.sweep, or a spectrum where no "
+            f"curvature is below −γ/nβ, tells how much of λ̂ comes from the slope. {alike}"
         )
     return make_check(
         "slope",

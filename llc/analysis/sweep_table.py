@@ -20,6 +20,11 @@ from llc.analysis.slope import slope_of
 
 ITEM_DIM = "checkpoint"
 FAILED = "FAILED"  # the verdict of an item without draws
+_NUMBERS = (
+    *("llc", "mcse", "quad", "quad_stderr", "singular", "singular_mcse", "lower", "upper", "corrected"),
+    *("corrected_mcse", "loss", "grad_norm", "slope", "polished", "nbeta", "gamma", "step_size", "num_params"),
+    *("ess", "rhat"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,7 @@ def _before(rows: Sequence[Row]) -> list[Row | None]:
 
 def _columns(row: Row) -> dict[str, float | str]:
     report = row.report
-    numbers = dict.fromkeys(
-        "llc mcse quad quad_stderr singular singular_mcse lower upper corrected corrected_mcse loss grad_norm slope "
-        "polished nbeta gamma step_size num_params ess rhat".split(),
-        math.nan,
-    )
+    numbers = dict.fromkeys(_NUMBERS, math.nan)
     words = {"verdict": FAILED, "reason": "", "failed": row.failed, "retried": row.retried}
     if report is None:
         return numbers | words
@@ -143,8 +144,9 @@ def table_text(table: xr.Dataset) -> str:
         bounds = f"[{row['lower']:.4g}, {row['upper']:.4g}]" if math.isfinite(row["lower"]) else "none"
         difference = plus_minus(row["difference"], row["difference_mcse"])
         lines.append(
-            f"{name:<{width}} {plus_minus(row['llc'], row['mcse']):>19} {'' if difference == 'nan' else difference:>19} "
-            f"{row['quad']:>8.4g} {bounds:>16} {row['loss']:>10.4g}  {row['verdict']}"
+            f"{name:<{width}} {plus_minus(row['llc'], row['mcse']):>19} "
+            f"{'' if difference == 'nan' else difference:>19} {row['quad']:>8.4g} {bounds:>16} {row['loss']:>10.4g}  "
+            f"{row['verdict']}"
         )
         if math.isfinite(row["slope"]) and abs(row["slope"]) > 0.02 * max(row["polished"], 0.5):
             lines.append(

@@ -29,14 +29,21 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
         help=".npz, .safetensors or .eqx files, folders of orbax, or patterns of them in quotes, such as "
         "'checkpoints/*.npz'; they are taken in natural order (step_9 before step_10) and named after their files",
     )
-    command.add_argument("--out", type=_path, help="folder, or store that ends in .zarr; a rerun goes on where it stopped")
+    command.add_argument(
+        "--out", type=_path, help="folder, or store that ends in .zarr; a rerun goes on where it stopped"
+    )
     command.add_argument("--prefix", default="", help="part of the files that has the params, such as params")
     command.add_argument("--reference", help="item at which γ and the settings are chosen; default: the last")
     command.add_argument(
-        "--calibration", choices=("shared", "each"), default="shared", help="settings of the reference, or pilots for each"
+        "--calibration",
+        choices=("shared", "each"),
+        default="shared",
+        help="settings of the reference, or pilots for each",
     )
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
-    command.add_argument("--nbeta", type=float, help="inverse temperature times n; default: the posterior's (n / log n)")
+    command.add_argument(
+        "--nbeta", type=float, help="inverse temperature times n; default: the posterior's (n / log n)"
+    )
     command.add_argument("--gamma", type=float, help="localization γ of all; default: the posterior's, or chosen")
     command.add_argument("--num-chains", type=int, default=4, help="independent chains of each checkpoint")
     command.add_argument("--num-warmup", type=int, help="steps that are discarded; default: chosen")
@@ -54,8 +61,8 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
 def compare_flags(command: argparse.ArgumentParser) -> None:
     """Of `llc compare`."""
     command.epilog = (
-        "Exit status: 0 both runs are sound and at one scale, 1 one is unresolved or they are not at one scale, 2 one is "
-        "outside of its bounds, 3 wrong input."
+        "Exit status: 0 both runs are sound and at one scale, 1 one is unresolved or they are not at one scale, 2 one "
+        "is outside of its bounds, 3 wrong input."
     )
     command.add_argument("first", type=_path, help="netCDF file of llc sample, or of an item of a sweep")
     command.add_argument("second", type=_path, help="another one; the difference is second − first")

@@ -107,7 +107,9 @@ def _from_npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} needs to be a .npz file of arrays of numbers, but it can't be read: {error}") from error
+        raise ValueError(
+            f"{path} needs to be a .npz file of arrays of numbers, but it can't be read: {error}"
+        ) from error
 
 
 def _from_safetensors(path: Path) -> dict[str, Any]:
@@ -154,8 +156,8 @@ def _filled(arrays: Mapping[str, Any], like: PyTree, source: str, prefix: str) -
     if missing or extra:
         said = [f"{what}: {_listed(names)}" for what, names in (("missing", missing), ("too many", extra)) if names]
         raise ValueError(
-            f"{source} needs an array for each leaf of params under its path and no others, but {'; '.join(said)}. Take "
-            "the params of the same model; where they are a part of the file, give its name as prefix."
+            f"{source} needs an array for each leaf of params under its path and no others, but {'; '.join(said)}. "
+            "Take the params of the same model; where they are a part of the file, give its name as prefix."
         )
 
     def take(where: tuple[Any, ...], leaf: Any) -> Any:
@@ -174,7 +176,9 @@ def _listed(names: list[str]) -> str:
 def _fitting(array: Any, leaf: Any, name: str, source: str) -> Any:
     """An array in the dtype of the leaf that it replaces, if it has its shape and is of real numbers."""
     if np.shape(array) != np.shape(leaf):
-        raise ValueError(f"{source} needs shape {np.shape(leaf)} at {name}, got {np.shape(array)}; is it another model?")
+        raise ValueError(
+            f"{source} needs shape {np.shape(leaf)} at {name}, got {np.shape(array)}; is it another model?"
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{source} needs real floating-point numbers at {name}, got {array.dtype}.")
     return np.asarray(array).astype(leaf.dtype)
@@ -183,7 +187,7 @@ def _fitting(array: Any, leaf: Any, name: str, source: str) -> Any:
 def _from_eqx(path: Path, like: PyTree) -> PyTree:
     """The leaves of `eqx.tree_serialise_leaves`, one after the other."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    filled = []
+    filled, name = [], ""
     with path.open("rb") as file:
         for where, leaf in leaves:
             name = path_name(where) or _ROOT

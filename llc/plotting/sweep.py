@@ -117,7 +117,8 @@ def _plot_values(ax: Axes, lines: list[_Line]) -> None:
         ax.plot([], [], color=line.color, lw=1.6, label=label)
         _mark(ax, line, value)
         seen += [value - error, value + error]
-        seen += [np.where((upper := line.table["upper"].to_numpy()) < _FAR * np.nanmax(value), upper, np.nan)] * alone
+        upper, most = line.table["upper"].to_numpy(), _FAR * float(value[np.isfinite(value)].max(initial=0.0))
+        seen += [np.where(upper < most, upper, np.nan)] * alone
     ax.set_ylim(*canvas.padded(*seen))
     _cross_failed(ax, lines)
     for verdict in dict.fromkeys(v for line in lines for v in line.table["verdict"].to_numpy().tolist()):
@@ -135,12 +136,15 @@ def _plot_geometry(ax: Axes, line: _Line) -> None:
         meet = upper - lower < 1e-9
         ax.vlines(line.x[~meet], lower[~meet], upper[~meet], color=canvas.PALE, lw=9, zorder=0)
         ax.plot(line.x[meet], lower[meet], "_", color=canvas.GREY, ms=16, mew=2, zorder=0)
-        ax.plot([], [], color=canvas.PALE if (~meet[np.isfinite(lower)]).any() else canvas.GREY, lw=6, label="bounds of λ")
-    for name, values, style in (
+        ax.plot(
+            [], [], color=canvas.PALE if (~meet[np.isfinite(lower)]).any() else canvas.GREY, lw=6, label="bounds of λ"
+        )
+    others: tuple[tuple[str, np.ndarray, dict[str, Any]], ...] = (
         (canvas.QUAD, line.table["quad"].to_numpy(), {"color": canvas.ORANGE, "ls": "--"}),
         (canvas.CORR, line.table["corrected"].to_numpy(), {"color": canvas.GREEN, "ls": "-."}),
         ("without the slope", _polished(line), {"color": canvas.SKY, "ls": ":", "marker": ".", "ms": 5}),
-    ):
+    )
+    for name, values, style in others:
         same = np.allclose(values, line.table["llc"].to_numpy(), rtol=1e-3, atol=0, equal_nan=True)
         if np.isfinite(values).any() and not same:
             ax.plot(line.x, values, lw=1.3, zorder=1, label=name, **style)
@@ -177,7 +181,9 @@ def _plot_singular(ax: Axes, lines: list[_Line]) -> None:
 
 def _plot_differences(ax: Axes, lines: list[_Line]) -> None:
     _plot_with_errors(ax, lines, "difference", "difference_mcse", "one item: no differences")
-    canvas.finish(ax, f"Difference to the item before, ± {_ERRORS} of its own errors", "", f"difference of {canvas.HAT}")
+    canvas.finish(
+        ax, f"Difference to the item before, ± {_ERRORS} of its own errors", "", f"difference of {canvas.HAT}"
+    )
 
 
 def _plot_with_errors(ax: Axes, lines: list[_Line], name: str, error_name: str, empty: str) -> None:

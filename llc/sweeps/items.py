@@ -203,8 +203,8 @@ def _check_mapping(name: str, value: Any, what: str) -> None:
 
 
 def _check_settings(name: str, values: Any) -> None:
-    if not isinstance(values, Mapping) or (unknown := sorted(set(values) - set(SETTINGS))):
-        got = unknown if isinstance(values, Mapping) else type(values).__name__
+    got = sorted(set(values) - set(SETTINGS)) if isinstance(values, Mapping) else type(values).__name__
+    if got:
         raise ValueError(f"settings[{name!r}] needs a dict with some of {SETTINGS}, got {got}.")
 
 

@@ -21,7 +21,13 @@ from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.sgmcmc import SGLD
 
 Calibrated = Literal["shared", "each"]
-_OF_ITEM = ("num_warmup", "num_draws", "thinning", "batch_size", "eval_size")  # lengths that an item may have of its own
+_OF_ITEM = (
+    "num_warmup",
+    "num_draws",
+    "thinning",
+    "batch_size",
+    "eval_size",
+)  # lengths that an item may have of its own
 
 
 @dataclass(frozen=True)

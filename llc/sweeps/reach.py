@@ -46,9 +46,7 @@ def reach(posterior: LocalPosterior, batch_size: int | None = None) -> Reached:
 
 
 @eqx.filter_jit
-def _descended(
-    posterior: LocalPosterior, batch_size: int | None
-) -> tuple[Float[Array, ""], Float[Array, ""], Array]:
+def _descended(posterior: LocalPosterior, batch_size: int | None) -> tuple[Float[Array, ""], Float[Array, ""], Array]:
     evaluation = make_evaluation(posterior, batch_size=batch_size)
     start = posterior.position
     at_center = evaluation.losses(posterior, start)
@@ -76,9 +74,7 @@ def _descended(
     def step(loop: tuple[PyTree, PyTree, Array, Array]) -> tuple[PyTree, PyTree, Array, Array]:
         position, state, i, _ = loop
         value, gradient = value_and_grad(position, state=state)
-        updates, state = optimizer.update(
-            gradient, state, position, value=value, grad=gradient, value_fn=energy
-        )
+        updates, state = optimizer.update(gradient, state, position, value=value, grad=gradient, value_fn=energy)
         moved = optax.apply_updates(position, updates)
         return moved, state, i + 1, value - optax.tree.get(state, "value")
 

@@ -1,8 +1,8 @@
 """A sweep: λ̂ of many posteriors at one scale, each with its error, and of neighbours the difference with its own."""
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ from llc.sampling.draws import describe
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths
 from llc.sampling.validation import check_key
+from llc.sweeps.execution import Outcome, run_all
 from llc.sweeps.items import Item, digest, make_items, step_of
 from llc.sweeps.plan import Calibrated, Plan, make_plan, price_for
 from llc.sweeps.store import RESERVED, Store, differing
-from llc.sweeps.task import DIGEST, RETRIED, Key, Task, run_task
+from llc.sweeps.task import DIGEST, RETRIED, Key, Task
 from llc.workflow import report
 
 _DRAWS = "draws"  # the group of the result under which the items' draws lie
@@ -153,8 +154,8 @@ class Wanted:
         own = {float(item.template.gamma) for item in self.items if item.template.gamma is not None}
         if len(own) > 1 and self.gamma is None:
             raise ValueError(
-                f"posteriors need one gamma, as λ̂ at different ones can't be compared, got {sorted(own)}; give gamma=…, "
-                "or settings={name: {'gamma': …}} where scales are what you compare."
+                f"posteriors need one gamma, as λ̂ at different ones can't be compared, got {sorted(own)}; give "
+                "gamma=…, or settings={name: {'gamma': …}} where scales are what you compare."
             )
 
     def item(self, name: str | None) -> Item:
@@ -179,8 +180,9 @@ class Wanted:
 def _checksum(data: PyTree) -> str:
     value = 0
     for leaf in jax.tree.leaves(data):
-        array = np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-        value = zlib.crc32(np.ascontiguousarray(array).tobytes(), zlib.crc32(repr(array.shape).encode(), value))
+        is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf)
+        value = zlib.crc32(array.tobytes(), zlib.crc32(repr(array.shape).encode(), value))
     return f"{value:08x}"
 
 
@@ -223,15 +225,6 @@ def _tasks(key: PRNGKeyArray, wanted: Wanted, store: Store | None, *, progress: 
     ]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of an item: its draws, or why there are none."""
-
-    draws: xr.DataTree | None
-    failed: str = ""
-    retried: str = ""
-
-
 def _collected(
     tasks: Sequence[Task], wanted: Wanted, store: Store | None, executor: Executor | None, *, progress: bool | None
 ) -> xr.DataTree:
@@ -246,7 +239,7 @@ def _collected(
     missing = [task for task in tasks if task.item.name not in outcomes]
     with (
         tqdm(total=len(missing), disable=None if progress is None else not progress, desc="sweep", unit="item") as bar,
-        closing(_run(missing, executor)) as finished,
+        closing(run_all(missing, executor)) as finished,
     ):
         for name, outcome in finished:
             outcomes[name] = outcome
@@ -267,59 +260,6 @@ def _check_same(item: Item, draws: xr.DataTree, store: Store) -> None:
             f"item {item.name!r} needs the params that its draws in {store.path} were made with, got others; remove "
             "that item from there, or give another out."
         )
-
-
-def _run(tasks: Sequence[Task], executor: Executor | None) -> Iterator[tuple[str, Outcome]]:
-    """Each item's outcome as it comes, with one more try for those that fail."""
-    pool = Here() if executor is None else executor
-    most = 1 if executor is None else len(tasks)  # here, one is finished and written before the next begins
-    queue = [(task, "") for task in tasks]
-    waiting: dict[Future[xr.DataTree], tuple[Task, str]] = {}
-    try:
-        while queue or waiting:
-            while queue and len(waiting) < most:
-                task, before = queue.pop(0)
-                waiting[_submitted(pool, task)] = task, before
-            future = next(as_completed(waiting))
-            task, before = waiting.pop(future)
-            error = future.exception()
-            if error is None:
-                draws = future.result()
-                yield task.item.name, Outcome(draws, retried=before or str(draws.attrs[RETRIED]))
-            elif before:
-                yield task.item.name, Outcome(None, _said(error))
-            else:
-                queue.insert(0, (task, _said(error)))
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-class Here(Executor):
-    """Runs a call where it is submitted; only its errors, and not Ctrl-C, are kept for later."""
-
-    def submit[**P, R](self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """A future that is done."""
-        future: Future[R] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # whatever an item raises, the others go on
-            future.set_exception(error)
-        return future
-
-
-def _submitted(pool: Executor, task: Task) -> Future[xr.DataTree]:
-    """The future of a task; one with the error where the pool takes none, as after a worker was killed."""
-    try:
-        return pool.submit(run_task, task)
-    except RuntimeError as error:
-        future: Future[xr.DataTree] = Future()
-        future.set_exception(error)
-        return future
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _result(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], wanted: Wanted, store: Store | None) -> xr.DataTree:

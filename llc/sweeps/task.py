@@ -107,17 +107,17 @@ def _own_calibration(task: Task, posterior: LocalPosterior, spectrum: Spectrum) 
     return found.sampler, replace(found.lengths, num_draws=task.plan.lengths_for(task.item.settings).num_draws)
 
 
-def _drawn(
-    task: Task, posterior: LocalPosterior, sampler: Sampler, lengths: RunLengths, spectrum: Spectrum
-) -> Report:
+def _drawn(task: Task, posterior: LocalPosterior, sampler: Sampler, lengths: RunLengths, spectrum: Spectrum) -> Report:
     chains = Chains(task.key.typed(), posterior, sampler, lengths, spectrum=spectrum)
     chains.draw(lengths.num_draws, progress=False)
     draws = chains.tree()
     slope = slope_of(draws)
     if slope is not None and slope.most > _NO_SLOPE:
         reached = reach(posterior, lengths.batch_size)
-        draws[schema.CONSTANTS] = draws[schema.CONSTANTS].to_dataset().assign(
-            {schema.REACHED_CHANGE: reached.change, schema.REACHED_DISTANCE: reached.distance}
+        draws[schema.CONSTANTS] = (
+            draws[schema.CONSTANTS]
+            .to_dataset()
+            .assign({schema.REACHED_CHANGE: reached.change, schema.REACHED_DISTANCE: reached.distance})
         )
     draws[schema.CURVATURE] = xr.DataTree(to_dataset(spectrum, None))
     draws[schema.CURVATURE].attrs["init_loss"] = posterior.init_loss()

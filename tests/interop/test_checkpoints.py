@@ -68,7 +68,9 @@ def test_a_nested_tree_of_orbax_comes_back(tmp_path):
     arrays = eqx.filter(PARAMS, eqx.is_array)
     arrays = {"layers": arrays["layers"], "scale": arrays["scale"]}
     same(llc.load_params(write_orbax(tmp_path, arrays), LIKE))
-    same(llc.load_params(write_orbax(tmp_path / "more", {"params": arrays, "step": np.ones(())}), LIKE, prefix="params"))
+    same(
+        llc.load_params(write_orbax(tmp_path / "more", {"params": arrays, "step": np.ones(())}), LIKE, prefix="params")
+    )
 
 
 def test_eqx_comes_back(tmp_path):
@@ -141,7 +143,9 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("name", ["a.pkl", "a.pt", "a.pth", "a.ckpt", "a.bin", "a.npz", "a.npy", "a.eqx", "a.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["a.pkl", "a.pt", "a.pth", "a.ckpt", "a.bin", "a.npz", "a.npy", "a.eqx", "a.safetensors"]
+)
 def test_a_pickle_is_refused_and_never_opened(name, tmp_path):
     if name.endswith("safetensors"):
         pytest.importorskip("safetensors")

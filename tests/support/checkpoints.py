@@ -19,7 +19,9 @@ def params_at(distance):
     rng = np.random.default_rng(0)
     shapes = {"first": (3, 2), "second": (2, 2)}
     center = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    return {name: (center[name] + distance * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        name: (center[name] + distance * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()
+    }
 
 
 def posterior(**keywords):

@@ -55,7 +55,8 @@ def test_natural_order():
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("step_100", 100.0), ("run2-epoch_3", 3.0), ("loss_1.5", 1.5), ("at_1e6", 1e6), ("last", math.nan)]
+    ("name", "step"),
+    [("step_100", 100.0), ("run2-epoch_3", 3.0), ("loss_1.5", 1.5), ("at_1e6", 1e6), ("last", math.nan)],
 )
 def test_step_is_the_last_number(name, step):
     assert step_of(name) == step or math.isnan(step)
