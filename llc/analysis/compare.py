@@ -2,8 +2,9 @@
 
 Two runs by the same key have the same noise and, on the same data, the same minibatches: their chains move alike, and
 the difference of a pair of draws varies far less than either of them (common random numbers). Its error comes from the
-series of differences, by chains and effective draws as that of λ̂. Runs by different keys are independent, and their
-errors add up in quadrature.
+series of differences, by chains and effective draws as that of λ̂, less the control variates of both, fitted to the
+differences: the result may differ from that of the two λ̂ by a part of their errors. Runs by different keys are
+independent, and their errors add up in quadrature.
 """
 
 import math
@@ -14,8 +15,9 @@ import xarray as xr
 from jaxtyping import Float
 
 from llc.analysis import schema
-from llc.analysis.estimators import Estimate, best_energy, energy_series
-from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error, plus_minus
+from llc.analysis.estimators import Estimate, best_energy, energy_and_controls, loss_rounding, with_controls
+from llc.analysis.pointwise import subset_stderr
+from llc.analysis.series import finite_chains, plus_minus
 
 _SAME = 1e-6  # relative difference of two nβ or γ that are one scale
 
@@ -25,7 +27,7 @@ class Comparison:
     """λ̂ of a second run less that of a first one.
 
     Attributes:
-        value: the difference, second − first.
+        value: the difference, second − first, of paired draws where there are such, else of the two λ̂.
         mcse: its standard error.
         first: λ̂ of the first run.
         second: λ̂ of the second run.
@@ -88,41 +90,42 @@ def compare(first: xr.DataTree, second: xr.DataTree) -> Comparison:
     schema.require(first)
     schema.require(second)
     estimates = best_energy(first), best_energy(second)
-    series = energy_series(first), energy_series(second)
-    finite = finite_chains(series[0])
-    paired = first.attrs.get("seed") == second.attrs.get("seed") is not None and series[0].shape == series[1].shape
-    paired = paired and bool(finite.any() and np.array_equal(finite, finite_chains(series[1])))
-    correlation, mcse = 0.0, math.hypot(*(x.mcse for x in estimates))
-    if paired:
-        correlation = _correlation(series[0][finite], series[1][finite])
-        # What an estimate's error has beside that of its draws: of evaluation rows, rounding, fitted coefficients.
-        others = (_beside(x, y) for x, y in zip(estimates, series, strict=True))
-        mcse = math.hypot(_paired_error(series[1] - series[0]), *others)
+    found = _paired(first, second)
     scales = tuple((schema.constant(x, schema.NBETA), schema.constant(x, schema.GAMMA)) for x in (first, second))
+    independent = estimates[1].value - estimates[0].value, math.hypot(*(x.mcse for x in estimates)), 0.0
+    value, mcse, correlation = independent if found is None else found
     return Comparison(
-        value=estimates[1].value - estimates[0].value,
+        value=value,
         mcse=mcse,
         first=estimates[0],
         second=estimates[1],
         scales=(scales[0], scales[1]),
-        paired=paired,
+        paired=found is not None,
         correlation=correlation,
         num_params=(int(schema.constant(first, schema.NUM_PARAMS)), int(schema.constant(second, schema.NUM_PARAMS))),
     )
 
 
-def _beside(estimate: Estimate, series: Float[np.ndarray, "chain draw"]) -> float:
-    """The part of an estimate's error that is not that of its series; 0 where that is infinite."""
-    own = monte_carlo_error(series)
-    return math.sqrt(max(estimate.mcse**2 - own**2, 0.0)) if math.isfinite(own) else 0.0
-
-
-def _paired_error(differences: Float[np.ndarray, "chain draw"]) -> float:
-    """Standard error of their mean over finite chains; 0 of runs that are the same."""
-    finite = differences[finite_chains(differences)]
-    if finite.size and np.ptp(finite) == 0:
-        return 0.0
-    return monte_carlo_error(finite) if effective_sample_size(finite) > 0 else math.inf
+def _paired(first: xr.DataTree, second: xr.DataTree) -> tuple[float, float, float] | None:
+    """Difference, error and correlation of paired draws; None where draws are not paired, or not all finite."""
+    seeds = [draws.attrs.get("seed") for draws in (first, second)]
+    energies, controls = zip(*(energy_and_controls(draws) for draws in (first, second)), strict=True)
+    if seeds[0] is None or seeds[0] != seeds[1] or energies[0].shape != energies[1].shape:
+        return None
+    finite = [finite_chains(x) & np.isfinite(c).all(axis=(1, 2)) for x, c in zip(energies, controls, strict=True)]
+    if not finite[0].any() or not np.array_equal(*finite):
+        return None
+    energies = [x[finite[0]] for x in energies]
+    differences = energies[1] - energies[0]
+    value, mcse = float(differences.mean()), 0.0
+    if np.ptp(differences) > 0:  # else the runs are the same
+        value, mcse = with_controls(differences, np.concatenate(controls, axis=-1)[finite[0]])
+    # Errors of evaluation rows and of rounding are not those of draws.
+    others = (
+        schema.constant(draws, schema.NBETA) * math.hypot(subset_stderr(draws), loss_rounding(draws))
+        for draws in (first, second)
+    )
+    return value, math.hypot(mcse, *others), _correlation(*energies)
 
 
 def _correlation(first: Float[np.ndarray, "chain draw"], second: Float[np.ndarray, "chain draw"]) -> float:

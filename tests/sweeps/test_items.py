@@ -66,12 +66,9 @@ WRONG = {
     "checkpoints without a template": (lambda: make_items([POSTERIOR], checkpoints=run.checkpoints()), "checkpoints"),
     "a pattern": (lambda: make_items(POSTERIOR, checkpoints="run/*.npz"), "checkpoints"),
     "none": (lambda: make_items(POSTERIOR, checkpoints={}), "checkpoints"),
-    "no posterior": (lambda: make_items([1.0]), "posteriors"),
     "nothing": (lambda: make_items([]), "posteriors"),
     "a slash": (lambda: make_items({"a/b": POSTERIOR}), "a/b"),
-    "masks as a list": (lambda: make_items(POSTERIOR, masks=["first"]), "masks"),
     "an unknown setting": (lambda: make_items(POSTERIOR, settings={"a": {"step": 1}}), "step"),
-    "a setting that is no dict": (lambda: make_items(POSTERIOR, settings={"a": 1.0}), "settings"),
 }
 
 

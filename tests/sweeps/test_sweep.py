@@ -70,10 +70,11 @@ def test_an_item_is_the_run_that_sample_makes_at_the_same_settings():
 def test_differences_have_a_far_smaller_error_than_independent_runs_would():
     table = result().to_dataset()
     difference, error = table["difference"].to_numpy(), table["difference_mcse"].to_numpy()
-    np.testing.assert_allclose(difference[1:], np.diff(table["llc"].to_numpy()))
     assert math.isnan(difference[0])
     independent = np.hypot(table["mcse"].to_numpy()[1:], table["mcse"].to_numpy()[:-1])
-    assert (error[1:] < 0.7 * independent).all()
+    assert (abs(difference[1:] - np.diff(table["llc"].to_numpy())) < 4 * independent).all()
+    assert (error[1:] < 0.8 * independent).all()
+    assert error[1] < 0.5 * independent[0]
     assert (table["difference_correlation"].to_numpy()[1:] > 0.5).all()
 
 
