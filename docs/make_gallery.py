@@ -1,14 +1,18 @@
-"""Makes every picture of the documentation from small seeded runs: docs/gallery/*.png, in about three minutes.
+"""Makes every picture of the documentation from small seeded runs: docs/gallery/*.png, in about five minutes.
 
 uv run python docs/make_gallery.py
 """
 
+import importlib.util
 import io
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -40,6 +44,7 @@ def main() -> None:
     write_panel("calibration", lambda ax: llc.plot_calibration(calibration, ax=ax))
     draws = monomial_draws()
     write_panel("temperature", lambda ax: llc.plot_temperature(draws, ax=ax))
+    write("sweep", llc.plot_sweep(training_sweep()), DASHBOARD_DPI)
     sigmas = (0.01, 0.03, 0.1, 0.3)
     ladder = llc.sigma_ladder(jax.random.key(5), few_curved(), sigmas=sigmas, num_winners=4000, progress=False)
     write_panel("selected", lambda ax: llc.plot_selected(ladder.rungs[0], ax=ax))
@@ -83,6 +88,18 @@ def two_groups():
     posterior = llc.LocalPosterior(losses, jnp.asarray(solution, jnp.float32), data, nbeta=24.0, gamma=0.1)
     rows = {"losses": llc.Observable(losses, dims=("example",))}
     return llc.sample(jax.random.key(4), posterior, llc.NUTS(), observables=rows, progress=False)
+
+
+def training_sweep() -> xr.DataTree:
+    """The sweep of examples/training_run.py."""
+    spec = importlib.util.spec_from_file_location("training_run", FOLDER.parents[1] / "examples" / "training_run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = example
+    spec.loader.exec_module(example)
+    with tempfile.TemporaryDirectory() as folder:
+        return example.main(example.Settings(out=Path(folder) / "training_run.png"))[0]
 
 
 def few_curved() -> llc.LocalPosterior:

@@ -21,6 +21,12 @@ from .sampling.mcmc import HMC as HMC
 from .sampling.mcmc import MALA as MALA
 from .sampling.kernel import Sampler as Sampler
 from .sampling.kernel import Info as Info
+from .sweeps.sweep import sweep as sweep
+from .plotting.sweep import plot_sweep as plot_sweep
+from .interop.checkpoints import load_params as load_params
+from .interop.checkpoints import save_params as save_params
+from .analysis.compare import compare as compare
+from .analysis.compare import Comparison as Comparison
 from .calibration.pipeline import calibrate as calibrate
 from .calibration.record import Calibration as Calibration
 from .calibration.step_size import settings_from_curvature as settings_from_curvature

@@ -98,3 +98,17 @@ def test_settings_are_on_top_and_short(path):
     module = _load(path.stem)
     assert dataclasses.is_dataclass(module.Settings)
     assert len(path.read_text().splitlines()) < 120
+
+
+@pytest.mark.slow
+def test_training_run(tmp_path):
+    """The loss falls, λ̂ is at one scale, and a slope at a checkpoint in mid-training is told."""
+    example = _load("training_run")
+    sizes = {"p": 5, "width": 4, "hidden": 4, "steps": 300, "num_checkpoints": 3, "num_draws": 100}
+    settings = example.Settings(**sizes, out=tmp_path / "run.png", folder=tmp_path)
+    tree, accuracy = example.main(settings)
+    assert list(accuracy) == [0, 10, 300]
+    assert (np.diff(tree["loss"].to_numpy()) < 0).all()
+    assert tree.attrs["same_scale"] == 1
+    assert np.isfinite(tree["difference_mcse"].to_numpy()[1:]).all()
+    assert settings.out.stat().st_size > 50_000

@@ -11,7 +11,7 @@ import numpy as np
 
 MAX_BIAS = 0.02  # of λ̂: the accuracy that a report claims
 
-Kind = Literal["chains", "minimum", "bounds", "scale", "estimates"]
+Kind = Literal["chains", "minimum", "bounds", "scale", "slope", "estimates"]
 Direction = Literal["hot", "cold"]
 
 
@@ -22,7 +22,8 @@ class Check:
     Attributes:
         name: what was tested.
         kind: what it judges: whether the `"chains"` sample their posterior, whether w* is a `"minimum"`, whether the
-            `"bounds"` hold and contain the estimate, whether the `"scale"` (nβ, γ) lets most of λ be seen, or whether
+            `"bounds"` hold and contain the estimate, whether the `"scale"` (nβ, γ) lets most of λ be seen, whether
+            the `"slope"` at w* leaves λ̂ alone (its value is then the energy that the slope takes), or whether
             the other `"estimates"` beside λ̂ are numbers, which says nothing of λ̂ and leaves the verdict alone.
         passed: whether the value is within its threshold.
         value: what was seen.

@@ -123,7 +123,7 @@ def _batches(values: Float[np.ndarray, "chain draw kind"]) -> Float[np.ndarray, 
     return np.concatenate([part.mean(axis=1) for part in parts])
 
 
-def _fitted(batches: Float[np.ndarray, "batch 3"]) -> Float[np.ndarray, "2"]:
+def _fitted(batches: Float[np.ndarray, "batch kind"]) -> Float[np.ndarray, "control"]:
     """Coefficients of least long-run variance: by least squares of batch means, which autocorrelation does not fool."""
     centered = batches - batches.mean(axis=0)
     sizes = np.linalg.norm(centered[:, 1:], axis=0)
@@ -131,7 +131,7 @@ def _fitted(batches: Float[np.ndarray, "batch 3"]) -> Float[np.ndarray, "2"]:
     return np.linalg.lstsq(centered[:, 1:] / scale, centered[:, 0])[0] / scale
 
 
-def _jackknife(batches: Float[np.ndarray, "batch 3"]) -> float:
+def _jackknife(batches: Float[np.ndarray, "batch kind"]) -> float:
     """Standard error with that of the coefficients, which a rare large control variate bends: one batch left out."""
     if len(batches) < 2:
         return math.inf
@@ -159,6 +159,37 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
     finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
     diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any()
     return (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
+
+
+def energy_and_controls(
+    draws: xr.DataTree,
+) -> tuple[Float[np.ndarray, "chain draw"], Float[np.ndarray, "chain draw control"]]:
+    """nβ (L(w) − L(w*)) of each draw, and the control variates that `best_energy` takes: two, or none.
+
+    Args:
+        draws: of `llc.sample`.
+    """
+    llc = variable(draws, POSTERIOR, schema.ENERGY)
+    if best_energy(draws).method != "zero variance":
+        return llc, np.zeros((*llc.shape, 0))
+    names = schema.STEIN_CURVED, schema.STEIN_FLAT
+    return llc, np.stack([variable(draws, SAMPLE_STATS, name) for name in names], axis=-1)
+
+
+def with_controls(
+    values: Float[np.ndarray, "chain draw"], controls: Float[np.ndarray, "chain draw control"]
+) -> tuple[float, float]:
+    """Mean of a series less its control variates, fitted to the draws, and its standard error with that of the fit.
+
+    Args:
+        values: of finite draws.
+        controls: of the same draws, with means of zero.
+    """
+    if not controls.shape[-1]:
+        return float(values.mean()), monte_carlo_error(values)
+    batches = _batches(np.concatenate([values[..., None], controls], axis=-1))
+    series = values - controls @ _fitted(batches)
+    return float(series.mean()), max(monte_carlo_error(series), _jackknife(batches))
 
 
 def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:

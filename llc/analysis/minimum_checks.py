@@ -10,6 +10,7 @@ from llc.analysis.estimators import Estimate
 from llc.analysis.pointwise import Moments, subset_stderr
 from llc.analysis.schema import constant, variable
 from llc.analysis.series import finite_chains
+from llc.analysis.slope import Slope, slope_check, slope_of
 from llc.bounds.assumptions import Assumption
 from llc.bounds.rank import Bounds
 from llc.bounds.shrinkage import shrink
@@ -46,11 +47,14 @@ def minimum_checks(
         cause: of energies that are not Gamma-distributed.
     """
     assumed = () if bounds is None else tuple(assumption_check(a) for a in bounds.assumptions if a.kind == "minimum")
+    slope = slope_of(draws, spectrum)
+    sloping = slope_check(slope, mean)
     return (
         _positive(mean),
         _lower_loss(draws, mean, moments),
-        _mean_variance(draws, mean, variance, spectrum, cause),
+        _mean_variance(draws, mean, variance, spectrum, cause, slope),
         *assumed,
+        *(() if sloping is None else (sloping,)),
     )
 
 
@@ -101,7 +105,12 @@ def _lower_loss(draws: xr.DataTree, mean: Estimate, moments: Moments | None) -> 
 
 
 def _mean_variance(
-    draws: xr.DataTree, mean: Estimate, variance: Estimate, spectrum: Spectrum | None, cause: Cause
+    draws: xr.DataTree,
+    mean: Estimate,
+    variance: Estimate,
+    spectrum: Spectrum | None,
+    cause: Cause,
+    slope: Slope | None,
 ) -> Check:
     # The localization lowers the Gaussian parts differently: ½ Σ p in the mean, ½ Σ p² in the variance, p = h / (h +
     # γ/nβ).
@@ -109,11 +118,14 @@ def _mean_variance(
     if spectrum is not None:
         scale = schema.localization_scale(draws)
         expected = spectrum.quad(scale) - spectrum.sum(lambda h: 2 * shrink(h, scale) ** 2)
+    of_slope = 0.0 if slope is None else slope.energy + slope.variance  # a slope lowers the mean and adds variance
+    if slope is not None and slope.is_known:
+        expected, of_slope = expected - of_slope, 0.0
     gap = mean.value - variance.value - expected
     # Errors as they would be under a Gamma law of shape λ: those of the draws grow with the outliers to be caught.
     shape = max(mean.value, 0.0)
     error = np.hypot(mean.mcse, np.sqrt((2 * shape**2 + 6 * shape) / max(variance.ess, 1.0)))
-    threshold = 3 * error + _SHAPE_GAP * abs(mean.value)
+    threshold = 3 * error + _SHAPE_GAP * abs(mean.value) + of_slope
     if spectrum is None:
         threshold += mean.value  # without a spectrum, the localization may take all of the variance
     like_gamma = abs(gap) <= threshold

@@ -33,13 +33,28 @@ LOSS_ROUNDING = "loss_rounding"  # error of L(w) − L(w*) by rounding; not in e
 PARAMS_ROUNDING = "params_rounding"  # ½ Σ u(w*)²/12: what λ̂ is heated by, in units of 1/ε; not in every file
 CENTER_NORM = "center_norm"  # ‖w*‖; not in every file
 REFERENCE_LOSS = "reference_loss"  # of a model that has learnt nothing; not in every file
+REACHED_CHANGE, REACHED_DISTANCE = "reached_change", "reached_distance"  # L(w_γ) − L(w*), ‖w_γ − w*‖; of sweeps
+CENTER_GRADIENT = "center_gradient"  # ‖∇L(w*)‖ over the parameters that move; not in every file
 
 # Attributes of the root.
 SETTINGS, CALIBRATION = "settings", "calibration"
 GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length" or "quadratic loss"
 WEAKER_GAMMA = "weaker_gamma"  # a number: another γ that calibration names; not in every file
 
-CONSTANT_NAMES = (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE, TRACE_CURVED, CENTER_NORM, REFERENCE_LOSS)
+CONSTANT_NAMES = (
+    INIT_LOSS,
+    NBETA,
+    GAMMA,
+    NUM_DATA,
+    NUM_PARAMS,
+    EVAL_SIZE,
+    TRACE_CURVED,
+    CENTER_NORM,
+    CENTER_GRADIENT,
+    REFERENCE_LOSS,
+    REACHED_CHANGE,
+    REACHED_DISTANCE,
+)
 
 _NEEDED = {
     POSTERIOR: (LOSS, ENERGY),

@@ -56,6 +56,11 @@ class Findings:
         return tuple(check for check in self.checks if not check.passed)
 
     @property
+    def slope_energy(self) -> float:
+        """What a slope at w* takes from λ̂ (or may take at most), where it is more than is allowed; else 0."""
+        return sum((check.value for check in self.failed if check.kind == "slope"), 0.0)
+
+    @property
     def symbol(self) -> str:
         """What is compared with the bounds: λ_corr, or λ̂ where nothing was added to it."""
         return "λ̂" if self.corrected is None or self.corrected.value == self.llc.value else "λ_corr"
@@ -102,7 +107,7 @@ def _refused(found: Findings) -> Judgement | None:
     if not all(math.isfinite(number) for x in numbers for number in (x.value, x.mcse)):
         because = _names(found.failed)
         return Judgement("UNRESOLVED", f"λ̂ or its standard error is not finite{because}")
-    if found.llc.value < -_SIGMAS * found.llc.mcse:
+    if found.llc.value + found.slope_energy < -_SIGMAS * found.llc.mcse:
         return Judgement(
             "UNRESOLVED",
             "λ̂ is negative beyond its error: the draws have lower losses than w*; train w* further, to a smaller "
@@ -136,9 +141,9 @@ def _outside(found: Findings) -> Judgement | None:
 
 
 def _contradicted(found: Findings) -> Judgement | None:
-    """Draws with too low losses, which only a w* that the geometry knows for no minimum explains."""
+    """Draws with too low losses, which only a slope, or a w* that the geometry knows for no minimum, explains."""
     geometry = () if found.bounds is None else found.bounds.assumptions
-    if any(not assumption.holds and assumption.kind == "minimum" for assumption in geometry):
+    if found.slope_energy or any(not assumption.holds and assumption.kind == "minimum" for assumption in geometry):
         return None
     failed = [check for check in found.failed if check.kind == "minimum"]
     return Judgement("UNRESOLVED", f"the draws contradict a minimum at w*{_names(failed)}") if failed else None
@@ -146,8 +151,12 @@ def _contradicted(found: Findings) -> Judgement | None:
 
 def _undetermined(found: Findings) -> Judgement | None:
     """Why λ̂ is the value at its own scale only; None if λ is determined."""
-    reason = _no_bounds(found) or _hidden(found) or _moving(found)
+    reason = _sloping(found) or _no_bounds(found) or _hidden(found) or _moving(found)
     return None if reason is None else Judgement("SCALE_DEPENDENT", reason)
+
+
+def _sloping(found: Findings) -> str | None:
+    return "; ".join(check.message for check in found.failed if check.kind == "slope") or None
 
 
 def _no_bounds(found: Findings) -> str | None:

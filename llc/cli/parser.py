@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from llc.cli import terminal
+from llc.cli import sweeps, terminal
 
 _WRONG = 3  # exit status of wrong input
 _SIGNAL = 128  # and the number of the signal: the exit status of a command that was stopped
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stops.handled():
         try:
             # Here, so that --help is instant and an interrupted import is told as such.
-            return getattr(importlib.import_module("llc.cli.commands"), arguments.command)(arguments)
+            module = "llc.cli.sweep_commands" if arguments.command in ("sweep", "compare") else "llc.cli.commands"
+            return getattr(importlib.import_module(module), arguments.command)(arguments)
         except BaseException as error:  # whatever the model's file raises, its status must be no verdict
             return _status(error, f"llc {arguments.command}", stops.received)
 
@@ -83,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
         ("sample", "draws from a posterior into a netCDF file", _sample_flags),
         ("bounds", "spectrum of the Hessian at w*, its rank, and bounds on λ", _bounds_flags),
         ("report", "estimates, bounds, checks and verdict from a file", _report_flags),
+        ("sweep", "λ̂ of many checkpoints at one scale, and their differences", sweeps.sweep_flags),
+        ("compare", "difference of two runs, its error, and whether they are at one scale", sweeps.compare_flags),
     ):
         _add(subparsers, name, description, flags)
     return parser

@@ -32,7 +32,7 @@ from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, Sums, describe
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
-from llc.sampling.measure import make_measure
+from llc.sampling.measure import gradient_at_center, make_measure
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
@@ -328,6 +328,7 @@ class Chains:
             "eval_size": self._eval_size,
             "loss_rounding": self.rounding.error,
             "params_rounding": params_rounding(self.posterior),
+            "center_gradient": self.center_gradient,
         }
         if self.reference_loss is not None:
             constants["reference_loss"] = self.reference_loss
@@ -349,6 +350,12 @@ class Chains:
             "chain_method": self.method,
             "num_draws": self.done - self.warmup,
         }
+
+    @functools.cached_property
+    @_full_products()
+    def center_gradient(self) -> float:
+        """‖∇L(w*)‖ over all the data; pilots need none."""
+        return float(gradient_at_center(self.posterior, self.lengths.batch_size))
 
     @functools.cached_property
     def init_loss(self) -> float:

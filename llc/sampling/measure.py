@@ -69,6 +69,12 @@ def _slope_at_center(posterior: LocalPosterior, batch_size: int | None) -> PyTre
     return center_gradient(posterior, batch_size) if posterior.supports_jvp else None
 
 
+@eqx.filter_jit
+def gradient_at_center(posterior: LocalPosterior, batch_size: int | None) -> Float[Array, ""]:
+    """‖∇L(w*)‖ over all the data, in the precision of the draws."""
+    return jnp.asarray(optax.tree.norm(center_gradient(posterior, batch_size)))
+
+
 class Evaluated(NamedTuple):
     """L(w) − L(w*), x·A∇U − tr A, and what is summed up for every unit."""
 

@@ -1,0 +1,73 @@
+"""The flags of `llc sweep` and `llc compare`; nothing here needs JAX."""
+
+import argparse
+from pathlib import Path
+
+_SAMPLERS = ("sgld", "nuts", "hmc", "mala")
+_STATUS = (
+    "Exit status: 0 all consistent or scale-dependent, 1 some unresolved or failed, 2 some outside of the bounds, 3 "
+    "wrong input."
+)
+
+
+def sweep_flags(command: argparse.ArgumentParser) -> None:
+    """Of `llc sweep`."""
+    command.epilog = (
+        f"{_STATUS} FILE.py is executed as a Python program, with your rights; give only files that you trust. "
+        "Checkpoints are never unpickled."
+    )
+    command.add_argument(
+        "posterior",
+        metavar="FILE.py:NAME",
+        help="a LocalPosterior of that file, or a function without arguments that returns one: the loss, the data, and "
+        "params of the model whose checkpoints follow",
+    )
+    command.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help=".npz, .safetensors or .eqx files, folders of orbax, or patterns of them in quotes, such as "
+        "'checkpoints/*.npz'; they are taken in natural order (step_9 before step_10) and named after their files",
+    )
+    command.add_argument(
+        "--out", type=_path, help="folder, or store that ends in .zarr; a rerun goes on where it stopped"
+    )
+    command.add_argument("--prefix", default="", help="part of the files that has the params, such as params")
+    command.add_argument("--reference", help="item at which γ and the settings are chosen; default: the last")
+    command.add_argument(
+        "--calibration",
+        choices=("shared", "each"),
+        default="shared",
+        help="settings of the reference, or pilots for each",
+    )
+    command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
+    command.add_argument(
+        "--nbeta", type=float, help="inverse temperature times n; default: the posterior's (n / log n)"
+    )
+    command.add_argument("--gamma", type=float, help="localization γ of all; default: the posterior's, or chosen")
+    command.add_argument("--num-chains", type=int, default=4, help="independent chains of each checkpoint")
+    command.add_argument("--num-warmup", type=int, help="steps that are discarded; default: chosen")
+    command.add_argument("--num-draws", type=int, help="recorded draws of each chain; default: chosen")
+    command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
+    command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
+    command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument("--budget", type=int, help="most gradients over all the data, of each checkpoint")
+    command.add_argument("--seed", type=int, default=0, help="seed of all runs")
+    command.add_argument("--workers", type=int, default=1, help="processes that share the checkpoints")
+    command.add_argument("--figure", type=_path, help="PNG file: λ̂, bounds and loss over the checkpoints")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def compare_flags(command: argparse.ArgumentParser) -> None:
+    """Of `llc compare`."""
+    command.epilog = (
+        "Exit status: 0 both runs are sound and at one scale, 1 one is unresolved or they are not at one scale, 2 one "
+        "is outside of its bounds, 3 wrong input."
+    )
+    command.add_argument("first", type=_path, help="netCDF file of llc sample, or of an item of a sweep")
+    command.add_argument("second", type=_path, help="another one; the difference is second − first")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()

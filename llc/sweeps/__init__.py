@@ -1,0 +1,1 @@
+"""Many posteriors with one program: checkpoints, components and settings, compared at one scale."""

@@ -1,0 +1,144 @@
+"""How the items of a sweep are run: one scale, and one calibration for all or one for each.
+
+The reference item is calibrated as `llc.estimate` would calibrate it. All items take its nβ and γ, without which their
+λ̂ could not be compared. With a shared calibration they take its lengths, batch size and sampler too, with the step size
+that their own curvature asks for: ε (nβ h_max + γ) is that of the reference, h_max the item's own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from llc.bounds.spectral_measure import Spectrum
+from llc.calibration.pipeline import calibrate_for
+from llc.calibration.price import Price, price_of
+from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.kernel import Sampler
+from llc.sampling.run_lengths import RequestedLengths, RunLengths
+from llc.sampling.sgmcmc import SGLD
+
+Calibrated = Literal["shared", "each"]
+_OF_ITEM = (
+    "num_warmup",
+    "num_draws",
+    "thinning",
+    "batch_size",
+    "eval_size",
+)  # lengths that an item may have of its own
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all items of a sweep have in common.
+
+    Attributes:
+        reference: the name of the item at which γ, nβ and what is shared were chosen.
+        nbeta: nβ of all items.
+        gamma: γ of all items.
+        calibration: whether lengths, batch and step size are those of the reference, or each item's own.
+        lengths: of the reference.
+        stiffness: ε (nβ h_max + γ) of the reference; None with a sampler that was given.
+        control_variates: whether minibatch gradients take those at w* as control variates.
+        price: of a gradient, in operations.
+        costly: whether the whole spectrum of an item would take minutes or more.
+        budget: of each item, in gradients.
+        reasons: the reference's settings with their reasons, a line each.
+    """
+
+    reference: str
+    nbeta: float
+    gamma: float
+    calibration: Calibrated
+    lengths: RunLengths
+    stiffness: float | None
+    control_variates: bool
+    price: float
+    costly: bool
+    budget: int | None = None
+    reasons: str = field(default="", compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for the sweep's file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Plan":
+        """From `to_json`."""
+        return cls(**{**data, "lengths": RunLengths(**data["lengths"])})
+
+    @property
+    def price_record(self) -> Price:
+        """The price of a gradient, as calibration takes it."""
+        return Price(self.price, self.costly)
+
+    def lengths_for(self, settings: Mapping[str, Any]) -> RunLengths:
+        """The lengths of an item, with its own where it has some."""
+        return replace(self.lengths, **{name: settings[name] for name in _OF_ITEM if name in settings})
+
+    def sampler_for(self, posterior: LocalPosterior, largest: float, *, slower: int = 1) -> Sampler:
+        """SGLD with the step that a curvature allows.
+
+        Args:
+            posterior: with nβ and γ.
+            largest: h_max of the item.
+            slower: by how much the step is divided.
+        """
+        assert self.stiffness is not None
+        nbeta, gamma = posterior.scale
+        step_size = self.stiffness / (nbeta * max(largest, 0.0) + gamma) / slower
+        return SGLD(np.asarray(step_size), control_variates=self.control_variates)
+
+
+def make_plan(
+    key: PRNGKeyArray,
+    name: str,
+    posterior: LocalPosterior,
+    sampler: Sampler | None,
+    asked: RequestedLengths,
+    spectrum: Spectrum,
+    *,
+    calibration: Calibrated,
+    price: Price,
+    progress: bool | None,
+) -> Plan:
+    """The plan of a sweep from its reference.
+
+    Args:
+        key: of the pilots.
+        name: of the reference.
+        posterior: of the reference; its γ is kept if it has one.
+        sampler: that was given, or None.
+        asked: the lengths as they were asked for.
+        spectrum: of the reference.
+        calibration: `"shared"` or `"each"`.
+        price: of a gradient of the reference.
+        progress: as of `llc.calibrate`.
+    """
+    found = calibrate_for(key, posterior, sampler, asked, price, spectrum=spectrum, progress=progress)
+    nbeta, gamma = found.posterior.scale
+    stiffness = None
+    if sampler is None:
+        step_size = found.sampler.langevin_step
+        assert step_size is not None
+        stiffness = step_size * (nbeta * max(spectrum.largest, 0.0) + gamma)
+    return Plan(
+        reference=name,
+        nbeta=nbeta,
+        gamma=gamma,
+        calibration=calibration,
+        lengths=found.lengths,
+        stiffness=stiffness,
+        control_variates=bool(getattr(found.sampler, "control_variates", False)),
+        price=price.flops,
+        costly=price.costly,
+        budget=asked.budget,
+        reasons=str(found),
+    )
+
+
+def price_for(posterior: LocalPosterior) -> Price:
+    """The price of a gradient of the reference, which stands for all items."""
+    return price_of(posterior)
