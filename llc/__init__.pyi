@@ -1,4 +1,5 @@
 from . import demo as demo
+from . import interop as interop
 from .posterior.local_posterior import LocalPosterior as LocalPosterior
 from .posterior.heads import head_mask as head_mask
 from .workflow import estimate as estimate
