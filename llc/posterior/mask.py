@@ -1,7 +1,7 @@
 """Which parameters move: paths or booleans, as one leaf for each leaf of the params."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -42,19 +42,27 @@ def normalize_mask(mask: PyTree, center: PyTree) -> PyTree:
     return mask
 
 
+def matching_paths(patterns: Sequence[str], paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that a pattern matches, each standing for everything below it.
+
+    Raises:
+        ValueError: if a pattern matches none.
+    """
+    paths = list(paths)
+    for pattern in patterns:
+        if not any(_matches(path, pattern) for path in paths):
+            raise ValueError(f"mask needs paths that match a parameter, got {pattern!r}; the paths are {paths}.")
+    return [path for path in paths if any(_matches(path, pattern) for pattern in patterns)]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern + below) for below in ("", ".*", "/*"))  # haiku's names have slashes
+
+
 def _mask_from_paths(patterns: Sequence[str], center: PyTree) -> PyTree:
     paths = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(center) if eqx.is_array(leaf)]
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}.*") for path in paths):
-            raise ValueError(f"mask needs paths that match a parameter, got {pattern!r}; the paths are {paths}.")
-
-    def matches(path: tuple[Any, ...], leaf: Any) -> bool:
-        name = path_name(path)
-        return eqx.is_array(leaf) and any(
-            fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*") for pattern in patterns
-        )
-
-    return jax.tree_util.tree_map_with_path(matches, center)
+    moving = set(matching_paths(patterns, paths))
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: eqx.is_array(leaf) and path_name(path) in moving, center)
 
 
 def _normalize_leaf(path: tuple[Any, ...], moves: Any, leaf: Any) -> Moves:
