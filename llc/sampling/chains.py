@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,10 +24,14 @@ import xarray as xr
 from jaxtyping import Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
+from llc.analysis.segments import join
+from llc.analysis.store import Store, opened
+from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.arguments import require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
+from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Moments, Recorder, Segment, describe
 from llc.sampling.kernel import Sampler
@@ -58,6 +63,7 @@ def sample(
     chain_method: str = "auto",
     keep_params: bool = False,
     progress: bool | None = None,
+    store: str | Path | Store | None = None,
 ) -> xr.DataTree:
     """Draws from `posterior`, as a DataTree in ArviZ's schema.
 
@@ -77,6 +83,9 @@ def sample(
         chain_method: `"vectorized"` (vmap), `"sequential"`, `"parallel"` (chains spread over devices) or `"auto"`.
         keep_params: whether to keep the parameters of every draw, as `params.<path>`.
         progress: whether to show a progress bar; None shows it on a terminal.
+        store: a folder such as `"run.zarr"` in which the run is kept as it goes, so that the same call goes on from
+            there after a kill, to the same bits, or with a larger `num_draws` after its end. `llc.load` reads it at any
+            time. `llc.Store` sets how often. None keeps nothing.
 
     Returns:
         DataTree with `posterior` (`loss`, `llc`), `sample_stats` (`potential`, `virial`, `grad_norm`, `distance`,
@@ -86,8 +95,11 @@ def sample(
         losses in nats per example.
 
     Raises:
-        ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
-        Interrupted: on Ctrl-C, a KeyboardInterrupt whose `partial` is the DataTree of the draws so far.
+        ValueError: if a setting is out of range or does not fit the sampler, naming the setting; if the store is of a
+            run with other settings, naming those, or another process writes to it.
+        OSError: if the store can't be written; what was written before stays.
+        Interrupted: on Ctrl-C (and SIGTERM with a store), a KeyboardInterrupt whose `partial` is the DataTree of the
+            draws so far.
     """
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     lengths = RunLengths(
@@ -98,11 +110,13 @@ def sample(
         batch_size=batch_size,
         eval_size=eval_size,
     )
-    chains = Chains(
-        key, posterior, sampler, lengths, spectrum=spectrum, chain_method=chain_method, keep_params=keep_params
-    )
-    chains.draw(num_draws, progress=progress)
-    return chains.tree()
+    settings = {"spectrum": spectrum, "chain_method": chain_method, "keep_params": keep_params}
+    with opened(store) as folder:
+        chains = Chains(key, posterior, sampler, lengths, store=folder and folder.run(), **settings)
+        if chains.asked < num_draws:  # of a run that was shorter; rounding is measured at the end of this one
+            chains.rounding.squares.clear()
+        chains.draw_until(num_draws, progress=progress)
+        return chains.tree()
 
 
 @contextlib.contextmanager
@@ -130,6 +144,7 @@ class Chains:
         spectrum: as of `sample`.
         chain_method: as of `sample`.
         keep_params: as of `sample`.
+        store: where the run is kept; None keeps nothing.
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
@@ -146,6 +161,7 @@ class Chains:
         spectrum: Spectrum | None = None,
         chain_method: str = "auto",
         keep_params: bool = False,
+        store: StoredRun | None = None,
     ):
         check_key(key)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
@@ -182,6 +198,14 @@ class Chains:
         ]
         self._standing = Standing(states, moments, Recorder(self.warmup, lengths.num_draws), 0)
         self._pace = Pace(self.size)
+        self._measured = 0  # draws after which rounding was measured
+        self._keeper = None
+        if store is not None:
+            deciding = {"spectrum": spectrum, "method": self.method, "keep_params": keep_params}
+            self._keeper = Keeper(store, deciding_settings(key, posterior, sampler, lengths, **deciding))
+            self._standing = self._keeper.resumed(self._standing)
+            self.rounding.squares = list(self._keeper.manifest.squares)
+            self._measured = self._keeper.manifest.measured
 
     @property
     def states(self) -> list[Any]:
@@ -198,6 +222,11 @@ class Chains:
         """Draws so far of every chain, of the warm-up too."""
         return self._standing.done
 
+    @property
+    def asked(self) -> int:
+        """Draws after the warm-up that were asked for; 0 without a store."""
+        return 0 if self._keeper is None else self._keeper.asked
+
     @_full_products()
     def draw(self, num_draws: int, *, progress: bool | None = None) -> None:
         """`num_draws` more draws of every chain; the first ones after the warm-up.
@@ -205,8 +234,31 @@ class Chains:
         Raises:
             Interrupted: on Ctrl-C, within about a second, or a draw where that takes longer.
         """
-        end = max(self.done, self.warmup) + num_draws
+        self.draw_until(max(self.done - self.warmup, 0) + num_draws, progress=progress)
+
+    def draw_until(self, num_draws: int, *, progress: bool | None = None) -> None:
+        """Draws until every chain has `num_draws` of them after the warm-up, those from the store included.
+
+        Raises:
+            ValueError: if the store has more already.
+            Interrupted: on Ctrl-C, within about a second, or a draw where that takes longer.
+        """
+        end = self.warmup + num_draws
+        if self.done > end:
+            raise ValueError(
+                f"num_draws needs at least the {self.done - self.warmup} draws that the store has, got {num_draws}; "
+                "ask for as many, or give another store."
+            )
         self._standing.recorder.reserve(end)
+        if self._keeper is None:
+            self._draw_until(end, progress=progress)
+            return
+        self._keeper.run.ask(num_draws, self.rounding.squares, self._measured)
+        with terminated_as_interrupted():
+            self._draw_until(end, progress=progress)
+            self._keep()
+
+    def _draw_until(self, end: int, *, progress: bool | None) -> None:
         try:
             with tqdm(
                 total=(end - self.done) * self.lengths.num_chains,
@@ -219,8 +271,19 @@ class Chains:
                     count = min(self._pace.next_size(), min(block, end) - self.done)
                     self._advance(count)
                     bar.update(count * self.lengths.num_chains)
+                    if self._keeper is not None and self._keeper.is_due():
+                        self._keep()
         except KeyboardInterrupt:
-            raise Interrupted(self._partial) from None
+            if self._keeper is None:
+                raise Interrupted(self._partial) from None
+            self._keep()
+            there = f"{self.done} of {end} draws of every chain (warm-up included) are in {self._keeper.run.store}"
+            raise Interrupted(self._partial, f"; {there}: the same call goes on from there") from None
+
+    def _keep(self) -> None:
+        """Writes what was drawn since the last checkpoint, and where the chains stand."""
+        if self._keeper is not None and self.done > self._keeper.stored:
+            self._keeper.keep(self._standing, self._tree(self._standing.recorder.since(self._keeper.stored)))
 
     def _advance(self, count: int) -> None:
         """`count` more draws of every chain, all or none."""
@@ -275,7 +338,19 @@ class Chains:
             raise ValueError(
                 f"tree needs draws after the warm-up, got {self.done} of its {self.warmup}; call draw first."
             )
-        self.rounding.add(self.positions, self._standing.recorder.last_deltas)
+        if self._measured != self.done:
+            self.rounding.add(self.positions, self._standing.recorder.last_deltas)
+            self._measured = self.done
+        tree = self._tree(self._standing.recorder)
+        if self._keeper is not None:
+            self._keep()
+            self._keeper.run.replace_head(tree, self.rounding.squares, self._measured)
+            if self._standing.recorder.offset:
+                tree = join([self._keeper.draws(), tree])
+        return tree
+
+    def _tree(self, recorder: Recorder) -> xr.DataTree:
+        """The draws that a recorder holds, as `sample` returns them."""
         attributes = {
             "sampler": type(self.sampler).__name__,
             "settings": json.dumps(self._settings()),
@@ -283,7 +358,7 @@ class Chains:
             "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
         }
         weights = np.asarray(self.measure.evaluation.weights)
-        return self._standing.recorder.tree(self._constants(), attributes, self.posterior, weights)
+        return recorder.tree(self._constants(), attributes, self.posterior, weights)
 
     def _partial(self) -> xr.DataTree | None:
         return self.tree() if self.done > self.warmup else None
