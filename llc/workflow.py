@@ -1,6 +1,7 @@
 """The whole way from a loss and a minimum to a checked estimate: settings, draws, bounds, report."""
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from llc.analysis.files import same
 from llc.analysis.report import Report
 from llc.analysis.schema import constant, variable
 from llc.analysis.series import finite_chains, plus_minus
+from llc.analysis.store import LOCALIZED, MAIN, Store, opened
+from llc.analysis.stored_run import StoredRun
 from llc.bounds.rank import Bounds, at_scale, rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
@@ -53,6 +56,7 @@ def estimate(
     spectrum: Spectrum | None = None,
     bounds: Bounds | None = None,
     progress: bool | None = None,
+    store: str | Path | Store | None = None,
 ) -> Report:
     """Report on λ at w*, from one call: settings, draws, bounds, checks and a verdict.
 
@@ -81,10 +85,14 @@ def estimate(
         spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).
         bounds: of `llc.higher_bounds`, the tightest; None takes those of the rank.
         progress: whether to show a progress bar; None shows it on a terminal.
+        store: a folder such as `"run.zarr"` in which the chains are kept as they go, so that the same call goes on from
+            there after a kill, to the same bits (see `llc.sample`). Calibration is made again: give `spectrum` where
+            that takes long.
 
     Raises:
-        ValueError: if a setting is out of range, the curvature at w* gives no scale, or `like` is given together with
-            `nbeta` or `gamma`.
+        ValueError: if a setting is out of range, the curvature at w* gives no scale, `like` is given together with
+            `nbeta` or `gamma`, or the store is of a run with other settings.
+        OSError: if the store can't be written; what was written before stays.
 
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
@@ -111,14 +119,16 @@ def estimate(
         spectrum=spectrum,
         progress=progress,
     )
-    run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress)
-    result = _extended(run, target_mcse, bounds, progress=progress)
-    draws = result.draws
-    open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
-    if not open_scale or not constant(draws, "gamma"):
-        return result
-    draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress)
-    return report(draws, bounds=bounds, spectrum=calibration.spectrum)
+    with opened(store) as folder:
+        run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress, store=folder)
+        result = _extended(run, target_mcse, bounds, progress=progress)
+        draws = result.draws
+        open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
+        if not open_scale or not constant(draws, "gamma"):
+            return result
+        stored = folder and folder.run(LOCALIZED)
+        draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress, store=stored)
+        return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 
 
 class Keys(NamedTuple):
@@ -169,41 +179,59 @@ class Run(NamedTuple):
 
 
 def draw_cool_enough(
-    keys: tuple[PRNGKeyArray, ...], calibration: Calibration, bounds: Bounds | None, *, progress: bool | None
+    keys: tuple[PRNGKeyArray, ...],
+    calibration: Calibration,
+    bounds: Bounds | None,
+    *,
+    progress: bool | None,
+    store: Store | None = None,
 ) -> Run:
     """The first draws of a run; again with a smaller step, as long as there are keys, where that one was too large."""
-    run = _start(keys[0], calibration, bounds, progress=progress)
-    for key in keys[1:]:
-        if not (calibration.overhead_bound and _step_too_large(run.report)):
+    run = _start(keys[0], calibration, bounds, progress=progress, store=store and store.run())
+    for number, key in enumerate(keys[1:], start=2):
+        extended = run.chains.asked > run.calibration.lengths.num_draws  # in the store, so that its step was not
+        if extended or not (calibration.overhead_bound and _step_too_large(run.report)):
             break
-        run = _start(key, run.calibration.with_smaller_step(), bounds, progress=progress)
+        again = store and store.run(f"{MAIN}-{number}")
+        run = _start(key, run.calibration.with_smaller_step(), bounds, progress=progress, store=again)
     return run
 
 
-def _start(key: PRNGKeyArray, calibration: Calibration, bounds: Bounds | None, *, progress: bool | None) -> Run:
+def _start(
+    key: PRNGKeyArray,
+    calibration: Calibration,
+    bounds: Bounds | None,
+    *,
+    progress: bool | None,
+    store: StoredRun | None,
+) -> Run:
+    """The first draws of a run, or all that it has in its store."""
     spectrum, lengths = calibration.spectrum, calibration.lengths
-    chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum)
-    _draw(chains, lengths.num_draws, calibration, progress=progress)
-    return Run(calibration, chains, report(_tree(chains, calibration), bounds=bounds, spectrum=spectrum))
+    chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum, store=store)
+    _draw(chains, max(lengths.num_draws, chains.asked), calibration, progress=progress)
+    return Run(calibration, chains, _report(chains, calibration, bounds))
 
 
-def _tree(chains: Chains, calibration: Calibration) -> xr.DataTree:
-    """The draws so far, with how their settings were chosen."""
+def _report(chains: Chains, calibration: Calibration, bounds: Bounds | None) -> Report:
+    """On the draws so far, with how their settings were chosen."""
     draws = chains.tree()
     draws.attrs[schema.CALIBRATION] = str(calibration)
     draws.attrs[schema.GAMMA_ORIGIN] = calibration.gamma_origin
-    return draws
+    result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
+    chains.note(result.draws.filter(lambda node: node.path in ("/", f"/{schema.CURVATURE}")))
+    return result
 
 
 def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
-    """Draws of a run; where each takes long, λ̂ so far is told as they come in."""
+    """Draws of a run, up to `num_draws` of a chain; where each takes long, λ̂ so far is told as they come in."""
     if not calibration.costly or progress is False:
-        chains.draw(num_draws, progress=progress)
+        chains.draw_until(num_draws, progress=progress)
         return
-    looks = np.unique(np.linspace(min(_FIRST_LOOK, num_draws), num_draws, 1 + _LOOKS).astype(int))
-    for part in np.diff(looks, prepend=0).tolist():
-        chains.draw(part, progress=progress)
-        draws = chains.tree()
+    there = chains.num_drawn
+    first = min(there + _FIRST_LOOK, num_draws)
+    for look in np.unique(np.linspace(first, num_draws, 1 + _LOOKS).astype(int)).tolist():
+        chains.draw_until(look, asked=num_draws, progress=progress)
+        draws = chains.so_far()
         llc, total = mean_energy(draws), draws["posterior"].sizes["draw"]
         say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain", progress=progress)
 
@@ -222,12 +250,10 @@ def _extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, pro
     calibration, chains, result = run
     if target_mcse is None:
         target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
-    done, most = calibration.lengths.num_draws, calibration.lengths.max_draws(_MAX_FACTOR)
-    while done < most and (more := _num_extra_draws(result, target_mcse, done)):
-        more = min(more, most - done)
-        _draw(chains, more, calibration, progress=progress)
-        done += more
-        result = report(_tree(chains, calibration), bounds=bounds, spectrum=calibration.spectrum)
+    most = calibration.lengths.max_draws(_MAX_FACTOR)
+    while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
+        _draw(chains, min(done + more, most), calibration, progress=progress)
+        result = _report(chains, calibration, bounds)
     return result
 
 
@@ -242,12 +268,14 @@ def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
     return done if excess**2 >= 2 or excess <= 1 else max(1, int((excess**2 - 1) * done * 1.1))
 
 
-def _localized_draws(key: PRNGKeyArray, calibration: Calibration, *, progress: bool | None) -> xr.DataTree:
+def _localized_draws(
+    key: PRNGKeyArray, calibration: Calibration, *, progress: bool | None, store: StoredRun | None
+) -> xr.DataTree:
     """A shorter run at 3γ, whose chains relax three times as fast."""
     posterior, lengths = calibration.posterior, calibration.lengths.shorter(_FEWER)
     posterior = posterior.with_scale(gamma=_STRONGER * posterior.scale.gamma)
-    chains = Chains(key, posterior, calibration.sampler, lengths, spectrum=calibration.spectrum)
-    chains.draw(lengths.num_draws, progress=progress)
+    chains = Chains(key, posterior, calibration.sampler, lengths, spectrum=calibration.spectrum, store=store)
+    chains.draw_until(lengths.num_draws, progress=progress)
     return chains.tree()
 
 

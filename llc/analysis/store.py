@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import xarray as xr
 
@@ -44,7 +43,7 @@ class Store:
         self.path, self.seconds = expand(path), seconds
         self._lock: int | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Store":
         """Takes the lock.
 
         Raises:
@@ -105,10 +104,7 @@ def read_store(path: Path) -> xr.DataTree:
         ValueError: if it is damaged, or has no draws after the warm-up.
     """
     runs = sorted(folder for folder in path.iterdir() if folder.name.partition("-")[0] == MAIN)
-    for folder in reversed(runs):
-        if (tree := StoredRun(folder, str(path)).read()) is not None:
-            break
-    else:
+    if not runs or (tree := StoredRun(runs[-1], str(path)).read()) is None:
         raise ValueError(f"store {path} has no draws after the warm-up yet; repeat the call that made it to go on.")
     if (localized := StoredRun(path / LOCALIZED, str(path)).read()) is not None:
         tree[LOCALIZED] = localized

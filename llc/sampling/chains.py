@@ -223,6 +223,11 @@ class Chains:
         return self._standing.done
 
     @property
+    def num_drawn(self) -> int:
+        """Draws so far of every chain, after the warm-up."""
+        return max(self.done - self.warmup, 0)
+
+    @property
     def asked(self) -> int:
         """Draws after the warm-up that were asked for; 0 without a store."""
         return 0 if self._keeper is None else self._keeper.asked
@@ -234,10 +239,15 @@ class Chains:
         Raises:
             Interrupted: on Ctrl-C, within about a second, or a draw where that takes longer.
         """
-        self.draw_until(max(self.done - self.warmup, 0) + num_draws, progress=progress)
+        self.draw_until(self.num_drawn + num_draws, progress=progress)
 
-    def draw_until(self, num_draws: int, *, progress: bool | None = None) -> None:
+    def draw_until(self, num_draws: int, *, asked: int | None = None, progress: bool | None = None) -> None:
         """Draws until every chain has `num_draws` of them after the warm-up, those from the store included.
+
+        Args:
+            num_draws: of a chain.
+            asked: how many the store is to have in the end, where these are a part of them.
+            progress: as of `sample`.
 
         Raises:
             ValueError: if the store has more already.
@@ -246,14 +256,14 @@ class Chains:
         end = self.warmup + num_draws
         if self.done > end:
             raise ValueError(
-                f"num_draws needs at least the {self.done - self.warmup} draws that the store has, got {num_draws}; "
+                f"num_draws needs at least the {self.num_drawn} draws that the store has, got {num_draws}; "
                 "ask for as many, or give another store."
             )
         self._standing.recorder.reserve(end)
         if self._keeper is None:
             self._draw_until(end, progress=progress)
             return
-        self._keeper.run.ask(num_draws, self.rounding.squares, self._measured)
+        self._keeper.run.ask(asked or num_draws, self.rounding.squares, self._measured)
         with terminated_as_interrupted():
             self._draw_until(end, progress=progress)
             self._keep()
@@ -334,20 +344,34 @@ class Chains:
         Raises:
             ValueError: if there are none after the warm-up.
         """
-        if self.done <= self.warmup:
-            raise ValueError(
-                f"tree needs draws after the warm-up, got {self.done} of its {self.warmup}; call draw first."
-            )
         if self._measured != self.done:
             self.rounding.add(self.positions, self._standing.recorder.last_deltas)
             self._measured = self.done
-        tree = self._tree(self._standing.recorder)
+        tree = self.so_far()
         if self._keeper is not None:
             self._keep()
             self._keeper.run.replace_head(tree, self.rounding.squares, self._measured)
-            if self._standing.recorder.offset:
-                tree = join([self._keeper.draws(), tree])
         return tree
+
+    def so_far(self) -> xr.DataTree:
+        """As `tree`, without measuring what rounding does to the last draws.
+
+        Raises:
+            ValueError: if there are none after the warm-up.
+        """
+        if not self.num_drawn:
+            raise ValueError(
+                f"tree needs draws after the warm-up, got {self.done} of its {self.warmup}; call draw first."
+            )
+        tree = self._tree(self._standing.recorder)
+        if self._keeper is None or not self._standing.recorder.offset:
+            return tree
+        return join([self._keeper.draws(), tree])
+
+    def note(self, groups: xr.DataTree) -> None:
+        """Keeps in the store, if there is one, what a report adds to the draws: groups and attributes."""
+        if self._keeper is not None:
+            self._keeper.run.note(groups)
 
     def _tree(self, recorder: Recorder) -> xr.DataTree:
         """The draws that a recorder holds, as `sample` returns them."""

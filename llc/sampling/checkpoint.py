@@ -156,7 +156,7 @@ def deciding_settings(
         "nbeta": posterior.scale.nbeta,
         "gamma": posterior.scale.gamma,
         **_flat("sampler", describe(sampler)),
-        "arrays of the sampler": _digest(sampler),
+        "arrays of the sampler": _digest([leaf for leaf in jax.tree.leaves(sampler) if np.size(leaf) > 1]),
         "spectrum": None if spectrum is None else _digest((spectrum.vectors, spectrum.nodes)),
         "num_chains": lengths.num_chains,
         "num_warmup": lengths.num_warmup,
