@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh
 from jaxtyping import Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
@@ -38,7 +39,16 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
 from llc.sampling.measure import make_measure
 from llc.sampling.pace import Pace
-from llc.sampling.placement import choose_method, on_device, place_keys, place_posterior
+from llc.sampling.placement import (
+    agreed,
+    checked_mesh,
+    choose_method,
+    mesh_of,
+    on_device,
+    place_keys,
+    place_posterior,
+    to_host,
+)
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, Standing
@@ -64,6 +74,7 @@ def sample(
     keep_params: bool = False,
     progress: bool | None = None,
     store: str | Path | Store | None = None,
+    mesh: Mesh | None = None,
 ) -> xr.DataTree:
     """Draws from `posterior`, as a DataTree in ArviZ's schema.
 
@@ -86,6 +97,8 @@ def sample(
         store: a folder such as `"run.zarr"` in which the run is kept as it goes, so that the same call goes on from
             there after a kill, to the same bits, or with a larger `num_draws` after its end. `llc.load` reads it at any
             time. `llc.Store` sets how often. None keeps nothing.
+        mesh: devices to spread the run over, of one host or of several: chains along its axis `"chain"`, and the rows
+            of a gradient along `"data"` if it has one. Params that are spread over other axes of it stay so.
 
     Returns:
         DataTree with `posterior` (`loss`, `llc`), `sample_stats` (`potential`, `virial`, `grad_norm`, `distance`,
@@ -110,7 +123,7 @@ def sample(
         batch_size=batch_size,
         eval_size=eval_size,
     )
-    settings = {"spectrum": spectrum, "chain_method": chain_method, "keep_params": keep_params}
+    settings = {"spectrum": spectrum, "chain_method": chain_method, "keep_params": keep_params, "mesh": mesh}
     with opened(store) as folder:
         chains = Chains(key, posterior, sampler, lengths, store=folder and folder.run(), **settings)
         if chains.asked < num_draws:  # of a run that was shorter; rounding is measured at the end of this one
@@ -145,6 +158,7 @@ class Chains:
         chain_method: as of `sample`.
         keep_params: as of `sample`.
         store: where the run is kept; None keeps nothing.
+        mesh: as of `sample`.
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
@@ -162,6 +176,7 @@ class Chains:
         chain_method: str = "auto",
         keep_params: bool = False,
         store: StoredRun | None = None,
+        mesh: Mesh | None = None,
     ):
         check_key(key)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
@@ -169,8 +184,12 @@ class Chains:
         check_memory(self.posterior, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
-        self.method = choose_method(chain_method, posterior, lengths.num_chains)
-        self.posterior = place_posterior(self.posterior, lengths.num_chains, self.method)
+        if mesh is None:
+            self.method = choose_method(chain_method, posterior, lengths.num_chains)
+            mesh = mesh_of(self.method, lengths.num_chains)
+        else:
+            mesh, self.method = checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
+        self.posterior = place_posterior(self.posterior, mesh, spread_rows=lengths.batch_size is None)
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
         self.measure = make_measure(subset_key, self.posterior, lengths, spectrum)
@@ -185,17 +204,16 @@ class Chains:
             ),  # few different ones: a program each
             keep_params=keep_params,
             vectorize=self.method != "sequential",
+            mesh=mesh,
         )
-        self.keys = place_keys(step_key, lengths.num_chains, self.method)
+        self.keys = place_keys(step_key, lengths.num_chains, self.method, mesh)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
         adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
         states = [
-            start_chains(keys, self.posterior, sampler, adaptation, vectorize=self.settings.vectorize)
-            for keys in place_keys(init_key, lengths.num_chains, self.method)
+            start_chains(keys, self.posterior, sampler, adaptation, self.settings)
+            for keys in place_keys(init_key, lengths.num_chains, self.method, mesh)
         ]
-        moments = [
-            start_moments(self.posterior, self.measure, state, vectorize=self.settings.vectorize) for state in states
-        ]
+        moments = [start_moments(self.posterior, self.measure, state, self.settings) for state in states]
         self._standing = Standing(states, moments, Recorder(self.warmup, lengths.num_draws), 0)
         self._pace = Pace(self.size)
         self._measured = 0  # draws after which rounding was measured
@@ -278,7 +296,7 @@ class Chains:
             ) as bar:
                 while self.done < end:
                     block = self._standing.recorder.block_end(self.done)
-                    count = min(self._pace.next_size(), min(block, end) - self.done)
+                    count = agreed(min(self._pace.next_size(), min(block, end) - self.done))
                     self._advance(count)
                     bar.update(count * self.lengths.num_chains)
                     if self._keeper is not None and self._keeper.is_due():
@@ -322,13 +340,13 @@ class Chains:
             span,
             self.settings,
         )
-        seen = jax.device_get(segment)
+        seen = to_host(segment)
         return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
 
     @property
     def positions(self) -> list[PyTree]:
         """Where each chain stands."""
-        ends = [jax.device_get(state.position) for state in self.states]
+        ends = [to_host(state.position) for state in self.states]
         if not self.settings.vectorize:
             return ends
         return [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(self.lengths.num_chains)]  # noqa: B023

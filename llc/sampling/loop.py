@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
@@ -13,6 +14,7 @@ from llc.sampling.draws import Draw, Moments, Segment
 from llc.sampling.kernel import Info, Sampler
 from llc.sampling.measure import Measure, evaluate_draw
 from llc.sampling.minibatch import minibatch
+from llc.sampling.placement import over_chains, split_rows
 
 
 class LoopSettings(NamedTuple):
@@ -23,12 +25,14 @@ class LoopSettings(NamedTuple):
         capacity: draws that a segment can hold.
         keep_params: whether the parameters of every draw are recorded.
         vectorize: whether all chains run side by side, so that keys and states have a leading axis.
+        mesh: over which they are spread; None is one device.
     """
 
     batch_size: int | None
     capacity: int
     keep_params: bool
     vectorize: bool
+    mesh: Mesh | None = None
 
 
 class Span(NamedTuple):
@@ -45,23 +49,25 @@ class Span(NamedTuple):
 
 
 @eqx.filter_jit
-def start_chains(keys: Array, posterior: LocalPosterior, sampler: Sampler, num_warmup: int, *, vectorize: bool) -> Any:
+def start_chains(
+    keys: Array, posterior: LocalPosterior, sampler: Sampler, num_warmup: int, settings: LoopSettings
+) -> Any:
     """States of chains at w*."""
 
     def initial(key: PRNGKeyArray) -> Any:
         return sampler.init(key, posterior, num_warmup=num_warmup)
 
-    return jax.vmap(initial)(keys) if vectorize else initial(keys)
+    return over_chains(initial, vectorize=settings.vectorize, mesh=settings.mesh)(keys)
 
 
 @eqx.filter_jit
-def start_moments(posterior: LocalPosterior, measure: Measure, states: Any, *, vectorize: bool) -> Moments | None:
+def start_moments(posterior: LocalPosterior, measure: Measure, states: Any, settings: LoopSettings) -> Moments | None:
     """Zeros for the sums of every unit and chain; None where there are none to keep."""
 
     def initial(state: Any) -> Moments | None:
         return _empty_moments(posterior, measure, state)
 
-    return jax.vmap(initial)(states) if vectorize else initial(states)
+    return over_chains(initial, vectorize=settings.vectorize, mesh=settings.mesh)(states)
 
 
 @eqx.filter_jit
@@ -83,9 +89,7 @@ def run_segment(
         def take(i: Array, loop: tuple[Any, Draw, Moments | None]) -> tuple[Any, Draw, Moments | None]:
             state, draws, moments = loop
             first = (span.start + i) * span.thinning
-            state, info = _steps(
-                step_key, batch_key, posterior, sampler, state, first, span.thinning, settings.batch_size
-            )
+            state, info = _steps(step_key, batch_key, posterior, sampler, state, first, span.thinning, settings)
             draw, seen = _record(posterior, measure, state.position, info, keep_params=settings.keep_params)
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             return state, draws, None if moments is None else jax.tree.map(jnp.add, moments, seen)
@@ -95,7 +99,7 @@ def run_segment(
         state, draws, moments = jax.lax.fori_loop(0, span.num_draws, take, (state, empty, start))
         return state, Segment(draws, moments)
 
-    return jax.vmap(chain)(keys, states, moments) if settings.vectorize else chain(keys, states, moments)
+    return over_chains(chain, vectorize=settings.vectorize, mesh=settings.mesh)(keys, states, moments)
 
 
 def _record(
@@ -136,7 +140,7 @@ def _steps(
     state: Any,
     first: Int[ArrayLike, ""],
     thinning: Int[ArrayLike, ""],
-    batch_size: int | None,
+    settings: LoopSettings,
 ) -> tuple[Any, Info]:
     """`thinning` steps from number `first` on: the new state, and the steps' Info: means, gradients counted."""
 
@@ -144,8 +148,9 @@ def _steps(
         state, total = loop
         step = j + jnp.asarray(first)
         batch = posterior.data
-        if batch_size is not None:
-            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, batch_size)
+        if settings.batch_size is not None:
+            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, settings.batch_size)
+            batch = split_rows(batch, settings.mesh)
         state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
         mean = jax.tree.map(lambda t, x: t + x / jnp.asarray(thinning).astype(zero.dtype), total, info)
         num_gradients = total.num_gradients + info.num_gradients
