@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from llc.analysis import schema
@@ -57,6 +58,7 @@ def estimate(
     bounds: Bounds | None = None,
     progress: bool | None = None,
     store: str | Path | Store | None = None,
+    mesh: Mesh | None = None,
 ) -> Report:
     """Report on λ at w*, from one call: settings, draws, bounds, checks and a verdict.
 
@@ -88,6 +90,7 @@ def estimate(
         store: a folder such as `"run.zarr"` in which the chains are kept as they go, so that the same call goes on from
             there after a kill, to the same bits (see `llc.sample`). Calibration is made again: give `spectrum` where
             that takes long.
+        mesh: devices to spread the chains over (see `llc.sample`); calibration stays on one.
 
     Raises:
         ValueError: if a setting is out of range, the curvature at w* gives no scale, `like` is given together with
@@ -120,14 +123,14 @@ def estimate(
         progress=progress,
     )
     with opened(store) as folder:
-        run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress, store=folder)
+        run = draw_cool_enough(keys.runs, calibration, bounds, progress=progress, store=folder, mesh=mesh)
         result = _extended(run, target_mcse, bounds, progress=progress)
         draws = result.draws
         open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
         if not open_scale or not constant(draws, "gamma"):
             return result
-        stored = folder and folder.run(LOCALIZED)
-        draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress, store=stored)
+        place = {"store": folder and folder.run(LOCALIZED), "mesh": mesh}
+        draws["localized"] = _localized_draws(keys.localized, run.calibration, progress=progress, **place)
         return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 
 
@@ -185,15 +188,16 @@ def draw_cool_enough(
     *,
     progress: bool | None,
     store: Store | None = None,
+    mesh: Mesh | None = None,
 ) -> Run:
     """The first draws of a run; again with a smaller step, as long as there are keys, where that one was too large."""
-    run = _start(keys[0], calibration, bounds, progress=progress, store=store and store.run())
+    run = _start(keys[0], calibration, bounds, progress=progress, store=store and store.run(), mesh=mesh)
     for number, key in enumerate(keys[1:], start=2):
         extended = run.chains.asked > run.calibration.lengths.num_draws  # in the store, so that its step was not
         if extended or not (calibration.overhead_bound and _step_too_large(run.report)):
             break
         again = store and store.run(f"{MAIN}-{number}")
-        run = _start(key, run.calibration.with_smaller_step(), bounds, progress=progress, store=again)
+        run = _start(key, run.calibration.with_smaller_step(), bounds, progress=progress, store=again, mesh=mesh)
     return run
 
 
@@ -204,10 +208,12 @@ def _start(
     *,
     progress: bool | None,
     store: StoredRun | None,
+    mesh: Mesh | None,
 ) -> Run:
     """The first draws of a run, or all that it has in its store."""
     spectrum, lengths = calibration.spectrum, calibration.lengths
-    chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum, store=store)
+    place = {"store": store, "mesh": mesh}
+    chains = Chains(key, calibration.posterior, calibration.sampler, lengths, spectrum=spectrum, **place)
     _draw(chains, max(lengths.num_draws, chains.asked), calibration, progress=progress)
     return Run(calibration, chains, _report(chains, calibration, bounds))
 
@@ -269,12 +275,18 @@ def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
 
 
 def _localized_draws(
-    key: PRNGKeyArray, calibration: Calibration, *, progress: bool | None, store: StoredRun | None
+    key: PRNGKeyArray,
+    calibration: Calibration,
+    *,
+    progress: bool | None,
+    store: StoredRun | None,
+    mesh: Mesh | None,
 ) -> xr.DataTree:
     """A shorter run at 3γ, whose chains relax three times as fast."""
     posterior, lengths = calibration.posterior, calibration.lengths.shorter(_FEWER)
     posterior = posterior.with_scale(gamma=_STRONGER * posterior.scale.gamma)
-    chains = Chains(key, posterior, calibration.sampler, lengths, spectrum=calibration.spectrum, store=store)
+    place = {"store": store, "mesh": mesh}
+    chains = Chains(key, posterior, calibration.sampler, lengths, spectrum=calibration.spectrum, **place)
     chains.draw_until(lengths.num_draws, progress=progress)
     return chains.tree()
 

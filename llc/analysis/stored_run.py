@@ -228,11 +228,16 @@ class StoredRun:
         """The arrays of the last checkpoint."""
         return read_folder(self.folder / "state" / self._now().checkpoints[-1].state.name)
 
-    def draws(self, *, notes: bool = False) -> xr.DataTree:
-        """All draws up to the last checkpoint, as of `llc.sample`; with the notes of a report on them if asked for."""
+    def first_draws(self, num_draws: int) -> xr.DataTree:
+        """The first draws of every chain, of the warm-up too, up to the end of a segment."""
+        segments = self._now().up_to(num_draws).segments
+        return join([read_folder(self.folder / "draws" / segment.draws.name) for segment in segments])
+
+    def draws(self) -> xr.DataTree:
+        """All draws up to the last checkpoint, as of `llc.sample`, with the notes of a report on them."""
         manifest = self._now()
-        parts = [read_folder(self.folder / "draws" / segment.draws.name) for segment in manifest.segments]
-        if notes and manifest.notes is not None and self._is_whole("notes", manifest.notes):
+        parts = [self.first_draws(manifest.done)]
+        if manifest.notes is not None and self._is_whole("notes", manifest.notes):
             parts.append(read_file(self.folder / "notes" / manifest.notes.name))
         return join([*parts, read_file(self.folder / "head" / manifest.checkpoints[-1].head.name)])
 
@@ -248,7 +253,7 @@ class StoredRun:
                 "each chain are read; the call that made it makes the rest again.",
                 stacklevel=3,
             )
-        tree = self.draws(notes=True) if self.manifest.checkpoints else xr.DataTree()
+        tree = self.draws() if self.manifest.checkpoints else xr.DataTree()
         return tree if "posterior" in tree.children else None
 
     def _now(self) -> Manifest:

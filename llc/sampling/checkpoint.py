@@ -43,10 +43,15 @@ class Keeper:
         settings: of `deciding_settings`.
 
     Raises:
-        ValueError: if the run is there with other settings.
+        ValueError: if the run is there with other settings, or runs on several hosts.
     """
 
     def __init__(self, run: StoredRun, settings: dict[str, Any]):
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"store needs a run of one process, got {jax.process_count()}; leave store out, and llc.save the draws "
+                "of the first process at the end."
+            )
         self.run, self.manifest = run, run.open(settings)
         self.begin = self.last = time.monotonic()
         self.cost = 0.0  # seconds of the last writing
@@ -107,7 +112,7 @@ class Keeper:
     def draws(self) -> xr.DataTree:
         """The draws that were there when the run was opened."""
         if self._before is None:
-            self._before = self.run.draws()
+            self._before = self.run.first_draws(self.manifest.done)
         return self._before
 
 
