@@ -74,6 +74,7 @@ from .analysis.susceptibility import susceptibility as susceptibility
 from .analysis.check import Check as Check
 from .analysis.files import save as save
 from .analysis.files import load as load
+from .analysis.store import Store as Store
 from .plotting.chains import plot_trace as plot_trace
 from .plotting.chains import plot_running as plot_running
 from .plotting.chains import plot_rank as plot_rank

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from llc.analysis import schema
@@ -16,6 +18,7 @@ from llc.analysis.files import same
 from llc.analysis.report import Report
 from llc.analysis.schema import constant, variable
 from llc.analysis.series import finite_chains, plus_minus
+from llc.analysis.store import LOCALIZED, MAIN, Store, opened
 from llc.bounds.rank import Bounds, at_scale, rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
@@ -62,6 +65,8 @@ def estimate(
     reference_loss: float | None = None,
     observables: _Observables = None,
     progress: bool | None = None,
+    store: str | Path | Store | None = None,
+    mesh: Mesh | None = None,
 ) -> Report:
     """Report on λ at w*, from one call: settings, draws, bounds, checks and a verdict.
 
@@ -93,10 +98,15 @@ def estimate(
         reference_loss: as of `llc.report`: the loss of a model that has learnt nothing.
         observables: functions that are recorded in the draws, as of `llc.sample`; not in the pilots and the run at 3γ.
         progress: whether to show a progress bar; None shows it on a terminal.
+        store: a folder such as `"run.zarr"` in which the chains are kept as they go, so that the same call goes on from
+            there after a kill, to the same bits (see `llc.sample`). Calibration is made again: give `spectrum` where
+            that takes long.
+        mesh: devices to spread the chains over (see `llc.sample`); calibration stays on one.
 
     Raises:
-        ValueError: if a setting is out of range, the curvature at w* gives no scale, or `like` is given together with
-            `nbeta` or `gamma`.
+        ValueError: if a setting is out of range, the curvature at w* gives no scale, `like` is given together with
+            `nbeta` or `gamma`, or the store is of a run with other settings.
+        OSError: if the store can't be written; what was written before stays.
 
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
@@ -127,23 +137,27 @@ def estimate(
         spectrum=spectrum,
         progress=progress,
     )
-    run = draw_cool_enough(keys.runs, calibration, bounds, observables=observables, progress=progress)
-    result = _extended(run, target_mcse, bounds, progress=progress)
-    draws = result.draws
-    if reference_loss is not None:
-        result = report(draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
+    with opened(store) as folder:
+        place = Place(folder, mesh, observables)
+        run = draw_cool_enough(keys.runs, calibration, bounds, place, progress=progress)
+        result = _extended(run, target_mcse, bounds, progress=progress)
         draws = result.draws
-    if any(check.told_by_half_step for check in result.failed):
-        half = half_step_draws(keys.half_step, run.calibration, progress=progress)
-        if half is not None:
-            draws[schema.HALF_STEP] = half
-            result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
+        if reference_loss is not None:
+            result = report(draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
             draws = result.draws
-    open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
-    if not open_scale or not constant(draws, "gamma"):
-        return result
-    draws["localized"] = localized_draws(keys.localized, run.calibration, progress=progress)
-    return report(draws, bounds=bounds, spectrum=calibration.spectrum)
+        if any(check.told_by_half_step for check in result.failed):
+            half = half_step_draws(keys.half_step, run.calibration, mesh=mesh, progress=progress)
+            if half is not None:
+                draws[schema.HALF_STEP] = half
+                result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
+                draws = result.draws
+        open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
+        if not open_scale or not constant(draws, "gamma"):
+            return result
+        kept = folder and folder.run(LOCALIZED)
+        localized = localized_draws(keys.localized, run.calibration, store=kept, mesh=mesh, progress=progress)
+        draws[schema.LOCALIZED] = localized
+        return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 
 
 class Keys(NamedTuple):
@@ -186,6 +200,14 @@ def _at_scale(
     return posterior.with_scale(nbeta=constant(like.draws, "nbeta"), gamma=constant(like.draws, "gamma"))
 
 
+class Place(NamedTuple):
+    """Where chains run and are kept, and what is recorded beside the loss."""
+
+    store: Store | None = None
+    mesh: Mesh | None = None
+    observables: _Observables = None
+
+
 class Run(NamedTuple):
     """Chains under way, with the settings that they run by and a report on their draws so far."""
 
@@ -198,16 +220,17 @@ def draw_cool_enough(
     keys: tuple[PRNGKeyArray, ...],
     calibration: Calibration,
     bounds: Bounds | None,
+    place: Place = Place(),
     *,
-    observables: _Observables = None,
     progress: bool | None,
 ) -> Run:
     """The first draws of a run; again with a smaller step, as long as there are keys, where that one was too large."""
-    run = _start(keys[0], calibration, bounds, observables, progress=progress)
-    for key in keys[1:]:
-        if not (calibration.overhead_bound and _step_too_large(run.report)):
+    run = _start(keys[0], calibration, bounds, place, MAIN, progress=progress)
+    for number, key in enumerate(keys[1:], start=2):
+        extended = run.chains.asked > run.calibration.lengths.num_draws  # in the store, so that its step was not
+        if extended or not (calibration.overhead_bound and _step_too_large(run.report)):
             break
-        run = _start(key, run.calibration.with_smaller_step(), bounds, observables, progress=progress)
+        run = _start(key, run.calibration.with_smaller_step(), bounds, place, f"{MAIN}-{number}", progress=progress)
     return run
 
 
@@ -215,36 +238,49 @@ def _start(
     key: PRNGKeyArray,
     calibration: Calibration,
     bounds: Bounds | None,
-    observables: _Observables,
+    place: Place,
+    name: str,
     *,
     progress: bool | None,
 ) -> Run:
+    """The first draws of a run, or all that it has in its store under `name`."""
     spectrum, lengths = calibration.spectrum, calibration.lengths
-    posterior, sampler = calibration.posterior, calibration.sampler
-    chains = Chains(key, posterior, sampler, lengths, spectrum=spectrum, observables=observables)
-    _draw(chains, lengths.num_draws, calibration, progress=progress)
-    return Run(calibration, chains, report(_tree(chains, calibration), bounds=bounds, spectrum=spectrum))
+    chains = Chains(
+        key,
+        calibration.posterior,
+        calibration.sampler,
+        lengths,
+        spectrum=spectrum,
+        observables=place.observables,
+        store=place.store and place.store.run(name),
+        mesh=place.mesh,
+    )
+    _draw(chains, max(lengths.num_draws, chains.asked), calibration, progress=progress)
+    return Run(calibration, chains, _report(chains, calibration, bounds))
 
 
-def _tree(chains: Chains, calibration: Calibration) -> xr.DataTree:
-    """The draws so far, with how their settings were chosen."""
+def _report(chains: Chains, calibration: Calibration, bounds: Bounds | None) -> Report:
+    """On the draws so far, with how their settings were chosen."""
     draws = chains.tree()
     draws.attrs[schema.CALIBRATION] = str(calibration)
     draws.attrs[schema.GAMMA_ORIGIN] = calibration.gamma_origin
     if math.isfinite(weaker := calibration.choices["gamma"].evidence.get("weaker", math.nan)):
         draws.attrs[schema.WEAKER_GAMMA] = weaker
-    return draws
+    result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
+    chains.note(result.draws.filter(lambda node: node.path in ("/", f"/{schema.CURVATURE}")))
+    return result
 
 
 def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
-    """Draws of a run; where each takes long, λ̂ so far is told as they come in."""
+    """Draws of a run, up to `num_draws` of a chain; where each takes long, λ̂ so far is told as they come in."""
     if not calibration.costly or progress is False:
-        chains.draw(num_draws, progress=progress)
+        chains.draw_until(num_draws, progress=progress)
         return
-    looks = np.unique(np.linspace(min(_FIRST_LOOK, num_draws), num_draws, 1 + _LOOKS).astype(int))
-    for part in np.diff(looks, prepend=0).tolist():
-        chains.draw(part, progress=progress)
-        draws = chains.tree()
+    there = chains.num_drawn
+    first = min(there + _FIRST_LOOK, num_draws)
+    for look in np.unique(np.linspace(first, num_draws, 1 + _LOOKS).astype(int)).tolist():
+        chains.draw_until(look, asked=num_draws, progress=progress)
+        draws = chains.so_far()
         llc, total = mean_energy(draws), draws["posterior"].sizes["draw"]
         say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain", progress=progress)
 
@@ -263,12 +299,10 @@ def _extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, pro
     calibration, chains, result = run
     if target_mcse is None:
         target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
-    done, most = calibration.lengths.num_draws, calibration.lengths.max_draws(_MAX_FACTOR)
-    while done < most and (more := _num_extra_draws(result, target_mcse, done)):
-        more = min(more, most - done)
-        _draw(chains, more, calibration, progress=progress)
-        done += more
-        result = report(_tree(chains, calibration), bounds=bounds, spectrum=calibration.spectrum)
+    most = calibration.lengths.max_draws(_MAX_FACTOR)
+    while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
+        _draw(chains, min(done + more, most), calibration, progress=progress)
+        result = _report(chains, calibration, bounds)
     return result
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
+from llc.analysis.store import is_store, read_store
 from llc.analysis.text import printable
 from llc.analysis.writing import check_writable as check_writable
 from llc.analysis.writing import expand, locked, write_whole
@@ -41,7 +42,7 @@ def save(draws: xr.DataTree, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> xr.DataTree:
-    """Draws from a netCDF file, read into memory (the file is closed again).
+    """Draws from a netCDF file, or from a run's store, read into memory (the file is closed again).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -52,8 +53,13 @@ def load(path: str | Path) -> xr.DataTree:
     path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"no file {path}; llc sample --out {path} writes one.")
+    if is_store(path):
+        draws = read_store(path)
+        schema.validate(draws, str(path))
+        draws.encoding["source"] = str(path)
+        return draws
     if path.is_dir():
-        raise ValueError(f"{path} needs to be a netCDF file of llc sample, but it is a folder.")
+        raise ValueError(f"{path} needs to be a netCDF file of llc sample, but it is another folder.")
     return from_bytes(path.read_bytes(), str(path))
 
 

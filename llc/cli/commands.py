@@ -94,7 +94,11 @@ def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
 
 
 def sample(arguments: argparse.Namespace) -> int:
-    """`llc sample`: draws into a file, and a report on them; those so far, where it is interrupted."""
+    """`llc sample`: draws into a file or a store, and a report on them; those so far, where it is interrupted."""
+    if arguments.out is None and arguments.store is None:
+        raise ValueError(
+            "llc sample needs --out FILE.nc for its draws, or --store FOLDER.zarr to keep them as it goes."
+        )
     outputs.check(out=arguments.out, reads=(inputs.model_file(arguments.posterior),))
     model = inputs.load_model(arguments.posterior)
     posterior = model.posterior.with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
@@ -108,15 +112,27 @@ def sample(arguments: argparse.Namespace) -> int:
     sampler = getattr(llc, _SAMPLERS[arguments.sampler])(**given)
     settings = {name: getattr(arguments, name) for name in names}
     try:
-        draws = llc.sample(_key(arguments.seed), posterior, sampler, observables=model.observables, **settings)
+        draws = llc.sample(
+            _key(arguments.seed),
+            posterior,
+            sampler,
+            observables=model.observables,
+            store=arguments.store,
+            **settings,
+        )
     except KeyboardInterrupt as stop:
         draws = getattr(stop, "partial", None)
-        if draws is None:
+        told = [str(stop)] if arguments.store is not None else []
+        if draws is None and not told:
             raise KeyboardInterrupt("interrupted before the first draw, so that nothing was written") from None
+        if draws is not None and arguments.out is not None:
+            path = outputs.put_draws(arguments.out, posterior, draws, before)
+            done = f"{draws['posterior'].sizes['draw']} of {arguments.num_draws} draws of every chain"
+            told.append(f"interrupted; {done} are written to {path}")
+        raise KeyboardInterrupt("\n".join(told)) from None
+    path = arguments.store
+    if arguments.out is not None:
         path = outputs.put_draws(arguments.out, posterior, draws, before)
-        done = f"{draws['posterior'].sizes['draw']} of {arguments.num_draws} draws of every chain"
-        raise KeyboardInterrupt(f"interrupted; {done} are written to {path}") from None
-    path = outputs.put_draws(arguments.out, posterior, draws, before)
     say(f"{llc.report(draws)}\n\nWritten to {path}.")
     return 0
 

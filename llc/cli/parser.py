@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     for name, description, flags in (
         ("demo", "estimate the LLC of a small network, in about a minute", _demo_flags),
         ("calibrate", "settings for llc sample, with the reason for each", _calibrate_flags),
-        ("sample", "draws from a posterior into a netCDF file", _sample_flags),
+        ("sample", "draws from a posterior into a netCDF file or a store", _sample_flags),
         ("bounds", "spectrum of the Hessian at w*, its rank, and bounds on λ", _bounds_flags),
         ("report", "estimates, bounds, checks and verdict from a file", _report_flags),
         ("sweep", "λ̂ of many checkpoints at one scale, and their differences", sweeps.sweep_flags),
@@ -131,7 +131,10 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
 def _sample_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
     command.epilog = f"{_EXECUTED} A variable observables in it, a dict of functions, is recorded (see llc.sample)."
-    command.add_argument("--out", type=_path, required=True, help="netCDF file; a spectrum in it is kept")
+    command.add_argument("--out", type=_path, help="netCDF file; a spectrum in it is kept")
+    command.add_argument(
+        "--store", type=_path, help="folder to keep the run in as it goes; the same command goes on from there"
+    )
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
         "--step-size", type=float, help="default: from the curvature (sgld, sghmc, sgnht), or adapted in the warm-up"
@@ -187,7 +190,7 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=_path, help="netCDF file of llc sample, best with a spectrum of llc bounds")
+    command.add_argument("file", type=_path, help="netCDF file or store, best with a spectrum of llc bounds")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.add_argument("--html", type=_path, help="HTML file for the report as one self-contained page")
     command.add_argument("--figures", type=_path, help="folder for the figures (PNG)")

@@ -1,4 +1,4 @@
-"""Models and parameters of other libraries, each behind an optional extra: `llc.interop.torch`, files of checkpoints."""
+"""Models and parameters of other libraries, each behind an extra: `llc.interop.torch`, files of checkpoints."""
 
 import lazy_loader
 

@@ -15,19 +15,25 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
+from jax.sharding import Mesh
 from jaxtyping import Float, PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
+from llc.analysis.segments import join
+from llc.analysis.store import Store, opened
+from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.posterior.reference import reference_loss
+from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, Sums, describe
 from llc.sampling.kernel import Sampler
@@ -36,7 +42,16 @@ from llc.sampling.measure import gradient_at_center, make_measure
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
-from llc.sampling.placement import choose_method, on_device, place_keys, place_posterior
+from llc.sampling.placement import (
+    agreed,
+    checked_mesh,
+    choose_method,
+    mesh_of,
+    on_device,
+    place_keys,
+    place_posterior,
+    to_host,
+)
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, Standing
@@ -63,6 +78,8 @@ def sample(
     keep_params: bool = False,
     observables: Mapping[str, Callable[..., Any] | Observable] | None = None,
     progress: bool | None = None,
+    store: str | Path | Store | None = None,
+    mesh: Mesh | None = None,
 ) -> xr.DataTree:
     """Draws from `posterior`, as a DataTree in ArviZ's schema.
 
@@ -84,6 +101,11 @@ def sample(
         observables: functions by name, `fn(params)`, `fn(params, batch)` of the posterior's data, or `llc.Observable`
             with data of its own; see the group `observables` below. Each costs an evaluation a draw.
         progress: whether to show a progress bar; None shows it on a terminal.
+        store: a folder such as `"run.zarr"` in which the run is kept as it goes, so that the same call goes on from
+            there after a kill, to the same bits, or with a larger `num_draws` after its end. `llc.load` reads it at any
+            time. `llc.Store` sets how often. None keeps nothing.
+        mesh: devices to spread the run over, of one host or of several: chains along its axis `"chain"`, and the rows
+            of a gradient along `"data"` if it has one. Params that are spread over other axes of it stay so.
 
     Returns:
         DataTree with `posterior` (`loss`, `llc`), `sample_stats` (`potential`, `virial`, `grad_norm`, `distance`,
@@ -95,8 +117,11 @@ def sample(
         `<name>.variance`, `<name>.cov.loss`); φ(w*) is `init_<name>` in `constant_data`.
 
     Raises:
-        ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
-        Interrupted: on Ctrl-C, a KeyboardInterrupt whose `partial` is the DataTree of the draws so far.
+        ValueError: if a setting is out of range or does not fit the sampler, naming the setting; if the store is of a
+            run with other settings, naming those, or another process writes to it.
+        OSError: if the store can't be written; what was written before stays.
+        Interrupted: on Ctrl-C (and SIGTERM with a store), a KeyboardInterrupt whose `partial` is the DataTree of the
+            draws so far.
     """
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_flag("keep_params", keep_params)
@@ -109,18 +134,15 @@ def sample(
         batch_size=batch_size,
         eval_size=eval_size,
     )
-    chains = Chains(
-        key,
-        posterior,
-        sampler,
-        lengths,
-        spectrum=spectrum,
-        chain_method=chain_method,
-        keep_params=keep_params,
-        observables=observables,
-    )
-    chains.draw(num_draws, progress=progress)
-    return chains.tree()
+    settings = {"spectrum": spectrum, "chain_method": chain_method, "keep_params": keep_params, "mesh": mesh}
+    with opened(store) as folder:
+        chains = Chains(
+            key, posterior, sampler, lengths, observables=observables, store=folder and folder.run(), **settings
+        )
+        if chains.asked < num_draws:  # of a run that was shorter; rounding is measured at the end of this one
+            chains.rounding.squares.clear()
+        chains.draw_until(num_draws, progress=progress)
+        return chains.tree()
 
 
 @contextlib.contextmanager
@@ -149,6 +171,8 @@ class Chains:
         chain_method: as of `sample`.
         keep_params: as of `sample`.
         observables: as of `sample`.
+        store: where the run is kept; None keeps nothing.
+        mesh: as of `sample`.
 
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
@@ -166,6 +190,8 @@ class Chains:
         chain_method: str = "auto",
         keep_params: bool = False,
         observables: Mapping[str, Callable[..., Any] | Observable] | None = None,
+        store: StoredRun | None = None,
+        mesh: Mesh | None = None,
     ):
         check_key(key)
         check_posterior(posterior)
@@ -174,8 +200,12 @@ class Chains:
         check_memory(self.posterior, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
-        self.method = choose_method(chain_method, posterior, lengths.num_chains)
-        self.posterior = place_posterior(self.posterior, lengths.num_chains, self.method)
+        if mesh is None:
+            self.method = choose_method(chain_method, posterior, lengths.num_chains)
+            mesh = mesh_of(self.method, lengths.num_chains)
+        else:
+            mesh, self.method = checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
+        self.posterior = place_posterior(self.posterior, mesh, spread_rows=lengths.batch_size is None)
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
         recorded = prepare_observables(observables, self.posterior, lengths)
@@ -192,19 +222,27 @@ class Chains:
             ),  # few different ones: a program each
             keep_params=keep_params,
             vectorize=self.method != "sequential",
+            mesh=mesh,
         )
-        self.keys = place_keys(step_key, lengths.num_chains, self.method)
+        self.keys = place_keys(step_key, lengths.num_chains, self.method, mesh)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
         adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
         states = [
-            start_chains(keys, self.posterior, sampler, adaptation, vectorize=self.settings.vectorize)
-            for keys in place_keys(init_key, lengths.num_chains, self.method)
+            start_chains(keys, self.posterior, sampler, adaptation, self.settings)
+            for keys in place_keys(init_key, lengths.num_chains, self.method, mesh)
         ]
-        moments = [
-            start_moments(self.posterior, self.measure, state, vectorize=self.settings.vectorize) for state in states
-        ]
+        moments = [start_moments(self.posterior, self.measure, state, self.settings) for state in states]
         self._standing = Standing(states, moments, Recorder(self.warmup, lengths.num_draws), 0)
         self._pace = Pace(self.size)
+        self._measured = 0  # draws after which rounding was measured
+        self._keeper = None
+        if store is not None:
+            deciding = {"spectrum": spectrum, "method": self.method, "keep_params": keep_params}
+            settings = deciding_settings(key, posterior, sampler, lengths, observables=recorded, **deciding)
+            self._keeper = Keeper(store, settings)
+            self._standing = self._keeper.resumed(self._standing, vectorize=self.settings.vectorize)
+            self.rounding.squares = list(self._keeper.manifest.squares)
+            self._measured = self._keeper.manifest.measured
 
     @property
     def states(self) -> list[Any]:
@@ -221,6 +259,16 @@ class Chains:
         """Draws so far of every chain, of the warm-up too."""
         return self._standing.done
 
+    @property
+    def num_drawn(self) -> int:
+        """Draws so far of every chain, after the warm-up."""
+        return max(self.done - self.warmup, 0)
+
+    @property
+    def asked(self) -> int:
+        """Draws after the warm-up that were asked for; 0 without a store."""
+        return 0 if self._keeper is None else self._keeper.asked
+
     @_full_products()
     def draw(self, num_draws: int, *, progress: bool | None = None) -> None:
         """`num_draws` more draws of every chain; the first ones after the warm-up.
@@ -228,8 +276,36 @@ class Chains:
         Raises:
             Interrupted: on Ctrl-C, within about a second, or a draw where that takes longer.
         """
-        end = max(self.done, self.warmup) + num_draws
+        self.draw_until(self.num_drawn + num_draws, progress=progress)
+
+    def draw_until(self, num_draws: int, *, asked: int | None = None, progress: bool | None = None) -> None:
+        """Draws until every chain has `num_draws` of them after the warm-up, those from the store included.
+
+        Args:
+            num_draws: of a chain.
+            asked: how many the store is to have in the end, where these are a part of them.
+            progress: as of `sample`.
+
+        Raises:
+            ValueError: if the store has more already.
+            Interrupted: on Ctrl-C, within about a second, or a draw where that takes longer.
+        """
+        end = self.warmup + num_draws
+        if self.done > end:
+            raise ValueError(
+                f"num_draws needs at least the {self.num_drawn} draws that the store has, got {num_draws}; "
+                "ask for as many, or give another store."
+            )
         self._standing.recorder.reserve(end)
+        if self._keeper is None:
+            self._draw_until(end, progress=progress)
+            return
+        self._keeper.run.ask(asked or num_draws, self.rounding.squares, self._measured)
+        with terminated_as_interrupted():
+            self._draw_until(end, progress=progress)
+            self._keep()
+
+    def _draw_until(self, end: int, *, progress: bool | None) -> None:
         try:
             with tqdm(
                 total=(end - self.done) * self.lengths.num_chains,
@@ -239,11 +315,22 @@ class Chains:
             ) as bar:
                 while self.done < end:
                     block = self._standing.recorder.block_end(self.done)
-                    count = min(self._pace.next_size(), min(block, end) - self.done)
+                    count = agreed(min(self._pace.next_size(), min(block, end) - self.done))
                     self._advance(count)
                     bar.update(count * self.lengths.num_chains)
+                    if self._keeper is not None and self._keeper.is_due():
+                        self._keep()
         except KeyboardInterrupt:
-            raise Interrupted(self._partial) from None
+            if self._keeper is None:
+                raise Interrupted(self._partial) from None
+            self._keep()
+            there = f"{self.done} of {end} draws of every chain (warm-up included) are in {self._keeper.run.store}"
+            raise Interrupted(self._partial, f"; {there}: the same call goes on from there") from None
+
+    def _keep(self) -> None:
+        """Writes what was drawn since the last checkpoint, and where the chains stand."""
+        if self._keeper is not None and self.done > self._keeper.stored:
+            self._keeper.keep(self._standing, self._tree(self._standing.recorder.since(self._keeper.stored)))
 
     def _advance(self, count: int) -> None:
         """`count` more draws of every chain, all or none."""
@@ -272,13 +359,13 @@ class Chains:
             span,
             self.settings,
         )
-        seen = jax.device_get(segment)
+        seen = to_host(segment)
         return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
 
     @property
     def positions(self) -> list[PyTree]:
         """Where each chain stands."""
-        ends = [jax.device_get(state.position) for state in self.states]
+        ends = [to_host(state.position) for state in self.states]
         if not self.settings.vectorize:
             return ends
         return [jax.tree.map(lambda leaf: leaf[i], ends[0]) for i in range(self.lengths.num_chains)]  # noqa: B023
@@ -294,11 +381,37 @@ class Chains:
         Raises:
             ValueError: if there are none after the warm-up.
         """
-        if self.done <= self.warmup:
+        if self._measured != self.done:
+            self.rounding.add(self.positions, self._standing.recorder.last_deltas)
+            self._measured = self.done
+        tree = self.so_far()
+        if self._keeper is not None:
+            self._keep()
+            self._keeper.run.replace_head(tree, self.rounding.squares, self._measured)
+        return tree
+
+    def so_far(self) -> xr.DataTree:
+        """As `tree`, without measuring what rounding does to the last draws.
+
+        Raises:
+            ValueError: if there are none after the warm-up.
+        """
+        if not self.num_drawn:
             raise ValueError(
                 f"tree needs draws after the warm-up, got {self.done} of its {self.warmup}; call draw first."
             )
-        self.rounding.add(self.positions, self._standing.recorder.last_deltas)
+        tree = self._tree(self._standing.recorder)
+        if self._keeper is None or not self._standing.recorder.offset:
+            return tree
+        return join([self._keeper.draws(), tree])
+
+    def note(self, groups: xr.DataTree) -> None:
+        """Keeps in the store, if there is one, what a report adds to the draws: groups and attributes."""
+        if self._keeper is not None:
+            self._keeper.run.note(groups)
+
+    def _tree(self, recorder: Recorder) -> xr.DataTree:
+        """The draws that a recorder holds, as `sample` returns them."""
         attributes = {
             "sampler": type(self.sampler).__name__,
             "settings": json.dumps(self._settings()),
@@ -307,7 +420,7 @@ class Chains:
         }
         weights = np.asarray(self.measure.evaluation.weights)
         observables = self.measure.observables
-        return self._standing.recorder.tree(self._constants(), attributes, self.posterior, weights, observables)
+        return recorder.tree(self._constants(), attributes, self.posterior, weights, observables)
 
     def _partial(self) -> xr.DataTree | None:
         return self.tree() if self.done > self.warmup else None
@@ -340,7 +453,8 @@ class Chains:
         lengths, weights = self.lengths, self.given.weights
         # Rows of equal weight that would have the same error of a mean (Kish 1965).
         effective = None if weights is None else float(np.sum(weights) ** 2 / np.sum(weights**2))
-        return ({} if effective is None else {"effective_rows": effective}) | {
+        settings: dict[str, object] = {} if effective is None else {"effective_rows": effective}
+        return settings | {
             "sampler": describe(self.sampler),
             "num_chains": lengths.num_chains,
             "num_warmup": lengths.num_warmup,

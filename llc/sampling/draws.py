@@ -81,6 +81,8 @@ class Recorder:
         self.num_draws, self.num_blocks = num_draws, min(_NUM_BLOCKS, num_draws)
         self.moments: dict[int, Sums] = {}
         self.counts: dict[int, int] = {}
+        self.offset = 0  # draws before those in the buffers, which are kept elsewhere
+        self.before: np.ndarray | None = None  # L(w) − L(w*) of the last of them
 
     def reserve(self, num_draws: int) -> None:
         """Makes room for `num_draws` draws of a chain in all, those of the warm-up too."""
@@ -88,8 +90,8 @@ class Recorder:
             return
         self.capacity = num_draws
         for i, buffer in enumerate(self.buffers):
-            self.buffers[i] = np.empty((len(buffer), num_draws, *buffer.shape[2:]), buffer.dtype)
-            self.buffers[i][:, : self.end] = buffer[:, : self.end]
+            self.buffers[i] = np.empty((len(buffer), num_draws - self.offset, *buffer.shape[2:]), buffer.dtype)
+            self.buffers[i][:, : self.end - self.offset] = buffer[:, : self.end - self.offset]
 
     def block_end(self, draw: int) -> int:
         """The draw at which the block of `draw` ends, by its number; the warm-up is a block too."""
@@ -111,12 +113,13 @@ class Recorder:
         if not self.buffers:
             self.structure = jax.tree.structure(parts[0].draws)
             num_chains = sum(len(part[0]) for part in leaves)
-            self.buffers = [np.empty((num_chains, self.capacity, *x.shape[2:]), x.dtype) for x in leaves[0]]
-        first = 0
+            room = self.capacity - self.offset
+            self.buffers = [np.empty((num_chains, room, *x.shape[2:]), x.dtype) for x in leaves[0]]
+        first, place = 0, start - self.offset
         for part in leaves:
             last = first + len(part[0])
             for buffer, leaf in zip(self.buffers, part, strict=True):
-                buffer[first:last, start : start + count] = leaf[:, :count]
+                buffer[first:last, place : place + count] = leaf[:, :count]
             first = last
         more = copy.copy(self)
         more.end = start + count
@@ -140,11 +143,20 @@ class Recorder:
     @property
     def last_deltas(self) -> Float[np.ndarray, "chain"]:
         """L(w) − L(w*) of the last draw of every chain."""
+        if self.end == self.offset and self.before is not None:
+            return self.before
         return np.asarray(self._recorded().delta[:, -1])
+
+    def since(self, draw: int) -> "Recorder":
+        """The same with the draws from number `draw` on only, as views."""
+        later = copy.copy(self)
+        later.buffers = [buffer[:, draw - self.offset :] for buffer in self.buffers]
+        later.offset, later.before = draw, None
+        return later
 
     def _recorded(self) -> Draw:
         """All draws so far, as views of the arrays that they lie in."""
-        return jax.tree.unflatten(self.structure, [buffer[:, : self.end] for buffer in self.buffers])
+        return jax.tree.unflatten(self.structure, [buffer[:, : self.end - self.offset] for buffer in self.buffers])
 
     def tree(
         self,
@@ -155,14 +167,16 @@ class Recorder:
         observables: Mapping[str, Recorded],
     ) -> xr.DataTree:
         """Everything recorded, with the warm-up apart; `weights` are those of the units that losses come in."""
-        draws = self._recorded()
-        groups = {"posterior": _values(draws, constants), "sample_stats": _statistics(draws)}
-        split: dict[str, dict[str, Any]] = {
-            name: {k: v[:, self.warmup :] for k, v in group.items()} for name, group in groups.items()
-        }
-        if self.warmup:
+        groups, warmup = {}, max(self.warmup - self.offset, 0)
+        if self.end > self.offset:
+            draws = self._recorded()
+            groups = {"posterior": _values(draws, constants), "sample_stats": _statistics(draws)}
+        split: dict[str, dict[str, Any]] = {}
+        if self.end - self.offset > warmup:
+            split |= {name: {k: v[:, warmup:] for k, v in group.items()} for name, group in groups.items()}
+        if warmup:
             for name, group in groups.items():
-                split[f"warmup_{name}"] = {k: v[:, : self.warmup] for k, v in group.items()}
+                split[f"warmup_{name}"] = {k: v[:, :warmup] for k, v in group.items()}
         split["constant_data"] = dict(constants)
         with warnings.catch_warnings():
             # A short run of many chains is no mistake in the order of the axes.
@@ -177,14 +191,16 @@ class Recorder:
 
     def _put_observables(self, tree: xr.DataTree, observables: Mapping[str, Recorded]) -> None:
         """The groups of observables, and their values at w* among the constants."""
-        dims, draws = {name: one.dims for name, one in observables.items()}, self._recorded().observables
-        parts = {"warmup_observables": slice(self.warmup), "observables": slice(self.warmup, None)}
+        dims = {name: one.dims for name, one in observables.items()}
+        draws = self._recorded().observables if self.end > self.offset else {}
+        warmup = max(self.warmup - self.offset, 0)
+        parts = {"warmup_observables": slice(warmup), "observables": slice(warmup, None)}
         for group, part in parts.items():
             found = {name: xr.Variable(("chain", "draw", *dims[name]), x[:, part]) for name, x in draws.items()}
             if group == "observables":
                 sums = [self.moments[block].observables for block in sorted(self.moments)]
                 found |= block_variables([block for block in sums if block is not None], dims)
-            if found and not (group == "warmup_observables" and not self.warmup):
+            if found and not (group == "warmup_observables" and not warmup):
                 sizes = xr.Dataset(found).sizes
                 tree[group] = xr.DataTree(
                     xr.Dataset(found, {dim: np.arange(sizes[dim]) for dim in ("chain", "draw") if dim in sizes})

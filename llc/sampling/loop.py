@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
@@ -15,6 +16,7 @@ from llc.sampling.kernel import Info, Sampler
 from llc.sampling.measure import Measure, evaluate_draw
 from llc.sampling.minibatch import minibatch
 from llc.sampling.observables import differences, kept_draws, start_comoments
+from llc.sampling.placement import over_chains, split_rows
 
 
 class LoopSettings(NamedTuple):
@@ -25,12 +27,14 @@ class LoopSettings(NamedTuple):
         capacity: draws that a segment can hold.
         keep_params: whether the parameters of every draw are recorded.
         vectorize: whether all chains run side by side, so that keys and states have a leading axis.
+        mesh: over which they are spread; None is one device.
     """
 
     batch_size: int | None
     capacity: int
     keep_params: bool
     vectorize: bool
+    mesh: Mesh | None = None
 
 
 class Span(NamedTuple):
@@ -47,24 +51,26 @@ class Span(NamedTuple):
 
 
 @eqx.filter_jit
-def start_chains(keys: Array, posterior: LocalPosterior, sampler: Sampler, num_warmup: int, *, vectorize: bool) -> Any:
+def start_chains(
+    keys: Array, posterior: LocalPosterior, sampler: Sampler, num_warmup: int, settings: LoopSettings
+) -> Any:
     """States of chains at w*."""
 
     def initial(key: PRNGKeyArray) -> Any:
         return sampler.init(key, posterior, num_warmup=num_warmup)
 
-    return jax.vmap(initial)(keys) if vectorize else initial(keys)
+    return over_chains(initial, vectorize=settings.vectorize, mesh=settings.mesh)(keys)
 
 
 @eqx.filter_jit
-def start_moments(posterior: LocalPosterior, measure: Measure, states: Any, *, vectorize: bool) -> Sums:
+def start_moments(posterior: LocalPosterior, measure: Measure, states: Any, settings: LoopSettings) -> Sums:
     """Zeros for the sums of every unit and observable, in every chain."""
 
     def initial(state: Any) -> Sums:
         zero = jnp.zeros((), measure.baseline.dtype)
         return Sums(_empty_moments(posterior, measure, state), start_comoments(measure.observables, zero))
 
-    return jax.vmap(initial)(states) if vectorize else initial(states)
+    return over_chains(initial, vectorize=settings.vectorize, mesh=settings.mesh)(states)
 
 
 @eqx.filter_jit
@@ -86,9 +92,7 @@ def run_segment(
         def take(i: Array, loop: tuple[Any, Draw, Sums]) -> tuple[Any, Draw, Sums]:
             state, draws, moments = loop
             first = (span.start + i) * span.thinning
-            state, info = _steps(
-                step_key, batch_key, posterior, sampler, state, first, span.thinning, settings.batch_size
-            )
+            state, info = _steps(step_key, batch_key, posterior, sampler, state, first, span.thinning, settings)
             draw, moments = _record(posterior, measure, state.position, info, moments, keep_params=settings.keep_params)
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             return state, draws, moments
@@ -98,7 +102,7 @@ def run_segment(
         state, draws, moments = jax.lax.fori_loop(0, span.num_draws, take, (state, empty, start))
         return state, Segment(draws, moments)
 
-    return jax.vmap(chain)(keys, states, moments) if settings.vectorize else chain(keys, states, moments)
+    return over_chains(chain, vectorize=settings.vectorize, mesh=settings.mesh)(keys, states, moments)
 
 
 def _record(
@@ -145,7 +149,7 @@ def _steps(
     state: Any,
     first: Int[ArrayLike, ""],
     thinning: Int[ArrayLike, ""],
-    batch_size: int | None,
+    settings: LoopSettings,
 ) -> tuple[Any, Info]:
     """`thinning` steps from number `first` on: the new state, and the steps' Info: means, gradients counted."""
 
@@ -153,8 +157,9 @@ def _steps(
         state, total = loop
         step = j + jnp.asarray(first)
         batch = posterior.data
-        if batch_size is not None:
-            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, batch_size)
+        if settings.batch_size is not None:
+            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, settings.batch_size)
+            batch = split_rows(batch, settings.mesh)
         state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
         mean = jax.tree.map(lambda t, x: t + x / jnp.asarray(thinning).astype(zero.dtype), total, info)
         num_gradients = total.num_gradients + info.num_gradients

@@ -1,9 +1,12 @@
 """Where chains and data lie: side by side in one program, one after the other, or spread over devices."""
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -11,7 +14,9 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from llc.posterior.arguments import require_option
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.placement import is_committed
+from llc.sampling.run_lengths import RunLengths
 
+CHAIN, DATA = "chain", "data"  # axes of a mesh
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
@@ -45,26 +50,103 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
     return "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
 
 
-def place_keys(key: PRNGKeyArray, num_chains: int, method: str) -> list[Array]:
+def checked_mesh(mesh: Mesh, lengths: RunLengths, chain_method: str, num_data: int) -> Mesh:
+    """The mesh with automatic axes, so that functions need not say how their results are sharded.
+
+    Raises:
+        ValueError: if it has no axis called "chain", or chains or rows can't be spread over it evenly.
+    """
+    if not isinstance(mesh, Mesh) or CHAIN not in mesh.axis_names:
+        got = mesh.axis_names if isinstance(mesh, Mesh) else type(mesh).__name__
+        raise ValueError(
+            f"mesh needs to be a jax.sharding.Mesh with an axis 'chain' (and 'data', to spread rows), got {got}; "
+            "jax.make_mesh((8, 1), ('chain', 'data')), for instance."
+        )
+    if chain_method not in ("auto", "parallel"):
+        raise ValueError(f"mesh needs chain_method 'auto' or 'parallel', got {chain_method!r}; leave it out.")
+    rows = ("num_data", num_data) if lengths.batch_size is None else ("batch_size", lengths.batch_size)
+    for axis, name, number in ((CHAIN, "num_chains", lengths.num_chains), (DATA, *rows)):
+        if number % (size := mesh.shape.get(axis, 1)):
+            raise ValueError(
+                f"{name} needs to be a multiple of the mesh's {size} devices along {axis!r}, got {number}; change "
+                f"{name}, or make that axis of the mesh smaller."
+            )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def mesh_of(method: str, num_chains: int) -> Mesh | None:
+    """A mesh of as many devices as chains can be spread over evenly; None where they are not spread."""
+    if method != "parallel":
+        return None
+    return jax.make_mesh((math.gcd(num_chains, jax.device_count()),), (CHAIN,), axis_types=(AxisType.Auto,))
+
+
+def place_keys(key: PRNGKeyArray, num_chains: int, method: str, mesh: Mesh | None) -> list[Array]:
     """A key for every chain: all of them in one array where chains run side by side, else an array each."""
     keys = jax.random.split(key, num_chains)
     if method == "sequential":
         return list(keys)
-    if method == "parallel":
-        keys = jax.device_put(keys, NamedSharding(_mesh(num_chains), P("chain")))
+    if mesh is not None:
+        keys = jax.device_put(keys, NamedSharding(mesh, P(CHAIN)))
     return [keys]
 
 
-def place_posterior(posterior: LocalPosterior, num_chains: int, method: str) -> LocalPosterior:
-    """The posterior where chains run: on every device if they are spread over all and it is bound to some."""
-    if method != "parallel" or not is_committed(posterior):
+def place_posterior(posterior: LocalPosterior, mesh: Mesh | None, *, spread_rows: bool) -> LocalPosterior:
+    """The posterior where chains run, which is every device of the mesh.
+
+    Args:
+        posterior: params that are spread over other axes of the mesh than "chain" stay so.
+        mesh: of `checked_mesh` or `mesh_of`; None leaves everything where it is.
+        spread_rows: whether every step takes all rows, so that each device along "data" needs only its own.
+    """
+    if mesh is None:
         return posterior
-    arrays, rest = eqx.partition(posterior, eqx.is_array)
-    return eqx.combine(jax.device_put(arrays, NamedSharding(_mesh(num_chains), P())), rest)
+    rows = P(DATA) if spread_rows and DATA in mesh.axis_names else P()
+
+    def put(leaf: PyTree, spec: P) -> PyTree:
+        if not eqx.is_array(leaf):
+            return leaf
+        own = getattr(getattr(leaf, "sharding", None), "spec", P())
+        names = {name for part in own if part is not None for name in ((part,) if isinstance(part, str) else part)}
+        stays = bool(names) and names <= set(mesh.axis_names) - {CHAIN}
+        return jax.device_put(leaf, NamedSharding(mesh, own if stays else spec))
+
+    placed = jax.tree.map(lambda leaf: put(leaf, P()), eqx.tree_at(lambda p: p.data, posterior, None))
+    data = jax.tree.map(lambda leaf: put(leaf, rows), posterior.data)
+    return eqx.tree_at(lambda p: p.data, placed, data, is_leaf=lambda x: x is None)
 
 
-def _mesh(num_chains: int) -> Mesh:
-    return jax.make_mesh((math.gcd(num_chains, jax.device_count()),), ("chain",), axis_types=(AxisType.Auto,))
+def over_chains[**Args, Result](
+    fn: Callable[Args, Result], *, vectorize: bool, mesh: Mesh | None
+) -> Callable[Args, Result]:
+    """`fn` of one chain, for all that a program runs: each device has its own ones, and no word of the others."""
+    if not vectorize:
+        return fn
+    together = jax.vmap(fn)
+    if mesh is None:
+        return together
+    return jax.shard_map(
+        together, mesh=mesh, in_specs=P(CHAIN), out_specs=P(CHAIN), axis_names=frozenset({CHAIN}), check_vma=False
+    )
+
+
+def split_rows(batch: PyTree, mesh: Mesh | None) -> PyTree:
+    """A minibatch, of which each device along "data" takes its part; within `over_chains`."""
+    if mesh is None or DATA not in mesh.axis_names:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, P(DATA))
+
+
+def to_host(tree: PyTree) -> PyTree:
+    """`tree` as NumPy arrays; of what lies on other hosts each host gets a copy."""
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)):
+        return jax.device_get(tree)
+    return process_allgather(tree, tiled=True)
+
+
+def agreed(number: int) -> int:
+    """The first host's `number`, on all of them: what hangs on time has to be the same everywhere."""
+    return number if jax.process_count() == 1 else int(broadcast_one_to_all(np.int32(number)))
 
 
 def on_device(tree: PyTree) -> PyTree:

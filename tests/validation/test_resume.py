@@ -1,0 +1,13 @@
+"""Runs that are killed at random moments go on to the bits of one that was left alone."""
+
+import pytest
+import resume
+
+
+@pytest.mark.parametrize("num_kills", [pytest.param(20, marks=pytest.mark.slow), 2])
+def test_killed_again_and_again(num_kills, tmp_path):
+    result = resume.kill_again_and_again(tmp_path / "run.zarr", num_kills, seed=num_kills)
+    assert result.compared > 20
+    assert result.differing == []
+    assert any(result.done), "no kill came after a checkpoint"
+    assert result.done == sorted(result.done), "what was written is never lost"
