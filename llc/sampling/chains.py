@@ -451,10 +451,7 @@ class Chains:
     def _settings(self) -> dict[str, object]:
         """How the draws were made, as plain data."""
         lengths, weights = self.lengths, self.given.weights
-        # Rows of equal weight that would have the same error of a mean (Kish 1965).
-        effective = None if weights is None else float(np.sum(weights) ** 2 / np.sum(weights**2))
-        settings: dict[str, object] = {} if effective is None else {"effective_rows": effective}
-        return settings | {
+        settings: dict[str, object] = {
             "sampler": describe(self.sampler),
             "num_chains": lengths.num_chains,
             "num_warmup": lengths.num_warmup,
@@ -464,6 +461,9 @@ class Chains:
             "chain_method": self.method,
             "num_draws": self.done - self.warmup,
         }
+        if weights is not None:  # rows of equal weight that would have the same error of a mean (Kish 1965)
+            settings["effective_rows"] = float(np.sum(weights) ** 2 / np.sum(weights**2))
+        return settings
 
     @functools.cached_property
     @_full_products()

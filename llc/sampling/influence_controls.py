@@ -88,6 +88,11 @@ def _check(posterior: LocalPosterior, spectrum: Spectrum) -> None:
             f"{posterior.num_params:,} and {'one' if posterior.per_example else 'a mean'}; take llc.influence without "
             "controls."
         )
+    if posterior.weights is not None:
+        raise ValueError(
+            "influence_controls needs a posterior without weights, whose losses per example are those of loss_fn; take "
+            "llc.influence without controls."
+        )
     if not posterior.scale.gamma > 0:
         raise ValueError("influence_controls needs gamma > 0, or flat directions have no variance; got 0.")
     if spectrum.vectors is None or spectrum.vectors.shape[1] != posterior.num_params:

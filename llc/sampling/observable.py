@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.placement import on_common_devices
 from llc.posterior.validation import check_data
+from llc.posterior.weights import WeightedRows
 
 RESERVED = ("chain", "draw", "block", "loss", "num_draws")  # what the groups of draws have already
 
@@ -112,7 +113,9 @@ def data_of(name: str, record: Observable, posterior: LocalPosterior) -> PyTree:
         ValueError: if they are no arrays with one leading axis.
     """
     if record.data is None:
-        return None if _takes(record.fn, 1) else posterior.data
+        if _takes(record.fn, 1):
+            return None
+        return posterior.data.rows if isinstance(posterior.data, WeightedRows) else posterior.data
     _check_data(name, record.data)
     return jax.device_put(on_common_devices(posterior.center, jax.tree.map(_as_array, record.data))[1])
 

@@ -160,6 +160,12 @@ def _two_temperatures():
     return draws
 
 
+def _with_kinks(share):
+    smoothness = _spectrum().smoothness
+    assert smoothness.kinks == 0.0
+    return dataclasses.replace(_spectrum(), smoothness=smoothness._replace(kinks=share))
+
+
 SABOTAGE = {
     "step too large": ({"step_size_bias", "virial"}, lambda: _report(_run(_euler(2.5)))),
     "unstable step": ({"finite_chains", "divergences"}, lambda: _report(_run(_euler(6.0)))),
@@ -184,6 +190,7 @@ SABOTAGE = {
     "gamma too large": ({"localization"}, _huge_gamma),
     "Lanczos too short": ({"spectrum_resolution"}, _short_lanczos),
     "kink at w*": ({"smooth"}, _kinked),
+    "kinks around w*": ({"kinks"}, lambda: _report(_good(), _with_kinks(0.25))),
     "energy of another shape": ({"mean_variance"}, lambda: _report(_two_temperatures())),
     "gradient of another function": ({"control_variates"}, lambda: _report(_other_gradient())),
     "on a plateau": ({"basin"}, lambda: llc.report(saturating(0.1))),
@@ -196,6 +203,7 @@ VERDICTS = {  # UNRESOLVED else
     "held by gamma": "SCALE_DEPENDENT",
     "Lanczos too short": "SCALE_DEPENDENT",
     "kink at w*": "SCALE_DEPENDENT",
+    "kinks around w*": "SCALE_DEPENDENT",
 }
 KINDS = {
     "chains": {
@@ -215,7 +223,7 @@ KINDS = {
     },
     "minimum": {"positive", "lower_loss", "mean_variance", "no_negative_curvature", "stationary"},
     "bounds": {"smooth", "spectrum_resolution", "below_bounds", "above_bounds"},
-    "scale": {"localization", "basin", "localization_only"},
+    "scale": {"localization", "basin", "localization_only", "kinks"},
 }
 CURED_BY_DRAWS = {"rhat", "ess", "drift", "virial_error"}
 DIRECTIONS = {  # of the failed checks that tell one
