@@ -15,6 +15,7 @@ import xarray as xr
 import llc
 import llc.sampling.energies
 from llc import LocalPosterior
+from llc.posterior.reference import reference_loss
 from llc.sampling.chains import Chains
 from llc.sampling.run_lengths import RunLengths
 
@@ -94,6 +95,7 @@ def test_schema():
     constants = {name: value.item() for name, value in draws["constant_data"].data_vars.items()}
     assert 0 < constants.pop("loss_rounding") < 1e-6
     assert 0 < constants.pop("params_rounding") < 1e-15
+    assert constants.pop("reference_loss") == reference_loss(make_posterior())
     assert constants == {
         "init_loss": make_posterior().init_loss(),
         "nbeta": float(np.float32(NUM_DATA / np.log(NUM_DATA))),
