@@ -1,6 +1,8 @@
 """Modules against the same models in JAX; without PyTorch they are skipped (`.ci/run torch` installs it)."""
 
 import copy
+import pathlib
+import re
 
 import equinox as eqx
 import jax
@@ -253,6 +255,35 @@ def test_data_may_be_a_tensor_dataset_and_constants_tensors():
         logits = module.double()(data[0].double())
         expected = functional.cross_entropy(logits, data[1], weight=weights.double(), reduction="none").mean()
     assert abs(posterior.init_loss() - float(expected)) < 1e-12
+
+
+def test_a_loader_is_read_in_the_order_of_its_data():
+    module, dataset = _module("mlp"), torch.utils.data.TensorDataset(*map(torch.as_tensor, CASES["mlp"][2]))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=7, shuffle=True, drop_last=True)
+    posterior = llc.interop.torch.posterior(module, _classes, loader)
+    assert posterior.num_data == NUM_DATA
+    np.testing.assert_array_equal(posterior.data[0], CASES["mlp"][2][0])
+
+
+def test_the_loss_may_be_the_first_of_a_tuple():
+    module, data = _module("mlp"), CASES["mlp"][2]
+
+    def evaluate(model, batch):
+        return _classes(model, batch), {"outputs": model(batch[0])}
+
+    first, plain = (llc.interop.torch.posterior(module, fn, data) for fn in (evaluate, _classes))
+    assert first.init_loss() == plain.init_loss()
+
+
+@pytest.mark.slow
+def test_the_page_for_users_of_devinterp_runs():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "coming-from-devinterp.md").read_text()
+    blocks = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    names = {}
+    exec("\n".join(blocks[:2]), names)
+    assert names["posterior"].num_data == 500
+    assert np.isfinite(names["estimate"].mcse)
 
 
 def test_two_posteriors_of_one_module_share_their_programs():

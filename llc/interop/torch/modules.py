@@ -15,6 +15,7 @@ from jaxtyping import ArrayLike, PyTree, Real
 from llc.interop.torch.tracing import TorchFunction, function, unwrapped
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.mask import matching_paths, normalize_mask
+from llc.posterior.streams import read_batches
 
 
 def posterior(
@@ -37,8 +38,8 @@ def posterior(
         loss_fn: `loss_fn(module, batch)`, in PyTorch: one loss per example (shape `(batch,)`), or the mean loss of the
             batch, in nats; the first part of a tuple, as of devinterp's `evaluate`. It is traced by JAX: nothing in it
             may depend on values (`if loss > 1`, `.item()`).
-        data: tensors or arrays with the same leading axis, in any pytree, or a `TensorDataset`. A batch has the same
-            form, with tensors.
+        data: tensors or arrays with the same leading axis, in any pytree; a `TensorDataset`; or a `DataLoader`, which
+            is read once, in the order of its data set where it shuffles. A batch has the same form, with tensors.
         state_dict: w*; None takes the module's own, `module.state_dict()`.
         nbeta: as of `LocalPosterior`.
         gamma: as of `LocalPosterior`.
@@ -129,6 +130,11 @@ def _mask(module: torch.nn.Module, center: dict[str, Any], mask: PyTree) -> PyTr
 def _arrays(data: PyTree) -> PyTree:
     if isinstance(data, torch.utils.data.TensorDataset):
         data = data.tensors
+    if isinstance(data, torch.utils.data.DataLoader):
+        if isinstance(data.sampler, torch.utils.data.RandomSampler) and not data.sampler.replacement:
+            in_order = {"batch_size": data.batch_size, "collate_fn": data.collate_fn, "num_workers": data.num_workers}
+            data = torch.utils.data.DataLoader(data.dataset, **in_order)
+        data = read_batches(data)
     return jax.tree.map(lambda x: _array(x) if isinstance(x, torch.Tensor) else x, data)
 
 
