@@ -7,6 +7,7 @@ import sys
 import accuracy
 import constants
 import coverage
+import momentum
 import no_knobs
 import pytest
 import sabotage
@@ -14,8 +15,9 @@ import temperature
 from matplotlib.figure import Figure
 from study import Column, Study, commit, table
 
-QUICK = {module.__name__: module for module in (accuracy, constants, coverage, no_knobs, sabotage, temperature)}
-LONG = ("constants", "coverage", "no_knobs", "temperature")
+MODULES = (accuracy, constants, coverage, momentum, no_knobs, sabotage, temperature)
+QUICK = {module.__name__: module for module in MODULES}
+LONG = ("constants", "coverage", "momentum", "no_knobs", "temperature")
 
 
 def _run(module, folder, monkeypatch):
