@@ -276,6 +276,15 @@ def test_rmsprop_gets_no_prediction_of_its_bias():
     assert "step_size_bias" not in {check.name for check in report.checks}
 
 
+@pytest.mark.parametrize(("times", "passed"), [(1, True), (5, False)])
+def test_momentum_is_held_to_the_same_limit(times, passed):
+    sampler = llc.SGHMC(times * _step_size(_posterior()))
+    report = _report(_run(sampler, num_warmup=0, num_draws=10, thinning=1))
+    (check,) = (check for check in report.checks if check.name == "step_size_bias")
+    assert check.passed == passed
+    assert check.value == pytest.approx(2.5, rel=1e-5) or passed
+
+
 def test_without_geometry_the_number_is_that_of_its_scale():
     draws = _good()
     report = llc.report(draws.drop_nodes("curvature") if "curvature" in draws else draws)

@@ -8,6 +8,7 @@ import accuracy
 import constants
 import coverage
 import influence
+import momentum
 import no_knobs
 import pytest
 import sabotage
@@ -15,9 +16,9 @@ import temperature
 from matplotlib.figure import Figure
 from study import Column, Study, commit, table
 
-MODULES = accuracy, constants, coverage, influence, no_knobs, sabotage, temperature
+MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, sabotage, temperature)
 QUICK = {module.__name__: module for module in MODULES}
-LONG = ("constants", "coverage", "influence", "no_knobs", "temperature")
+LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "temperature")
 
 
 def _run(module, folder, monkeypatch):
