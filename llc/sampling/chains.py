@@ -331,6 +331,7 @@ class Chains:
     def _settings(self) -> dict[str, object]:
         """How the draws were made, as plain data."""
         lengths = self.lengths
+        recorded = {name: one.fn.fingerprint for name, one in self.measure.observables.items()}
         return {
             "sampler": describe(self.sampler),
             "num_chains": lengths.num_chains,
@@ -340,7 +341,7 @@ class Chains:
             "eval_size": self._eval_size,
             "chain_method": self.method,
             "num_draws": self.done - self.warmup,
-        }
+        } | ({"observables": recorded} if recorded else {})
 
     @functools.cached_property
     def init_loss(self) -> float:
