@@ -93,7 +93,7 @@ def run(case: str, settings: Settings) -> Row:
         "lds_classical": float(np.mean(score[1])),
         "lds_plain": float(np.mean(score[2])),
         "lds_difference_error": float(np.std(score[0] - score[1], ddof=1) / np.sqrt(len(score[0]))),
-        "points": {"truth": truth.ravel().tolist()} | {k: x.ravel().tolist() for k, x in predicted.items()},
+        "points": {name: _rounded(x) for name, x in {"truth": truth, **predicted}.items()},
     }
     for name, x in predicted.items():
         row[f"loo_{name}"] = float(np.corrcoef(truth.ravel(), x.ravel())[0, 1])
@@ -132,6 +132,11 @@ def _datamodeling(model: Model, settings: Settings, influences: tuple[np.ndarray
     actual = np.array(losses)
     sums = [np.array(halves) @ x for x in influences]
     return [np.array([stats.spearmanr(x[:, j], actual[:, j]).statistic for j in range(actual.shape[1])]) for x in sums]
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    """Numbers of a figure, in a file that stays small."""
+    return [float(f"{x:.3g}") for x in values.ravel()]
 
 
 def _relative(found: xr.Dataset) -> float:
