@@ -165,6 +165,7 @@ def test_blocks_become_fewer_when_draws_are_added():
     np.testing.assert_allclose(found, llc.loss_kernel(once, "a")["value"], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_numbers_of_a_draw_are_kept_as_moments():
     x = np.zeros((10**6, 1), np.float32)
     many = {"many": Observable(lambda p, batch: batch[:, 0] + p["b"], data=x)}
