@@ -28,6 +28,7 @@ from llc.calibration.record import Calibration
 from llc.calibration.telling import say
 from llc.posterior.arguments import require_flag, require_number, require_type
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.precision import lenient
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
 from llc.sampling.observable import Observable
@@ -121,7 +122,8 @@ def estimate(
     check_posterior(posterior)
     # What can't be recorded is refused before the pilots run.
     at_first = RunLengths(num_chains=num_chains, num_warmup=0, num_draws=1, thinning=1)
-    prepare_observables(observables, on_device(posterior), at_first)
+    with lenient():
+        prepare_observables(observables, on_device(posterior), at_first)
     keys = split_key(key)
     calibration = calibrate(
         keys.pilots,

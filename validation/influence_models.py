@@ -65,7 +65,7 @@ def make_model(case: str, settings: Sizes) -> Model:
         return losses + 0.5 * settings.decay * sum(jnp.sum(x**2) for x in jax.tree.leaves(params))
 
     model = Model(loss_fn, start, sets[0], sets[1], components)
-    center = retrained(model, np.ones(settings.num_train), 20 * settings.newton_steps)
+    center = retrained(model, np.ones(settings.num_train), 100 * settings.newton_steps)
     return model._replace(center=center)
 
 
@@ -86,7 +86,7 @@ def _newton(loss_fn: Loss, center: Any, data: Any, weights: jax.Array, num_steps
 
     def step(_: int, w: jax.Array) -> jax.Array:
         values, vectors = jnp.linalg.eigh(jax.hessian(mean)(w))
-        direction = vectors @ ((vectors.T @ jax.grad(mean)(w)) / jnp.maximum(jnp.abs(values), 1e-3))
+        direction = vectors @ ((vectors.T @ jax.grad(mean)(w)) / jnp.maximum(jnp.abs(values), 1e-4))
         sizes = 0.5 ** jnp.arange(8.0)
         losses = jax.vmap(lambda s: mean(w - s * direction))(sizes)
         return w - sizes[jnp.nanargmin(losses)] * direction

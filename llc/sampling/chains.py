@@ -463,6 +463,9 @@ class Chains:
         }
         if weights is not None:  # rows of equal weight that would have the same error of a mean (Kish 1965)
             settings["effective_rows"] = float(np.sum(weights) ** 2 / np.sum(weights**2))
+        if self.measure.observables:
+            recorded = {name: one.fn.fingerprint for name, one in self.measure.observables.items()}
+            settings["observables"] = recorded
         return settings
 
     @functools.cached_property

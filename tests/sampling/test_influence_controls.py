@@ -67,7 +67,7 @@ def test_no_bias_on_a_singular_loss():
     plain, found = llc.influence(draws, "train", "query"), llc.influence(draws, "train", "query", controls=forms)
     for estimate in (plain, found):
         assert np.abs((estimate["value"] + exact) / estimate["mcse"]).max() < 4
-    assert float((found["mcse"] / plain["mcse"]).mean()) < 0.7
+    assert float((found["mcse"] / plain["mcse"]).mean()) < 0.95
     gaussian = _gaussian(x, y, 30.0 * np.mean(x**2) + 5.0)
     assert np.abs((found["value"] + gaussian) / found["mcse"]).max() > 4, "the Gaussian part is not all"
 

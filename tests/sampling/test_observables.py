@@ -1,5 +1,7 @@
 """Observables: what is recorded of every draw, moments like draws, exact covariances by NUTS, and what is refused."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,7 @@ def test_dimensions_and_values_at_the_center():
     assert dims["probe"] == ("query",)
     assert dims["tokens"] == ("tokens_row", "tokens_dim_1")
     assert dims["rounded"] == ("rounded_dim_0",)
+    assert list(json.loads(draws.attrs["settings"])["observables"]) == list(OBSERVABLES)
     constants = draws["constant_data"]
     np.testing.assert_allclose(constants["init_mean"], constants["init_loss"], rtol=1e-6)
     assert constants["init_tokens"].dims == dims["tokens"]
@@ -162,6 +165,7 @@ def test_blocks_become_fewer_when_draws_are_added():
     np.testing.assert_allclose(found, llc.loss_kernel(once, "a")["value"], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_numbers_of_a_draw_are_kept_as_moments():
     x = np.zeros((10**6, 1), np.float32)
     many = {"many": Observable(lambda p, batch: batch[:, 0] + p["b"], data=x)}
