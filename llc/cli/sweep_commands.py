@@ -41,14 +41,18 @@ def sweep(arguments: argparse.Namespace) -> int:
         if arguments.workers != 1:
             executor = _pool(arguments.workers, arguments.posterior)
             stack.enter_context(executor)
-        tree = llc.sweep(
-            jax.random.key(arguments.seed),
-            template,
-            checkpoints=paths,
-            sampler=None if name is None else getattr(llc, name)(),
-            executor=executor,
-            **settings,
-        )
+        try:
+            tree = llc.sweep(
+                jax.random.key(arguments.seed),
+                template,
+                checkpoints=paths,
+                sampler=None if name is None else getattr(llc, name)(),
+                executor=executor,
+                **settings,
+            )
+        except KeyboardInterrupt:
+            there = f"; what is finished is in {arguments.out}, and the same command goes on from there"
+            raise KeyboardInterrupt(f"interrupted{there if arguments.out is not None else ''}") from None
     return _told(tree, arguments)
 
 

@@ -58,15 +58,20 @@ class Item:
         Raises:
             ValueError: if its params or its mask are not those of the template's model, or its loss is not finite.
         """
+        posterior = self.unchecked_posterior()
+        check_finite(posterior.position)
+        if not math.isfinite(loss := posterior.init_loss()):
+            raise ValueError(f"item {self.name!r} needs a finite loss at its w*, got {loss}.")
+        return posterior
+
+    def unchecked_posterior(self) -> LocalPosterior:
+        """The same, with nothing computed: neither params nor loss need to be finite."""
         posterior = self.template
         if self.params is not None:
             posterior = _recentered(posterior, self.params, self.name, self.prefix)
         if self.mask is not None:
             mask = normalize_mask(self.mask, posterior.center)
             posterior = eqx.tree_at(lambda p: p.mask, posterior, mask, is_leaf=lambda x: x is None)
-        check_finite(posterior.position)
-        if not math.isfinite(loss := posterior.init_loss()):
-            raise ValueError(f"item {self.name!r} needs a finite loss at its w*, got {loss}.")
         return posterior
 
 

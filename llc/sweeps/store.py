@@ -65,7 +65,7 @@ class Store:
     def put_settings(self, settings: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Writes the settings and the plan of a new sweep."""
         self.path.mkdir(parents=True, exist_ok=True)
-        content = json.dumps({"settings": settings, "plan": plan}, indent=2, ensure_ascii=False)
+        content = json.dumps({"settings": settings, "plan": plan}, indent=2, ensure_ascii=False, default=_plain)
         write_whole(self.path / _SETTINGS, content.encode())
 
     def get(self, name: str) -> xr.DataTree | None:
@@ -120,9 +120,14 @@ def differing(written: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, 
         written: as read from a file.
         here: of this call, as plain data.
     """
-    here = json.loads(json.dumps(here))
+    here = json.loads(json.dumps(here, default=_plain))
     names = [*written, *(name for name in here if name not in written)]
     return {name: (written.get(name), here.get(name)) for name in names if written.get(name) != here.get(name)}
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy number as one of Python's."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 @contextmanager

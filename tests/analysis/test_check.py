@@ -180,7 +180,7 @@ SABOTAGE = {
     "few draws": ({"ess", "virial_error"}, lambda: _report(_run(llc.SGLD(_step_size(_posterior())), num_draws=10))),
     "chains still rising": ({"drift"}, lambda: _report(_shift(_good(), np.linspace(-0.5, 0.5, 2000)))),
     "minibatch heating": ({"virial"}, lambda: _sabotaged(_noisy(), batch_size=2)),
-    "untrained": ({"stationary", "lower_loss", "positive"}, lambda: _sabotaged(_moved())),
+    "untrained": ({"stationary", "lower_loss", "positive", "slope"}, lambda: _sabotaged(_moved())),
     "saddle": ({"no_negative_curvature", "lower_loss", "positive"}, lambda: _sabotaged(_saddle())),
     "dead chain": ({"finite_chains"}, lambda: _report(_dead_chain())),
     "loss of too few digits": ({"rounding"}, lambda: _report(_with_constant("loss_rounding", 1e-3))),
@@ -204,6 +204,7 @@ VERDICTS = {  # UNRESOLVED else
     "Lanczos too short": "SCALE_DEPENDENT",
     "kink at w*": "SCALE_DEPENDENT",
     "kinks around w*": "SCALE_DEPENDENT",
+    "untrained": "SCALE_DEPENDENT",
 }
 KINDS = {
     "chains": {
@@ -224,6 +225,7 @@ KINDS = {
     "minimum": {"positive", "lower_loss", "mean_variance", "no_negative_curvature", "stationary"},
     "bounds": {"smooth", "spectrum_resolution", "below_bounds", "above_bounds"},
     "scale": {"localization", "basin", "localization_only", "kinks"},
+    "slope": {"slope"},
 }
 CURED_BY_DRAWS = {"rhat", "ess", "drift", "virial_error"}
 DIRECTIONS = {  # of the failed checks that tell one

@@ -21,7 +21,7 @@ def posterior():
     inputs = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
     return llc.LocalPosterior(loss_fn, {"w": jnp.zeros(3)}, inputs)
 """
-QUICK = ("--num-chains", "2", "--num-warmup", "100", "--num-draws", "300", "--thinning", "4")
+QUICK = ("--num-chains", "2", "--num-warmup", "100", "--num-draws", "800", "--thinning", "5")
 SWEEP = ("sweep", "model.py:posterior", "checkpoints/*.npz", "--out", "training", *QUICK)
 
 
