@@ -11,7 +11,7 @@ import numpy as np
 
 from llc.posterior.arguments import require_integer
 
-_MOST = {"budget": 2**53, "max_steps": 2**63}  # integers that no compiled loop counts
+_MOST: dict[str, int] = {"budget": 2**53, "max_steps": 2**63}  # integers that no compiled loop counts
 
 
 class SampleKeywords(TypedDict):
