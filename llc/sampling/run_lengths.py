@@ -42,7 +42,8 @@ class _Lengths:
     def __post_init__(self):
         for field in fields(self):
             if field.name not in ("batch_size", "eval_size"):  # see check_rows
-                least, most = int(field.name != "num_warmup"), _MOST.get(field.name, 2**31 - 1)
+                least = int(field.name != "num_warmup")
+                most = _MOST[field.name] if field.name in _MOST else 2**31 - 1
                 value = getattr(self, field.name)
                 if not (value is None and field.default is None):
                     require_integer(field.name, value, least=least, most=most)
