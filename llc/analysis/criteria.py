@@ -78,7 +78,8 @@ def _of_moments(
             return of_example(*(pooled(x, weights) for x in (moments.first, moments.second, moments.exponential)))
 
     def mean_of(weights: np.ndarray) -> float:
-        return float(np.mean(values(weights)))
+        with np.errstate(invalid="ignore"):  # infinities of both signs: as above
+            return float(np.mean(values(weights)))
 
     error = np.inf
     if len(moments.weights) > 1:
@@ -114,4 +115,5 @@ def _subset_error(values: Float[np.ndarray, "example"], share: float) -> float:
     """Standard error of the mean over examples that are a share of all; inf for one example."""
     if len(values) < 2:
         return np.inf
-    return float(np.std(values, ddof=1) * np.sqrt((1 - share) / len(values))) * subset_factor(values)
+    with np.errstate(invalid="ignore"):  # infinities, named by a check
+        return float(np.std(values, ddof=1) * np.sqrt((1 - share) / len(values))) * subset_factor(values)

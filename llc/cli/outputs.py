@@ -170,8 +170,12 @@ def _written(path: Path, change: Callable[[xr.DataTree], xr.DataTree]) -> Path:
     try:
         files.update(path, change)
     except (ValueError, OSError) as error:
-        other = _kept_elsewhere(path, change)
-        raise ValueError(f"{str(error).rstrip('.')}; what was computed is in {other}.") from error
+        reason = str(error if isinstance(error, ValueError) else error.strerror or error).rstrip(".")
+        try:
+            other = _kept_elsewhere(path, change)
+        except OSError as second:
+            raise ValueError(f"{reason}. What was computed is lost: {second.strerror or second}") from second
+        raise ValueError(f"{reason}; what was computed is in {other}.") from error
     return path
 
 
@@ -184,6 +188,11 @@ def _kept_elsewhere(path: Path, change: Callable[[xr.DataTree], xr.DataTree]) ->
     try:
         files.save(content, beside)
     except OSError:
-        beside = Path(tempfile.mkdtemp(prefix="llc-")) / beside.name
-        files.save(content, beside)
+        folder = Path(tempfile.mkdtemp(prefix="llc-"))
+        beside = folder / beside.name
+        try:
+            files.save(content, beside)
+        except OSError:
+            folder.rmdir()
+            raise
     return beside

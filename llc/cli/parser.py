@@ -53,7 +53,9 @@ def _status(error: BaseException, command: str, signal: int | None) -> int:
         # An import that was interrupted may raise anything.
         terminal.complain(f"{command}: {(isinstance(error, KeyboardInterrupt) and str(error)) or 'interrupted'}.")
         return _SIGNAL + (2 if signal is None else signal)
-    if isinstance(error, (ValueError, ImportError, OSError)):
+    if isinstance(error, OSError) and error.filename is None and error.strerror:
+        terminal.complain(f"{command}: {error.strerror}")  # one of ours, which names the path: without "[Errno 28]"
+    elif isinstance(error, (ValueError, ImportError, OSError)):
         terminal.complain(f"{command}: {error}")
     elif isinstance(error, SystemExit):
         terminal.complain(f"{command}: the model's file called sys.exit({error.code!r}); remove it.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from llc.posterior.arguments import require_integer
 
-_MOST = {"budget": 2**53, "max_steps": 2**63}  # integers that no compiled loop counts
+_MOST: dict[str, int] = {"budget": 2**53, "max_steps": 2**63}  # integers that no compiled loop counts
 
 
 class SampleKeywords(TypedDict):
@@ -42,7 +42,8 @@ class _Lengths:
     def __post_init__(self):
         for field in fields(self):
             if field.name not in ("batch_size", "eval_size"):  # see check_rows
-                least, most = int(field.name != "num_warmup"), _MOST.get(field.name) or 2**31 - 1
+                least = int(field.name != "num_warmup")
+                most = _MOST[field.name] if field.name in _MOST else 2**31 - 1
                 value = getattr(self, field.name)
                 if not (value is None and field.default is None):
                     require_integer(field.name, value, least=least, most=most)

@@ -1,6 +1,8 @@
 """What commands write: nothing is lost that somebody else wrote, and what was computed is kept."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -148,3 +150,25 @@ def test_paths_at_home(folder, monkeypatch):
     assert cli.main(["bounds", "~/model.py:posterior", "--out", "~/spectrum.nc"]) == 0
     assert {"page.html", "figures", "spectrum.nc"} <= set(os.listdir(folder))
     assert os.listdir(folder / "elsewhere") == []
+
+
+def test_a_disk_that_is_full_everywhere_is_one_line(folder, tmp_path_factory):
+    """A limit on the size of files stands for the disk: the old file stays, nothing else does."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    llc.save(full_draws(), "run.nc")
+    before = (folder / "run.nc").read_bytes()
+    code = "import resource, sys; from llc import cli\nresource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit(cli.main(sys.argv[1:]))", *SAMPLE[:3], "new.nc", *QUICK],
+        env=os.environ
+        | {"TMPDIR": str(elsewhere), "PYTHONDONTWRITEBYTECODE": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stderr.startswith("llc sample: new.nc can't be written: File too large")
+    assert done.stderr.count("\n") == 1
+    assert (folder / "run.nc").read_bytes() == before
+    assert {path.name for path in folder.iterdir()} == {"model.py", "run.nc"}
+    assert list(elsewhere.iterdir()) == []

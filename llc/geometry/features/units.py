@@ -130,8 +130,8 @@ def _by_unit(gradients: BehavioralGradients, name: str, axes: Mapping[str, int])
         shape = shapes.get(path, ())
         if not (isinstance(axis, int) and -len(shape) <= axis < len(shape)):
             raise ValueError(
-                f"{name} needs the path and axis of params that all move, got {path!r} and {axis}; paths and shapes "
-                f"are {shapes}."
+                f"{name} needs the path and axis of params that all move, got {path!r} and {axis}; "
+                f"paths and shapes are {shapes}."
             )
         block = gradients.matrix[rows[path]].reshape(*shape, -1)
         blocks.append(np.moveaxis(block, axis, 0).reshape(shape[axis], -1))
