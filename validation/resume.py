@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import llc
-from llc.analysis.stored_run import Manifest
+from llc.analysis.manifest import Manifest
 
 LENGTHS = {"num_chains": 2, "num_warmup": 200, "num_draws": 2400, "batch_size": 16, "eval_size": 48}
 _IN_START = 4  # of so many kills one is before the process has added anything, the others while it adds more
