@@ -85,7 +85,7 @@ def kill_again_and_again(path: Path, num_kills: int, seed: int = 0) -> Killed:
                 if process.wait() != 0:
                     raise RuntimeError(f"the last process ended with status {process.returncode}")
                 break
-            took = 0.0 if number % _IN_START == 0 else _time_of_checkpoint(process, path / "run")
+            took = 0.0 if number % _IN_START == _IN_START - 1 else _time_of_checkpoint(process, path / "run")
             time.sleep(rng.uniform(0, _LONGEST) * (took or 1.0))
             process.kill()
         manifest = Manifest.read(path / "run")
