@@ -21,9 +21,9 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
 _SEQUENTIAL_PARAMS = 20_000
-# Copies of 10⁷ params in float32 at the peak of SGLD (validation/memory.py): 8.9 a chain side by side;
-# one after the other 6.9 and 3.8 a chain, whose states wait.
-_SIDE_BY_SIDE, _RUNNING, _WAITING = 9, 7, 4
+# Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 12.6 for one chain and
+# 24.9 for four one after the other, whose states wait; side by side 8.9 a chain.
+_SIDE_BY_SIDE, _RUNNING, _WAITING = 10, 9, 4
 _SHARE = 0.8  # of the free memory
 
 
