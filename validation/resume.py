@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import llc
-from llc.analysis.stored_run import Manifest
+from llc.analysis.manifest import Manifest
 
 LENGTHS = {"num_chains": 2, "num_warmup": 200, "num_draws": 2400, "batch_size": 16, "eval_size": 48}
 _IN_START = 4  # of so many kills one is before the process has added anything, the others while it adds more
@@ -85,7 +85,7 @@ def kill_again_and_again(path: Path, num_kills: int, seed: int = 0) -> Killed:
                 if process.wait() != 0:
                     raise RuntimeError(f"the last process ended with status {process.returncode}")
                 break
-            took = 0.0 if number % _IN_START == 0 else _time_of_checkpoint(process, path / "run")
+            took = 0.0 if number % _IN_START == _IN_START - 1 else _time_of_checkpoint(process, path / "run")
             time.sleep(rng.uniform(0, _LONGEST) * (took or 1.0))
             process.kill()
         manifest = Manifest.read(path / "run")

@@ -20,116 +20,17 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from llc.analysis.folders import checksum, make_group, read_file, read_folder, remove_others, write_file, write_folder
+from llc.analysis.manifest import Checkpoint, DamagedStore, Manifest, Part, Segment
 from llc.analysis.segments import join, split
-from llc.analysis.writing import write_whole
 
-_MANIFEST = "manifest.json"
 _KEPT = 2  # checkpoints of which state and head stay
-
-
-class DamagedStore(ValueError):
-    """A part of a store that its manifest names is gone or has changed, and nothing is kept from before it."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A folder that the manifest names, with the checksum of its files."""
-
-    name: str
-    checksum: str
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Draws up to number `stop`, of the warm-up too."""
-
-    stop: int
-    draws: Part
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What chains need to go on after `done` draws, and what is one for all draws up to there."""
-
-    done: int
-    state: Part
-    head: Part
-    numbers: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What of a run is whole.
-
-    Attributes:
-        settings: that decide the bits of a run; another run is refused.
-        asked: draws after the warm-up that were asked for.
-        squares: squared errors by rounding that were measured so far.
-        measured: after how many draws the last of them were.
-        segments: in their order.
-        checkpoints: the last ones, oldest first.
-        notes: of the reports on the run.
-        count: of commits, by which another writer would be seen.
-    """
-
-    settings: dict[str, Any]
-    asked: int = 0
-    squares: list[float] = field(default_factory=list)
-    measured: int = 0
-    segments: list[Segment] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    notes: Part | None = None
-    count: int = 0
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest | None":
-        """The manifest of a run's folder; None where there is none.
-
-        Raises:
-            ValueError: if it is damaged.
-        """
-        path = folder / _MANIFEST
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            segments = [Segment(x["stop"], Part(**x["draws"])) for x in fields.pop("segments")]
-            checkpoints = [
-                Checkpoint(x["done"], Part(**x["state"]), Part(**x["head"]), x["numbers"])
-                for x in fields.pop("checkpoints")
-            ]
-            notes = fields.pop("notes")
-            return cls(
-                **fields,
-                segments=segments,
-                checkpoints=checkpoints,
-                notes=None if notes is None else Part(**notes),
-            )
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedStore(
-                f"{path} needs to be the manifest of a run, but it is damaged ({type(error).__name__}: {error}); "
-                "restore it, or give another store."
-            ) from error
-
-    @property
-    def done(self) -> int:
-        """Draws that are kept, of the warm-up too."""
-        return self.checkpoints[-1].done if self.checkpoints else 0
-
-    def up_to(self, done: int) -> "Manifest":
-        """The same run as it was after `done` draws."""
-        return replace(
-            self,
-            segments=[segment for segment in self.segments if segment.stop <= done],
-            checkpoints=[point for point in self.checkpoints if point.done <= done],
-        )
 
 
 class StoredRun:
@@ -271,7 +172,7 @@ class StoredRun:
         manifest = replace(manifest, count=before + 1)
         with self._told():
             make_group(self.folder)
-            write_whole(self.folder / _MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+            manifest.write(self.folder)
         self.manifest = manifest
         kept = {
             "draws": {segment.draws.name for segment in manifest.segments},

@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from llc.posterior.arguments import require_option
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.memory import free_memory
 from llc.posterior.placement import is_committed
 from llc.sampling.run_lengths import RunLengths
 
@@ -21,6 +22,10 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
 _SEQUENTIAL_PARAMS = 20_000
+# Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 12.6 for one chain and
+# 24.9 for four one after the other, whose states wait; side by side 8.9 a chain.
+_SIDE_BY_SIDE, _RUNNING, _WAITING = 10, 9, 4
+_SHARE = 0.8  # of the free memory
 
 
 def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int) -> str:
@@ -32,7 +37,7 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
         num_chains: has to be a multiple of the number of devices for `"parallel"`.
 
     Raises:
-        ValueError: if the method is unknown or does not fit the devices.
+        ValueError: if the method is unknown or does not fit the devices or their memory.
     """
     require_option("chain_method", chain_method, _CHAIN_METHODS)
     devices = jax.device_count()
@@ -47,7 +52,39 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
     if devices > 1 and num_chains % devices == 0 and not is_committed(posterior):
         return "parallel"
     small = posterior.num_params <= _SEQUENTIAL_PARAMS
-    return "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
+    fastest = "vectorized" if small or jax.default_backend() != "cpu" else "sequential"
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(posterior.position))
+    return method_that_fits(fastest, num_bytes, num_chains, _free_memory())
+
+
+def method_that_fits(fastest: str, num_bytes: int, num_chains: int, free: float) -> str:
+    """The fastest method, or chains one after the other where side by side they would not fit in memory.
+
+    Args:
+        fastest: `"vectorized"` or `"sequential"`.
+        num_bytes: of the params that move.
+        num_chains: all of them.
+        free: bytes that are free where chains run.
+
+    Raises:
+        ValueError: if not even one after the other they fit.
+    """
+    if fastest == "vectorized" and _SIDE_BY_SIDE * num_chains * num_bytes <= _SHARE * free:
+        return fastest
+    if (needed := (_RUNNING + _WAITING * num_chains) * num_bytes) > _SHARE * free:
+        raise ValueError(
+            f"num_chains = {num_chains} need {needed / 2**30:.2g} GiB of memory even one after the other, got "
+            f"{free / 2**30:.2g} free; take fewer num_chains, a mask that moves fewer params, or a mesh of devices."
+        )
+    return "sequential"
+
+
+def _free_memory() -> float:
+    """Free bytes of the device that chains run on."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return free_memory()
 
 
 def checked_mesh(mesh: Mesh, lengths: RunLengths, chain_method: str, num_data: int) -> Mesh:

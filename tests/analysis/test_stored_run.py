@@ -12,9 +12,9 @@ import pytest
 import xarray as xr
 
 import llc
+from llc.analysis.manifest import DamagedStore, Manifest
 from llc.analysis.segments import join, split
 from llc.analysis.store import Store, is_store
-from llc.analysis.stored_run import DamagedStore, Manifest
 from tests.support.files import NUM_CHAINS, full_draws
 
 STOPS = (10, 20, 30), (10, 20), (10,)

@@ -63,7 +63,10 @@ def stop_at(num_draws, store, posterior, sampler, **settings):
         chains.draw_until(num_draws, asked=LENGTHS["num_draws"], progress=False)
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = ("SGLD with a preconditioner that adapts", "SGNHT")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in RUNS])
 def test_a_resumed_run_has_the_same_bits(name, tmp_path):
     loss_fn, sampler, settings = RUNS[name]
     posterior, path = make_posterior(loss_fn), tmp_path / "run.zarr"
@@ -92,12 +95,12 @@ def test_more_draws_go_on_from_the_end(tmp_path):
 
 
 OTHER = {
-    "gamma": {"posterior": make_posterior(gamma=2.0)},
-    "nbeta": {"posterior": make_posterior(nbeta=3.0)},
-    "params": {"posterior": llc.LocalPosterior(mean_loss, CENTER | {"b": jnp.array(0.25)}, DATA, gamma=1.0)},
-    "data": {"posterior": llc.LocalPosterior(mean_loss, CENTER, DATA[::-1].copy(), gamma=1.0)},
-    "num_data": {"posterior": llc.LocalPosterior(mean_loss, CENTER, DATA[:20], gamma=1.0)},
-    "mask": {"posterior": make_posterior(mask="a")},
+    "gamma": {"posterior": lambda: make_posterior(gamma=2.0)},
+    "nbeta": {"posterior": lambda: make_posterior(nbeta=3.0)},
+    "params": {"posterior": lambda: llc.LocalPosterior(mean_loss, CENTER | {"b": jnp.array(0.25)}, DATA, gamma=1.0)},
+    "data": {"posterior": lambda: llc.LocalPosterior(mean_loss, CENTER, DATA[::-1].copy(), gamma=1.0)},
+    "num_data": {"posterior": lambda: llc.LocalPosterior(mean_loss, CENTER, DATA[:20], gamma=1.0)},
+    "mask": {"posterior": lambda: make_posterior(mask="a")},
     "key": {"key": jax.random.key(1)},
     r"sampler\.step_size": {"sampler": llc.SGLD(0.03)},
     r"sampler\.name": {"sampler": llc.SGHMC(0.02)},
@@ -120,11 +123,11 @@ def short_run(tmp_path_factory):
 
 @pytest.mark.parametrize("name", OTHER)
 def test_another_run_is_refused_by_name(name, short_run):
-    settings = {"key": jax.random.key(0), "posterior": make_posterior(), "sampler": llc.SGLD(0.02), **OTHER[name]}
-    arguments = [settings.pop(argument) for argument in ("key", "posterior", "sampler")]
+    settings = {"key": jax.random.key(0), "posterior": make_posterior, "sampler": llc.SGLD(0.02), **OTHER[name]}
+    key, make, sampler = (settings.pop(argument) for argument in ("key", "posterior", "sampler"))
     before = bits(llc.load(short_run))
     with pytest.raises(ValueError, match=rf"is of another run, with .*\b{name} = "):
-        llc.sample(*arguments, progress=False, store=short_run, **(LENGTHS | settings))
+        llc.sample(key, make(), sampler, progress=False, store=short_run, **(LENGTHS | settings))
     assert bits(llc.load(short_run)) == before
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import llc
+from llc.sampling.placement import method_that_fits
 
 PLACES = """
 import jax, jax.numpy as jnp, numpy as np, llc
@@ -141,6 +142,23 @@ def test_two_processes_are_one_run(tmp_path):
     first, second = (np.load(file) for file in files)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, draws["posterior"]["params.w"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fastest", "free", "method"),
+    [
+        ("vectorized", 401.0, "vectorized"),
+        ("vectorized", 399.0, "sequential"),
+        ("sequential", 1000.0, "sequential"),
+    ],
+)
+def test_chains_run_one_after_the_other_where_they_do_not_fit_at_once(fastest, free, method):
+    assert method_that_fits(fastest, 8, 4, free) == method
+
+
+def test_what_does_not_fit_at_all_is_refused_by_the_setting():
+    with pytest.raises(ValueError, match="num_chains = 4 need"):
+        method_that_fits("vectorized", 10, 4, 280.0)
 
 
 REFUSED = {
