@@ -332,7 +332,7 @@ class Chains:
         """How the draws were made, as plain data."""
         lengths = self.lengths
         recorded = {name: one.fn.fingerprint for name, one in self.measure.observables.items()}
-        return {
+        settings: dict[str, object] = {
             "sampler": describe(self.sampler),
             "num_chains": lengths.num_chains,
             "num_warmup": lengths.num_warmup,
@@ -341,7 +341,8 @@ class Chains:
             "eval_size": self._eval_size,
             "chain_method": self.method,
             "num_draws": self.done - self.warmup,
-        } | ({"observables": recorded} if recorded else {})
+        }
+        return settings | {"observables": recorded} if recorded else settings
 
     @functools.cached_property
     def init_loss(self) -> float:
