@@ -41,7 +41,6 @@ class Store:
         self.path = expand(path)
         self.is_zarr = self.path.suffix == ".zarr"
         if self.is_zarr:
-            _require_zarr()
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"out needs a folder, or a store that ends in .zarr, but {self.path} is a file.")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _SETTINGS).exists():
@@ -137,13 +136,3 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", module="zarr")
         warnings.filterwarnings("ignore", module="xarray")
         yield
-
-
-def _require_zarr() -> None:
-    try:
-        import zarr  # noqa: F401  (an optional extra)
-    except ImportError as error:
-        raise ImportError(
-            "out needs zarr for a path that ends in .zarr: pip install 'llc[zarr]', or give a folder of another name, "
-            "whose items are netCDF files."
-        ) from error
