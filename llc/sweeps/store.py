@@ -34,13 +34,11 @@ class Store:
 
     Raises:
         ValueError: if it is a file, or a folder of something else.
-        ImportError: if zarr is wanted and not installed.
     """
 
     def __init__(self, path: str | Path):
         self.path = expand(path)
         self.is_zarr = self.path.suffix == ".zarr"
-        if self.is_zarr:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"out needs a folder, or a store that ends in .zarr, but {self.path} is a file.")
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _SETTINGS).exists():
