@@ -36,7 +36,7 @@ def plot_calibration(calibration: Calibration, *, ax: Axes | None = None) -> Axe
         calibration: of `llc.calibrate`.
         ax: where to draw; None makes a figure.
     """
-    canvas.require("calibration", calibration, "of llc.calibrate", "sampler", "pilots", "choices")
+    canvas.require("calibration", calibration, "of llc.calibrate", "sampler", "posterior", "pilots", "spectrum")
     ax = canvas.axes(ax)
     chosen = getattr(calibration.sampler, "step_size", None)
     if chosen is None:
