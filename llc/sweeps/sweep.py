@@ -203,8 +203,8 @@ def _tasks(key: PRNGKeyArray, wanted: Wanted, store: Store | None, *, progress: 
             )
     else:
         item = wanted.item(wanted.reference)
-        nbeta, gamma = (item.settings.get(name, getattr(wanted, name)) for name in ("nbeta", "gamma"))
-        posterior = item.posterior().with_scale(nbeta=nbeta, gamma=gamma)
+        # At the scale of all, which settings of its own may leave.
+        posterior = item.posterior().with_scale(nbeta=wanted.nbeta, gamma=wanted.gamma)
         price = price_for(posterior)
         spectra[item.name] = affordable_spectrum(posterior, price, wanted.asked.budget, progress=progress)
         plan = make_plan(

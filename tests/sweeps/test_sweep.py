@@ -297,7 +297,6 @@ def test_each_item_can_have_its_own_calibration_at_the_same_scale():
     ("keywords", "name"),
     [
         ({"reference": "step_5"}, "reference"),
-        ({"calibration": "none"}, "calibration"),
         ({"num_draws": 0}, "num_draws"),
         ({"checkpoints": {"summary": run.params_at(0)}}, "summary"),
     ],
