@@ -124,7 +124,8 @@ def place_keys(key: PRNGKeyArray, num_chains: int, method: str, mesh: Mesh | Non
     if method == "sequential":
         return list(keys)
     if mesh is not None:
-        keys = jax.device_put(keys, NamedSharding(mesh, P(CHAIN)))
+        # In a program: device_put does not put keys on the devices of other hosts.
+        keys = jax.jit(lambda: jax.random.split(key, num_chains), out_shardings=NamedSharding(mesh, P(CHAIN)))()
     return [keys]
 
 
@@ -188,5 +189,5 @@ def agreed(number: int) -> int:
 
 def on_device(tree: PyTree) -> PyTree:
     """`tree` with its arrays on the device, moved once instead of in every segment."""
-    arrays, rest = eqx.partition(tree, eqx.is_array)
+    arrays, rest = eqx.partition(tree, lambda x: eqx.is_array(x) and getattr(x, "is_fully_addressable", True))
     return eqx.combine(jax.device_put(arrays), rest)
