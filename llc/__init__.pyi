@@ -9,7 +9,7 @@ from .plotting.dashboard import plot_report as plot_report
 from .plotting.html import save_html as save_html
 from .plotting.dashboard import save_figure as save_figure
 from .plotting.dashboard import save_figures as save_figures
-from .sampling.chains import sample as sample
+from .sampling.sample import sample as sample
 from .sampling.observable import Observable as Observable
 from .sampling.influence_controls import influence_controls as influence_controls
 from .sampling.influence_controls import InfluenceControls as InfluenceControls
@@ -54,7 +54,7 @@ from .geometry.selection.ladder import sigma_ladder as sigma_ladder
 from .geometry.selection.ladder import SigmaLadder as SigmaLadder
 from .geometry.selection.best_of import best_of_slope as best_of_slope
 from .geometry.selection.best_of import BestOf as BestOf
-from .workflow import report as report
+from .analysis.reporting import report as report
 from .analysis.report import Report as Report
 from .analysis.estimators import Estimate as Estimate
 from .analysis.estimators import mean_energy as mean_energy

@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
+from llc.analysis.reporting import report
 from llc.analysis.sweep_table import Row, sweep_table
 from llc.calibration.price import affordable_spectrum
 from llc.posterior.arguments import require_type
@@ -27,7 +28,6 @@ from llc.sweeps.items import Item, digest, make_items, step_of
 from llc.sweeps.plan import Calibrated, Plan, make_plan, price_for
 from llc.sweeps.store import RESERVED, Store, differing
 from llc.sweeps.task import DIGEST, RETRIED, Key, Task
-from llc.workflow import report
 
 _DRAWS = "draws"  # the group of the result under which the items' draws lie
 

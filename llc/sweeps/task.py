@@ -12,6 +12,7 @@ import xarray as xr
 
 from llc.analysis import schema
 from llc.analysis.report import Report
+from llc.analysis.reporting import report
 from llc.analysis.slope import slope_of
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import to_dataset
@@ -24,7 +25,6 @@ from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sweeps.items import Item, digest
 from llc.sweeps.plan import Plan
 from llc.sweeps.reach import reach
-from llc.workflow import report
 
 _NO_SLOPE = 1e-3  # of λ̂, that a slope takes at most where nothing needs to be measured
 _SLOWER = 4  # factor by which the step of an item shrinks whose chains are too hot, once

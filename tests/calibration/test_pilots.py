@@ -12,9 +12,9 @@ import llc
 from llc.calibration.pilots import stiffness_at
 from llc.calibration.price import price_of
 from llc.calibration.record import Pilot, PilotResult, Request
+from llc.calibration.running import draw_cool_enough
 from llc.calibration.step_size import COURANT, Settings, choose_gamma, choose_step_size
 from llc.sampling.run_lengths import RequestedLengths
-from llc.workflow import draw_cool_enough
 
 NBETA = 1000 / np.log(1000)
 

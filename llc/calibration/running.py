@@ -1,0 +1,147 @@
+"""Runs by calibrated settings: again with a smaller step where it was too large, and longer as far as that helps."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from llc.analysis import schema
+from llc.analysis.estimators import mean_energy
+from llc.analysis.report import Report
+from llc.analysis.reporting import report
+from llc.analysis.schema import variable
+from llc.analysis.series import finite_chains, plus_minus
+from llc.analysis.store import MAIN, Store
+from llc.bounds.rank import Bounds
+from llc.calibration.record import Calibration
+from llc.calibration.telling import say
+from llc.sampling.chains import Chains
+from llc.sampling.observable import Observable
+
+Observables = Mapping[str, Callable[..., Any] | Observable] | None
+
+_FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a costly run tells, and how often it does afterwards
+_MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
+_TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
+
+
+class Place(NamedTuple):
+    """Where chains run and are kept, and what is recorded beside the loss."""
+
+    store: Store | None = None
+    mesh: Mesh | None = None
+    observables: Observables = None
+
+
+class Run(NamedTuple):
+    """Chains under way, with the settings that they run by and a report on their draws so far."""
+
+    calibration: Calibration
+    chains: Chains
+    report: Report
+
+
+def draw_cool_enough(
+    keys: tuple[PRNGKeyArray, ...],
+    calibration: Calibration,
+    bounds: Bounds | None,
+    place: Place = Place(),
+    *,
+    progress: bool | None,
+) -> Run:
+    """The first draws of a run; again with a smaller step, as long as there are keys, where that one was too large."""
+    run = _start(keys[0], calibration, bounds, place, MAIN, progress=progress)
+    for number, key in enumerate(keys[1:], start=2):
+        extended = run.chains.asked > run.calibration.lengths.num_draws  # in the store, so that its step was not
+        if extended or not (calibration.overhead_bound and _step_too_large(run.report)):
+            break
+        run = _start(key, run.calibration.with_smaller_step(), bounds, place, f"{MAIN}-{number}", progress=progress)
+    return run
+
+
+def _start(
+    key: PRNGKeyArray,
+    calibration: Calibration,
+    bounds: Bounds | None,
+    place: Place,
+    name: str,
+    *,
+    progress: bool | None,
+) -> Run:
+    """The first draws of a run, or all that it has in its store under `name`."""
+    spectrum, lengths = calibration.spectrum, calibration.lengths
+    chains = Chains(
+        key,
+        calibration.posterior,
+        calibration.sampler,
+        lengths,
+        spectrum=spectrum,
+        observables=place.observables,
+        store=place.store and place.store.run(name),
+        mesh=place.mesh,
+    )
+    _draw(chains, max(lengths.num_draws, chains.asked), calibration, progress=progress)
+    return Run(calibration, chains, _report(chains, calibration, bounds))
+
+
+def _report(chains: Chains, calibration: Calibration, bounds: Bounds | None) -> Report:
+    """On the draws so far, with how their settings were chosen."""
+    draws = chains.tree()
+    draws.attrs[schema.CALIBRATION] = str(calibration)
+    draws.attrs[schema.GAMMA_ORIGIN] = calibration.gamma_origin
+    if math.isfinite(weaker := calibration.choices["gamma"].evidence.get("weaker", math.nan)):
+        draws.attrs[schema.WEAKER_GAMMA] = weaker
+    result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
+    chains.note(result.draws.filter(lambda node: node.path in ("/", f"/{schema.CURVATURE}")))
+    return result
+
+
+def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
+    """Draws of a run, up to `num_draws` of a chain; where each takes long, λ̂ so far is told as they come in."""
+    if not calibration.costly or progress is False:
+        chains.draw_until(num_draws, progress=progress)
+        return
+    there = chains.num_drawn
+    first = min(there + _FIRST_LOOK, num_draws)
+    for look in np.unique(np.linspace(first, num_draws, 1 + _LOOKS).astype(int)).tolist():
+        chains.draw_until(look, asked=num_draws, progress=progress)
+        draws = chains.so_far()
+        llc, total = mean_energy(draws), draws["posterior"].sizes["draw"]
+        say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain", progress=progress)
+
+
+def _step_too_large(result: Report) -> bool:
+    """Whether chains were thrown out of stiff places: dead, hotter than the posterior, or with rare high energies."""
+    if not finite_chains(variable(result.draws, "posterior", "llc")).all():
+        return True
+    # Below a w* that is no minimum the energies say nothing of the step.
+    no_minimum = any(check.kind == "minimum" and check.direction is None for check in result.failed)
+    return not no_minimum and any(check.direction == "hot" for check in result.failed)
+
+
+def extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, progress: bool | None) -> Report:
+    """A report on the run with as many more draws as the target takes and the budget allows."""
+    calibration, chains, result = run
+    if target_mcse is None:
+        target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
+    most = calibration.lengths.max_draws(_MAX_FACTOR)
+    while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
+        _draw(chains, min(done + more, most), calibration, progress=progress)
+        result = _report(chains, calibration, bounds)
+    return result
+
+
+def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
+    """Draws to add for the target, at most as many as there are; 0 where it is reached or out of reach."""
+    failed, character = result.failed_of_chains, result.character
+    if character is not None and character.name == "left the basin":
+        return 0
+    if not all(check.cured_by_draws for check in failed) or not math.isfinite(result.llc.value):
+        return 0
+    excess = result.llc.mcse / (target_mcse * abs(result.llc.value)) if result.llc.value else 0.0
+    if excess <= 1 and not failed:
+        return 0
+    return done if excess**2 >= 2 or excess <= 1 else max(1, int((excess**2 - 1) * done * 1.1))
