@@ -92,7 +92,7 @@ def test_calibrate_repeats_what_was_given(folder, capsys):
     [
         (["report", "run.nc", "--jsn"], "unrecognized arguments: --jsn"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["sample", "model.py:posterior"], "required: --out"),
+        (["bounds"], "required: FILE.py:NAME"),
     ],
 )
 def test_wrong_words_are_no_verdict(words, message, capsys):
@@ -210,7 +210,7 @@ FILES = {  # draws, spectrum → status, status with --require-converged
     "scale-dependent": (lambda: energies(shape=1.1), OPEN, 0, 1),
     "no bounds": (energies, None, 0, 1),
     "few draws": (lambda: energies(num_draws=10), PINNED, 1, 1),
-    "outside": (lambda: energies(shift=5.0), PINNED, 2, 2),
+    "outside": (lambda: energies(shift=0.3), PINNED, 2, 2),
 }
 
 

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, PyTree
 
-from llc.posterior.programs import inner_programs
+from llc.posterior.programs import inner_programs, primitives
 from llc.posterior.tables import fresh_tables
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -98,8 +98,8 @@ def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree,
 def fingerprint(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
     """A digest of the program of `fn` and of its gradient, with all constants; equal programs have equal digests.
 
-    Nothing is compiled or computed. Where the gradient can't be traced it is that of `fn` alone, and where that can't
-    either (what evaluates it says why), it is empty.
+    Nothing is compiled or computed. Where the gradient can't be traced it is that of `fn` alone. Where that can't
+    either (what evaluates it says why), or calls back to Python, whose doings are not seen, it is `fn`'s own.
     """
     arrays, rest = eqx.partition(params, eqx.is_inexact_array)
     args = jax.tree.map(_like, (arrays, jax.tree.map(lambda x: x[:_ROWS], data)))
@@ -125,8 +125,11 @@ def fingerprint(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: Py
         digest = hashlib.blake2b(_ADDRESS.sub("", str(closed.jaxpr)).encode(), digest_size=16)
         for value in [*closed.consts, *_constants(closed.jaxpr)]:
             digest.update(_bytes(value))
-        return digest.hexdigest()
-    return ""
+        calls_host = any(primitive_name.endswith("callback") for primitive_name in primitives(closed.jaxpr))
+        return (
+            f"{digest.hexdigest()}{f' of {id(fn)}' if calls_host else ''}"  # what the host does is not in the program
+        )
+    return f"unknown of {id(fn)}"
 
 
 def _constants(jaxpr: Jaxpr) -> list[Any]:

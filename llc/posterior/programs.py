@@ -82,13 +82,14 @@ def _size(var: Any) -> int:
     return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 0)
 
 
+def primitives(jaxpr: Jaxpr) -> Iterator[str]:
+    """Names of the primitives of all equations, and of the programs within them."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for part in _parts(equation):
+            yield from primitives(part)
+
+
 def uses_primitive(name: str, fn: Callable[..., PyTree], *args: PyTree) -> bool:
     """Whether an equation of `fn(*args)`, or of a program within it, is the primitive of that name."""
-    return _uses(name, jax.make_jaxpr(fn)(*args).jaxpr)
-
-
-def _uses(name: str, jaxpr: Jaxpr) -> bool:
-    return any(
-        equation.primitive.name == name or any(_uses(name, part) for part in _parts(equation))
-        for equation in jaxpr.eqns
-    )
+    return name in primitives(jax.make_jaxpr(fn)(*args).jaxpr)

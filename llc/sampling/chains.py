@@ -183,7 +183,6 @@ class Chains:
         """Draws after the warm-up that were asked for; 0 without a store."""
         return 0 if self._keeper is None else self._keeper.asked
 
-    @_full_products()
     def draw(self, num_draws: int, *, progress: bool | None = None) -> None:
         """`num_draws` more draws of every chain; the first ones after the warm-up.
 
@@ -192,6 +191,7 @@ class Chains:
         """
         self.draw_until(self.num_drawn + num_draws, progress=progress)
 
+    @_full_products()
     def draw_until(self, num_draws: int, *, asked: int | None = None, progress: bool | None = None) -> None:
         """Draws until every chain has `num_draws` of them after the warm-up, those from the store included.
 
@@ -394,6 +394,7 @@ class Chains:
         return self.given.init_loss()
 
     @functools.cached_property
+    @_full_products()
     def reference_loss(self) -> float | None:
         """The loss at zero, which says how far the draws have come."""
         return reference_loss(self.given)

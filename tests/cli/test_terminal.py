@@ -86,7 +86,9 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
 def test_a_broken_package_is_named(package, tmp_path):
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('{package} is broken here')\n")
     (tmp_path / "model.py").write_text(SLOW.replace("{loops}", "1"))
-    process = start(["bounds", "model.py:posterior"], tmp_path, PYTHONPATH=f"{tmp_path}:{os.environ['PYTHONPATH']}")
+    process = start(
+        ["bounds", "model.py:posterior"], tmp_path, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    )
     _, error = process.communicate(timeout=120)
     assert process.returncode == 3
     assert error == f"llc bounds: {package} is broken here\n"

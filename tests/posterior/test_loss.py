@@ -1,5 +1,6 @@
 """A loss as a fixed function: what shares compiled programs, and what does not."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ def _of(scale):
     return loss
 
 
+def _on_the_host(scale):
+    def loss(params, batch):
+        column = batch[:, 0]
+        return jax.pure_callback(lambda x: np.float32(scale) * x, column, column) + 0 * (batch @ params)
+
+    return loss
+
+
 def _behind(fn):
     return lambda params, batch: fn(params, batch)
 
@@ -27,6 +36,7 @@ def _behind(fn):
         pytest.param(_of(2.0), _of(2.0), True, id="a def in a loop"),
         pytest.param(_of(2.0), _of(3.0), False, id="another number caught"),
         pytest.param(_of(np.float32([2.0])), _of(np.float32([3.0])), False, id="another array caught"),
+        pytest.param(_on_the_host(2.0), _on_the_host(3.0), False, id="a callback, which no program shows"),
         pytest.param(_behind(_of(2.0)), _behind(_of(2.0)), True, id="one function"),
         pytest.param(_behind(_of(2.0)), _behind(lambda p, b: jnp.sum(p) * b[:, 0]), False, id="another function"),
     ],

@@ -95,6 +95,8 @@ def test_schema():
     constants = {name: value.item() for name, value in draws["constant_data"].data_vars.items()}
     assert 0 < constants.pop("loss_rounding") < 1e-6
     assert 0 < constants.pop("params_rounding") < 1e-15
+    slope = optax.tree.norm(jax.grad(lambda params: mean_loss(params, DATA))(CENTER))
+    assert constants.pop("center_gradient") == pytest.approx(float(slope), rel=1e-5)
     assert constants.pop("reference_loss") == reference_loss(make_posterior())
     assert constants == {
         "init_loss": make_posterior().init_loss(),
