@@ -98,7 +98,7 @@ RIGHT: Mapping[str, set[str]] = {
     "trajectory_length": _NUMBER,
 }
 
-CALLED = {"center": "params", "observables": "observable"}  # by another name in messages
+CALLED = {"center": "params", "observables": "observables?"}  # by another name in messages
 
 
 class Call(NamedTuple):

@@ -133,7 +133,10 @@ def sample(arguments: argparse.Namespace) -> int:
     path = arguments.store
     if arguments.out is not None:
         path = outputs.put_draws(arguments.out, posterior, draws, before)
-    say(f"{llc.report(draws)}\n\nWritten to {path}.")
+    try:
+        say(f"{llc.report(draws)}\n\nWritten to {path}.")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; all draws are written to {path}") from None
     return 0
 
 

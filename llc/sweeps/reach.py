@@ -48,19 +48,22 @@ def reach(posterior: LocalPosterior, batch_size: int | None = None) -> Reached:
 @eqx.filter_jit
 def _descended(posterior: LocalPosterior, batch_size: int | None) -> tuple[Float[Array, ""], Float[Array, ""], Array]:
     evaluation = make_evaluation(posterior, batch_size=batch_size)
-    start = posterior.position
-    at_center = evaluation.losses(posterior, start)
+    # As a list: a parameter called "value" would be taken for what optax keeps under that name.
+    start, structure = jax.tree.flatten(posterior.position)
+    at_center = evaluation.losses(posterior, posterior.position)
     weights = jnp.asarray(evaluation.weights, at_center.dtype)
     nbeta, gamma = (jnp.asarray(x, at_center.dtype) for x in (posterior.nbeta, posterior.gamma))
     optimizer = optax.lbfgs()
 
     def energy_and_gradient(position: PyTree) -> tuple[Float[Array, ""], PyTree]:
         """U(w) − U(w*), of differences of losses, which float32 holds better than losses, and its gradient."""
-        losses, slope = evaluation.losses_and_gradient(posterior, position)
+        losses, slope = evaluation.losses_and_gradient(posterior, structure.unflatten(position))
         offset = optax.tree.sub(position, start)
         energy = nbeta * jnp.sum(weights * (losses - at_center))
         energy += 0.5 * gamma * optax.tree.norm(offset, squared=True)
-        gradient = jax.tree.map(lambda g, x: (nbeta * g + gamma * x).astype(x.dtype), slope, offset)
+        gradient = jax.tree.map(
+            lambda g, x: (nbeta * g + gamma * x).astype(x.dtype), structure.flatten_up_to(slope), offset
+        )
         return energy, gradient
 
     @jax.custom_vjp
@@ -83,5 +86,5 @@ def _descended(posterior: LocalPosterior, batch_size: int | None) -> tuple[Float
 
     begin = start, optimizer.init(start), jnp.zeros((), int), jnp.full((), jnp.inf, at_center.dtype)
     end, _, num_steps, _ = jax.lax.while_loop(goes_on, step, begin)
-    change = jnp.sum(weights * (evaluation.losses(posterior, end) - at_center))
+    change = jnp.sum(weights * (evaluation.losses(posterior, structure.unflatten(end)) - at_center))
     return change, jnp.asarray(optax.tree.norm(optax.tree.sub(end, start))), num_steps

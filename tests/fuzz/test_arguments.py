@@ -44,8 +44,8 @@ def test_some_wrong_arguments_are_refused_at_the_door():
 
 
 @pytest.mark.slow
-def test_all_wrong_arguments_are_refused_at_the_door():
-    found = fuzzed()
+def test_many_wrong_arguments_are_refused_at_the_door():
+    found = fuzzed("1500")
     assert found["others"] == []
-    assert found["refused"] > 3000
-    assert found["right"] > 100, "negative control: a door that lets nothing in would refuse them too"
+    assert found["refused"] > 1000
+    assert found["right"] > 30, "negative control: a door that lets nothing in would refuse them too"

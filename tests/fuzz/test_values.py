@@ -60,7 +60,7 @@ def test_exact_values_of_a_quadratic():
 
 
 @pytest.mark.slow
-@fuzzed(12)
+@fuzzed(4)
 @given(SEEDS)
 def test_random_structures(seed):
     for sampler, outcome in fuzz.check(np.random.default_rng(seed), 4):

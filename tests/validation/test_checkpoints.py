@@ -28,7 +28,7 @@ def test_what_is_counted():
     assert summary["errors"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.optimized
 def test_quick_size(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["checkpoints.py", "--quick", "--out", str(tmp_path)])

@@ -75,7 +75,7 @@ def test_ratios_and_verdicts_of_checkpoints_are_counted():
     assert summary["errors"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.optimized
 def test_quick_size(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["real.py", "--quick", "--out", str(tmp_path)])
