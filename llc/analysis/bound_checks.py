@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
+from llc.analysis.advice import was_chosen
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate
 from llc.analysis.minimum_checks import assumption_check
@@ -125,7 +126,7 @@ def _resolution(draws: xr.DataTree, spectrum: Spectrum) -> Check | None:
 def _localization_cure(draws: xr.DataTree, bounds: Bounds, spectrum: Spectrum | None) -> str:
     """What to do about a localization that hides most of λ: a γ that was chosen is not to be lowered."""
     hidden = "localization suppresses most of λ, and λ_corr is more extrapolated than measured; "
-    if _gamma_origin(draws) == "given":
+    if not was_chosen(draws):
         gamma = constant(draws, schema.GAMMA)
         factor = _weaker(bounds, spectrum)
         return f"{hidden}take gamma = {gamma / factor:.2g} and {factor} times the steps"
@@ -160,15 +161,11 @@ def _kinks(spectrum: Spectrum) -> Check | None:
     )
 
 
-def _gamma_origin(draws: xr.DataTree) -> str:
-    return str(draws.attrs.get(schema.GAMMA_ORIGIN, "given"))
-
-
 def _chosen_gamma(draws: xr.DataTree) -> str:
     """What can be done instead of lowering a γ that calibration chose as the weakest."""
     gamma = constant(draws, schema.GAMMA)
     alike = "compare λ̂ with others at the same scale (`llc.estimate(…, like=report)`)"
-    if _gamma_origin(draws) == "run length":
+    if draws.attrs.get(schema.GAMMA_ORIGIN) == "run length":
         return f"γ = {gamma:.4g} is the weakest that a run of this length affords; take more steps, or {alike}"
     return f"γ = {gamma:.4g} is the weakest at which the loss is about quadratic; {alike}"
 
@@ -223,7 +220,7 @@ def _too_low(draws: xr.DataTree, sensitivity: Estimate | None) -> str:
     causes = ["the chains have not mixed (take more draws)"]
     gamma, moved = constant(draws, schema.GAMMA), _moved(sensitivity)
     if moved > 0:
-        given = _gamma_origin(draws) == "given"
+        given = not was_chosen(draws)
         cure = f"take gamma = {gamma / 3:.2g} and 3 times the steps" if given else _chosen_gamma(draws)
         causes.append(f"localization suppresses flat directions, as λ_corr is {moved:.2g} lower at 3γ ({cure})")
     elif moved < 0:
