@@ -155,9 +155,8 @@ def _kinks(spectrum: Spectrum) -> Check | None:
         _MAX_KINKS,
         passed=share <= _MAX_KINKS,
         seen=f"{share:.1%} of the change of the gradient around w* is not in the Hessian at w*",
-        cure="it sits in kinks (ReLU) that the chains cross and the Hessian leaves out, so that λ_quad, the rank and "
-        "λ_corr may be off by as much, mostly too low; λ̂ is not, so compare it at the same nβ and γ, or take a smooth "
-        "activation (GELU)",
+        cure="it sits in kinks (ReLU) that the chains cross, or in a smooth loss that is far from quadratic there; "
+        "λ_quad, the rank and λ_corr may be off by as much, λ̂ is not: compare it at the same nβ and γ",
     )
 
 
@@ -260,7 +259,7 @@ def _too_high(draws: xr.DataTree, spectrum: Spectrum | None) -> str:
     if num_data < _FEW_DATA:
         causes.append(f"terms of finite n, which are large at n = {num_data:.0f} (the bounds are those of n → ∞)")
     if spectrum is not None and (kinks := _kinks(spectrum)) is not None and not kinks.passed:
-        causes.append("curvature in kinks around w*, which the bounds do not count (take a smooth activation)")
+        causes.append("curvature around w* (kinks of a ReLU) that the Hessian at w* does not have")
     if sampler["name"] not in _EXACT:
         step_size = sampler.get("step_size")
         causes.append(
