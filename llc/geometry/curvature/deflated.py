@@ -38,6 +38,7 @@ from llc.geometry.curvature.lanczos import Measure
 from llc.geometry.curvature.operators import CurvatureOperator
 from llc.geometry.curvature.outlook import MAX_PROBES, MAX_STEPS, Outlook, Target, num_probes_for, outlook_of, target_of
 from llc.geometry.curvature.problem import Problem
+from llc.geometry.curvature.smoothness import kinks_nearby
 
 _GRADIENTS = 2  # that a product costs (1.6 and 2.7 measured, see krylov.py)
 _FORECAST = 100  # products that the bar shows before anything is known
@@ -85,7 +86,8 @@ class _Work:
 def deflated(problem: Problem) -> Spectrum:
     """Spectrum from the leading eigenpairs and a few probes of the rest, in the precision of the params.
 
-    Smoothness, residuals and stability are not judged; the rank is an interval.
+    Residuals, stability and smoothness at w* are not judged, kinks around it along one direction; the rank is an
+    interval.
 
     References:
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)), SIMAX 2017;
@@ -102,6 +104,7 @@ def deflated(problem: Problem) -> Spectrum:
         leading = _leading(operator, problem, work, dtype)
         measure = _gradient_measure(operator, gradient, leading, float(problem.posterior.nbeta), work)
         probes = _probes(operator, leading, settings.seed, work)
+        kinks = kinks_nearby(hessian)
         vectors = np.asarray(leading.vectors[: int(np.sum(leading.nodes > 0))], np.float32)
     rows, halves = ([getattr(probe, name) for probe in probes] for name in _Probe._fields)
     (nodes, weights), half = (_rows(measures, leading.nodes, operator.dim) for measures in (rows, halves))
@@ -116,7 +119,7 @@ def deflated(problem: Problem) -> Spectrum:
         matrix=settings.matrix,
         method="deflated",
         noise=leading.noise,
-        smoothness=Smoothness("not judged", math.nan, math.nan),
+        smoothness=Smoothness("not judged", math.nan, math.nan, kinks),
         num_exact=len(leading.nodes),
         vectors=vectors,
     )
