@@ -29,7 +29,7 @@ from llc.sampling.kernel import Sampler
 
 _FULL_BATCH, _MINIBATCH, _LARGEST_BATCH = 4096, 512, 8192
 _FEWEST, _BATCHES = 32, 20  # rows of a costly model at least, and minibatches of its data
-_HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order of it away, `virial_curved` sees it
+MAX_HEATING = 0.03  # of λ_quad; the zero-variance estimate takes the first order of it away, `virial_curved` sees it
 _NOISE_ROWS = 512  # examples from which the covariance of gradients is taken
 
 
@@ -71,12 +71,11 @@ def plan_batch(request: Request, at_center: Settings) -> Batch:
     costly, num_data = request.price.costly, request.posterior.num_data
     if given is not None or needs_all or (num_data <= _FULL_BATCH and not costly):
         return Batch(given)
-    fewest = min(_MINIBATCH, max(_FEWEST, num_data // _BATCHES)) if costly else _MINIBATCH
+    fewest = fewest_rows(num_data) if costly else _MINIBATCH
     own = None if sampler is None else sampler.langevin_step
     posterior = request.posterior.with_scale(gamma=at_center.gamma)
-    noise_rows = min(_NOISE_ROWS, max(num_data // 8, 1)) if costly else _NOISE_ROWS
     step_size = at_center.step_size if own is None else own
-    heating = predict_heating(posterior, request.spectrum, step_size, num_rows=noise_rows)
+    heating = predict_heating(posterior, request.spectrum, step_size, num_rows=noise_rows(request))
     heat, without = max(heating), 0
     rows = rows_for(heat, fewest)
     if sampler is None and rows > 2 * (fewer := rows_for(heating.of_curvature, fewest)):
@@ -106,26 +105,64 @@ def choose_sampler(request: Request, batch: Batch, found: PilotResult) -> Choice
     return Choice(found.sampler, "chosen", reason, {"rows_without_control_variates": rows})
 
 
+class RowNoise(NamedTuple):
+    """What minibatches of a single row would heat by, at any γ and ε.
+
+    Attributes:
+        spectrum: of the Hessian at w*.
+        variances: of the examples' gradients along its eigenvectors, (curved,).
+    """
+
+    spectrum: Spectrum
+    variances: Float[np.ndarray, "curved"]
+
+    def heating(self, nbeta: float, gamma: float, step_size: float) -> Heating:
+        """Relative to λ_quad; B rows heat by one B-th of it."""
+        quad = max(self.spectrum.quad(gamma / nbeta), 0.5)
+        of_curvature = 0.25 * step_size * nbeta * self.spectrum.largest * 2 * quad
+        curvatures = nbeta * self.spectrum.vector_eigenvalues[: len(self.variances)]
+        noise = float(np.sum(0.5 * curvatures / (curvatures + gamma) * self.variances))
+        return Heating(of_curvature, 0.25 * step_size * nbeta**2 * noise / quad)
+
+
+def measure_noise(posterior: LocalPosterior, spectrum: Spectrum, *, num_rows: int = _NOISE_ROWS) -> RowNoise:
+    """The noise of examples' gradients along the directions that show at the posterior's γ, and at stronger ones.
+
+    Args:
+        posterior: with γ.
+        spectrum: of the Hessian at w*; without eigenvectors no noise of gradients is known.
+        num_rows: examples from which it is taken.
+    """
+    variates = make_control_variates(posterior, spectrum)
+    if variates is None or not variates.coefficients.size:
+        return RowNoise(spectrum, np.zeros(0))
+    rows = np.random.default_rng(0).permutation(posterior.num_data)[:num_rows]  # data may be in order
+    some = jax.tree.map(lambda x: x[rows], posterior.data)
+    variances = np.asarray(_variances(posterior, variates.vectors, some), np.float64)
+    return RowNoise(spectrum, variances[: len(spectrum.vector_eigenvalues)])
+
+
 def predict_heating(
     posterior: LocalPosterior, spectrum: Spectrum, step_size: float, *, num_rows: int = _NOISE_ROWS
 ) -> Heating:
     """Heating of λ̂ relative to λ_quad by minibatches of one row; B rows heat by one B-th of it."""
-    nbeta = posterior.scale.nbeta
-    quad = max(spectrum.quad(posterior.scale.localization), 0.5)
-    of_curvature, of_gradients = 0.25 * step_size * nbeta * spectrum.largest * 2 * quad, 0.0
-    variates = make_control_variates(posterior, spectrum)
-    if variates is not None and variates.coefficients.size:
-        rows = np.random.default_rng(0).permutation(posterior.num_data)[:num_rows]  # data may be in order
-        some = jax.tree.map(lambda x: x[rows], posterior.data)
-        noise = float(_gradient_noise(posterior, variates.vectors, variates.coefficients, some))
-        of_gradients = 0.25 * step_size * nbeta**2 * noise / quad
-    return Heating(of_curvature, of_gradients)
+    return measure_noise(posterior, spectrum, num_rows=num_rows).heating(*posterior.scale, step_size)
 
 
 def rows_for(heating: float, fewest: int) -> int:
     """The smallest power of two of rows that heats by 3 % at most, not below that of `fewest`, at most 8,192."""
-    rows = 2 ** math.ceil(math.log2(max(heating / _HEATING, fewest)))
+    rows = 2 ** math.ceil(math.log2(max(heating / MAX_HEATING, fewest)))
     return min(rows, _LARGEST_BATCH)
+
+
+def fewest_rows(num_data: int) -> int:
+    """Rows of a minibatch of a costly model, at least."""
+    return 2 ** math.ceil(math.log2(min(_MINIBATCH, max(_FEWEST, num_data // _BATCHES))))
+
+
+def noise_rows(request: Request) -> int:
+    """Examples from which the noise of gradients is taken."""
+    return min(_NOISE_ROWS, max(request.posterior.num_data // 8, 1)) if request.price.costly else _NOISE_ROWS
 
 
 def nominal_rows(posterior: LocalPosterior) -> int:
@@ -134,14 +171,12 @@ def nominal_rows(posterior: LocalPosterior) -> int:
 
 
 @eqx.filter_jit
-def _gradient_noise(
-    posterior: LocalPosterior, vectors: Float[Array, "curved dim"], shares: Float[Array, "curved"], data: PyTree
-) -> Float[Array, ""]:
-    """Trace of Σ A over examples: the variance of their gradients along the curved directions, weighted by A."""
+def _variances(posterior: LocalPosterior, vectors: Float[Array, "curved dim"], data: PyTree) -> Float[Array, "curved"]:
+    """Variance over examples of their gradients along `vectors`."""
 
     def along(example: PyTree) -> Float[Array, "curved"]:
         batch = jax.tree.map(lambda x: x[None], example)
         gradient = jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
         return vectors @ ravel_pytree(gradient)[0]
 
-    return jnp.sum(shares * jnp.var(jax.lax.map(along, data, batch_size=32), axis=0))
+    return jnp.var(jax.lax.map(along, data, batch_size=32), axis=0)

@@ -30,15 +30,14 @@ from llc.calibration.run_length import (
     plan_length,
     within_budget,
 )
-from llc.calibration.step_size import choose_gamma, choose_step_size, settings_from_curvature
+from llc.calibration.short_run import Length, costly_length
+from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
 from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.validation import check_key, check_posterior
-
-_COSTLY_STEPS = 5000  # of a chain, for which γ of a costly model is not weaker than the run's length allows
 
 
 def calibrate(
@@ -126,16 +125,16 @@ def calibrate_for(
     """
     lengths = asked if price.costly else within_budget(posterior, asked, sampler)
     tell = partial(say, progress=progress if price.costly else False)
-    tell(forecast(posterior, price, asked, has_spectrum=spectrum is not None))
+    tell(lambda: forecast(posterior, price, asked, has_spectrum=spectrum is not None))
     if spectrum is None:
         spectrum = affordable_spectrum(posterior, price, asked.budget, progress=progress)
     request = Request(posterior, sampler, asked, lengths, spectrum, price)
 
     key, points_key = jax.random.split(key)
-    num_steps = _COSTLY_STEPS if price.costly else num_gradients(lengths)
-    at_center = settings_from_curvature(posterior, spectrum.largest, num_steps)
-    request = replace(request, localization=find_localization(points_key, request, at_center.gamma))
-    at_center = settings_from_curvature(request.local_posterior, spectrum.largest, num_steps)
+    length = costly_length(request) if price.costly else Length(num_gradients(lengths), RELAXATIONS)
+    settings = partial(settings_from_curvature, largest=spectrum.largest, **length._asdict())
+    request = replace(request, localization=find_localization(points_key, request, settings(posterior).gamma))
+    at_center = settings(request.local_posterior)
     tell(curvature_found(spectrum, at_center.gamma / float(posterior.nbeta)))
     tell(gamma_found(request, at_center.gamma))
     batch = plan_batch(request, at_center)
@@ -146,7 +145,8 @@ def calibrate_for(
     else:
         found = PilotResult(posterior.with_scale(gamma=at_center.gamma), sampler)
     calibration = _choose(request, batch, plan, found)
-    tell(run_forecast(calibration.lengths, posterior.num_data, doubled=batch.uses_control_variates))
+    doubled = batch.uses_control_variates
+    tell(lambda: run_forecast(calibration.lengths, posterior.num_data, price, doubled=doubled))
     return calibration
 
 

@@ -25,13 +25,13 @@ _COSTLY_DRAWS = 150
 _FEWEST_DRAWS = 40  # below which losses are evaluated on some of the rows
 _OF_WARMUP = 0.2  # of the work of a chain
 _EVALUATED, _FEWEST_EVALUATED = 8, 128  # part of the rows then, and the least number
-_OF_COSTLY_RUN = 0.42  # of a budget; a quarter as much is for the run at 3γ, the rest for the spectrum and two pilots
+OF_COSTLY_RUN = 0.42  # of a budget; a quarter as much is for the run at 3γ, the rest for the spectrum and two pilots
 _SLOPES = 3.5  # times what an evaluation of some rows costs with its slopes, in units of their gradient
 _MOST_THINNING = 500
 _RELAXED = 5  # relaxations of a flat direction in the warm-up
 _OVERHEAD_BOUND = 5e4  # parameters × rows of a step below which it costs little more than its overhead
 _LONGER = 100  # times that a run may be longer there
-_RELAXATIONS = 160  # T εγ there: with 80 the standard errors of slow chains are too small (validation/constants.py)
+_RELAXATIONS = 160.0  # T εγ there: with 80 the standard errors of slow chains are too small (validation/constants.py)
 _VISIBLE = 0.75  # of r/2 that λ_quad is to have there; a report wants half (check `localization`)
 _LONGER_LOCALIZATION = 32  # times that a run may be longer for that
 
@@ -147,7 +147,7 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
     share = step_cost(batch.rows, num_data, doubled=batch.uses_control_variates)
     rate = at_center.step_size * at_center.gamma
     relaxed = min(math.ceil(2 / rate) if rate else _MOST_THINNING, _MOST_THINNING)
-    work = None if asked.budget is None else asked.budget * _OF_COSTLY_RUN / asked.num_chains
+    work = None if asked.budget is None else asked.budget * OF_COSTLY_RUN / asked.num_chains
     eval_size, cost = asked.eval_size, draw_cost(asked.eval_size, num_data)
 
     def lengths(cost: float, eval_size: int | None) -> RunLengths:
@@ -261,7 +261,7 @@ def choose_warmup(request: Request, plan: Plan, thinning: int) -> Choice[int]:
     return Choice(warmup, "chosen", "steps that are discarded")
 
 
-def _relaxing_thinning(rate: float, num_draws: int, relaxations: int, max_length_factor: int) -> int:
+def _relaxing_thinning(rate: float, num_draws: int, relaxations: float, max_length_factor: int) -> int:
     """Steps between draws with which `num_draws` draws are T εγ = `relaxations` long; `rate` is εγ."""
     relaxed = math.ceil(relaxations / (rate * num_draws)) if rate else max_length_factor * _THINNING
     return min(max(_THINNING, relaxed), max_length_factor * _THINNING)

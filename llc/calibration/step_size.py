@@ -19,7 +19,7 @@ from llc.posterior.arguments import require_integer, require_number, require_typ
 from llc.posterior.local_posterior import LocalPosterior
 
 COURANT = 0.5  # c; stable below 4, and with it λ̂ had an rmse of 0.5–1.9 %
-RELAXATIONS = 80  # T εγ; with 40 the energy of a 460-parameter network had 350–460 effective draws, too near the 400
+RELAXATIONS = 80.0  # T εγ; with 40 the energy of a 460-parameter network had 350–460 effective draws, too near the 400
 
 
 class Settings(NamedTuple):
@@ -30,13 +30,16 @@ class Settings(NamedTuple):
     largest: float
 
 
-def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps: int) -> Settings:
+def settings_from_curvature(
+    posterior: LocalPosterior, largest: float, num_steps: int, *, relaxations: float = RELAXATIONS
+) -> Settings:
     """Step size ε and γ for `num_steps` steps of SGLD at a minimum with largest curvature `largest`.
 
     Args:
         posterior: gives nβ, and γ where the user set one.
         largest: h_max in nats per example and squared parameter.
         num_steps: T, steps a chain.
+        relaxations: T εγ, of which γ follows where the user set none.
 
     Raises:
         ValueError: if the curvature is not positive, so that no scale for ε or γ exists.
@@ -44,6 +47,7 @@ def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps
     require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
     require_number("largest", largest, least=-math.inf)  # 0 or less where γ is given
     require_integer("num_steps", num_steps, least=1)
+    require_number("relaxations", relaxations)
     nbeta = float(posterior.nbeta)
     gamma = None if posterior.gamma is None else float(posterior.gamma)
     if largest <= 0 and not gamma:
@@ -53,7 +57,7 @@ def settings_from_curvature(posterior: LocalPosterior, largest: float, num_steps
         )
     stiffness = nbeta * max(largest, 0.0)
     if gamma is None:
-        gamma = RELAXATIONS * stiffness / (COURANT * num_steps)
+        gamma = relaxations * stiffness / (COURANT * num_steps)
     return Settings(COURANT / (stiffness + gamma), gamma, largest)
 
 

@@ -3,7 +3,10 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
@@ -16,18 +19,38 @@ from llc.calibration.run_length import run_cost
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 
+_SIZE, _REPEATS = 1024, 3  # of the matrix products that are timed, some 10 ms each on two cores
+_EFFICIENCY = 0.4  # of their rate that gradients reach (.38 and .45 on two cores, see validation/real.py)
 
-def say(message: str, *, progress: bool | None) -> None:
-    """A line on standard error with the time of day, beside the bars; nothing where progress is False."""
-    if message and progress is not False:
-        tqdm.write(f"llc  {time.strftime('%H:%M:%S')}  {message}", file=sys.stderr)
+
+def say(message: str | Callable[[], str], *, progress: bool | None) -> None:
+    """A line on standard error with the time of day, beside the bars; where progress is False it is not even made."""
+    if progress is False:
+        return
+    told = message if isinstance(message, str) else message()
+    if told:
+        tqdm.write(f"llc  {time.strftime('%H:%M:%S')}  {told}", file=sys.stderr)
+
+
+def about(seconds: float) -> str:
+    """A duration in words, to one or two figures: `about(95)` is "about 2 min".
+
+    Example:
+        >>> about(8.2), about(95), about(4000)
+        ('about 10 s', 'about 2 min', 'about 1.1 h')
+    """
+    if seconds < 60:
+        return f"about {max(round(seconds, -1), 10):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 3600 else f"about {seconds / 3600:.1f} h"
 
 
 def forecast(posterior: LocalPosterior, price: Price, asked: RequestedLengths, *, has_spectrum: bool) -> str:
     """What is going to be done, before anything is known of the curvature."""
     of = f"gradients of {posterior.num_data:,} rows, {price.flops:.1g} operations each"
-    spectrum = "" if has_spectrum else f"spectrum at most {plan_spectrum(posterior, price, asked.budget).cost:.0f}, "
-    budget = "" if asked.budget is None else f"; all of it at most {asked.budget:,}"
+    seconds = _seconds_per_gradient(price)
+    cost = plan_spectrum(posterior, price, asked.budget).cost
+    spectrum = "" if has_spectrum else f"spectrum at most {cost:.0f} ({about(cost * seconds)}), "
+    budget = "" if asked.budget is None else f"; at most {asked.budget:,} ({about(asked.budget * seconds)}) in all"
     return f"work in {of}: {spectrum}then γ, pilots with a first λ̂, and the run{budget}"
 
 
@@ -56,16 +79,30 @@ def pilot_found(found: PilotResult) -> str:
     return f"{len(found.pilots)} pilots: ε = {found.step_size:.3g}, a first λ̂ = {value} from a draw of each chain"
 
 
-def run_forecast(lengths: RunLengths, num_data: int, *, doubled: bool) -> str:
-    """What the run takes, in gradients.
+def run_forecast(lengths: RunLengths, num_data: int, price: Price, *, doubled: bool) -> str:
+    """What the run takes, in gradients and in time.
 
     Args:
         lengths: of the run.
         num_data: rows of the data.
+        price: of a gradient over all the data.
         doubled: whether steps have control variates.
     """
     cost = run_cost(lengths, num_data, doubled=doubled)
+    seconds = about(cost * _seconds_per_gradient(price))
     return (
-        f"run: about {cost:,.0f} gradients, {lengths.num_chains} chains of {lengths.num_warmup:,} + "
+        f"run: {cost:,.0f} gradients ({seconds}), {lengths.num_chains} chains of {lengths.num_warmup:,} + "
         f"{lengths.num_draws:,} × {lengths.thinning} steps on {lengths.batch_size or num_data:,} rows"
     )
+
+
+def _seconds_per_gradient(price: Price) -> float:
+    """What a gradient over all the data takes here, from the time of a matrix product of float32."""
+    factor = jnp.ones((_SIZE, _SIZE), jnp.float32)
+    multiply = jax.jit(lambda x: x @ x)
+    multiply(factor).block_until_ready()
+    start = time.perf_counter()
+    for _ in range(_REPEATS):
+        multiply(factor).block_until_ready()
+    rate = 2 * _SIZE**3 * _REPEATS / (time.perf_counter() - start)
+    return price.flops / (_EFFICIENCY * rate)

@@ -1,10 +1,14 @@
 """What a run of minutes tells: on standard error, and nothing where no progress is asked for."""
 
+import re
+
 import pytest
 
 import llc
+from llc.calibration.price import Price
 from llc.calibration.record import Pilot, PilotResult
-from llc.calibration.telling import pilot_found, say
+from llc.calibration.telling import forecast, pilot_found, run_forecast, say
+from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from tests.support.regression import regression
 
 
@@ -22,3 +26,22 @@ def test_the_first_estimate_is_that_of_the_last_pilot(energies, told):
     line = pilot_found(PilotResult(regression(num_data=10), llc.SGLD(5e-4), 5e-4, pilots))
     assert ("λ̂ = " in line) == (told is not None)
     assert told is None or told[:1] in line.split("λ̂ = ")[1]
+
+
+def test_a_forecast_has_a_time():
+    price = Price(1e12, costly=True)
+    told = forecast(
+        regression(num_data=10), price, RequestedLengths(num_chains=2, num_draws=1, budget=100), has_spectrum=False
+    )
+    assert re.search(r"about \d+(\.\d)? (s|min|h)\) in all", told)
+    lengths = RunLengths(num_chains=2, num_warmup=0, num_draws=10, thinning=1)
+    assert re.search(r"about \d+(\.\d)? (s|min|h)\)", run_forecast(lengths, 10, price, doubled=False))
+
+
+def test_what_is_not_told_is_not_made():
+    def forbidden():
+        raise AssertionError
+
+    say(forbidden, progress=False)
+    with pytest.raises(AssertionError):
+        say(forbidden, progress=True)
