@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from llc.cli import sweeps, terminal
+from llc.cli.compile_cache import keep_compiled
 
 _WRONG = 3  # exit status of wrong input
 _SIGNAL = 128  # and the number of the signal: the exit status of a command that was stopped
@@ -21,7 +22,8 @@ _NBETA = "inverse temperature times n; default: the posterior's (n / log n)"
 _EXECUTED = "FILE.py is executed as a Python program, with your rights; give only files that you trust."
 _EXIT = (
     "Exit status: 0 consistent or scale-dependent, 1 unresolved, 2 outside of the bounds, 3 wrong input, 130 stopped "
-    "by Ctrl-C, 143 by SIGTERM (llc sample then writes the draws so far)."
+    "by Ctrl-C, 143 by SIGTERM (llc sample then writes the draws so far). Compiled programs are kept in your cache "
+    "folder; LLC_NO_CACHE=1 turns that off."
 )
 
 
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     terminal.accept_all_characters()
     arguments = parser().parse_args(argv)
+    keep_compiled()
     stops = terminal.Stops()
     with stops.handled():
         try:
@@ -124,7 +127,9 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-draws", type=int, default=2000, help="recorded draws of each chain")
     command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
-    command.add_argument("--budget", type=int, help="largest number of steps of a chain; default: no limit")
+    command.add_argument(
+        "--budget", type=int, help="most work of all chains, in gradients over all the data; default: no limit"
+    )
     command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
     command.add_argument("--out", type=_path, help="netCDF file for the spectrum; llc sample keeps it there")
     command.add_argument("--figure", type=_path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
