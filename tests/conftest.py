@@ -14,7 +14,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 # What one test compiled another one reads, in this run and in the next.
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)  # of commands in processes of their own, too
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
