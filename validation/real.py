@@ -7,9 +7,7 @@ row holds the seconds to the report, the peak memory, λ̂ with its error beside
 verdict. Every row runs in a process of its own, so that its peak memory is its own, and says how fast the machine
 multiplies matrices, so that seconds of two machines can be compared.
 
-The last rows are checkpoints: the transformer after several numbers of steps, all at the γ that the estimate of the
-last of them chooses, because numbers at different scales can't be compared. There λ̂ / λ_quad should stay within 0.3 and
-3, and no verdict of a trained checkpoint should be UNRESOLVED.
+checkpoints.py does the same along a training.
 
     python validation/real.py
     python validation/real.py --budget 100
@@ -26,7 +24,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from matplotlib.figure import Figure
 from real_networks import LanguageSize, MLPSize, Network, Training, TransformerSize, language, mlp, train, transformer
 from study import Column, Row, Study, constant, table
@@ -36,7 +33,6 @@ from verdicts import COLORS, counts
 import llc
 
 NETWORKS = ("mlp", "transformer", "language")
-CHECKPOINTS = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +40,12 @@ class Settings:
     """All that is set by hand."""
 
     seed: int = 0
-    cases: tuple[str, ...] = (*NETWORKS, CHECKPOINTS)
+    cases: tuple[str, ...] = NETWORKS
     mlp: MLPSize = dataclasses.field(default_factory=MLPSize)
     transformer: TransformerSize = dataclasses.field(default_factory=TransformerSize)
     language: LanguageSize = dataclasses.field(default_factory=LanguageSize)
-    budget: int | None = 100  # steps of a chain of the language model
+    budget: int | None = 100  # gradients over all the data, of the language model
     most_steps: int | None = None  # the same of the others: None sets no limit
-    checkpoints: tuple[int, ...] = (100, 300, 700, 1500, 2500, 4000)  # steps of training
     matmul_order: int = 1024  # of the product that is timed
 
 
@@ -60,7 +55,6 @@ QUICK = Settings(
     language=LanguageSize(8, 20, 4, width=2, layers=1, heads=1, training=Training(20, batch_size=16)),
     budget=500,
     most_steps=500,
-    checkpoints=(50, 200),
     matmul_order=128,
 )
 
@@ -73,31 +67,28 @@ def main() -> None:
     study.processes = 1  # time and memory are measured
     runner = run if study.quick else functools.partial(run, alone=True)
     rows = study.rows(runner, study.settings.cases)
-    points = points_of(rows)
-    summary = summarize(points)
-    text = table(points, COLUMNS) + "\n\n" + "\n".join(f"{name}: {value}" for name, value in summary.items())
+    summary = summarize(rows)
+    text = table(rows, COLUMNS) + "\n\n" + "\n".join(f"{name}: {value}" for name, value in summary.items())
     print(text)
-    study.save(rows, summary=summary, text=text, figure=figure(points))
+    study.save(rows, summary=summary, text=text, figure=figure(rows))
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", type=int, help=f"steps of a chain of the language model; default {Settings.budget}")
+    parser.add_argument("--budget", type=int, help=f"gradients of the language model; default {Settings.budget}")
 
 
 def run(case: str, settings: Settings, *, alone: bool = False) -> Row:
-    """One network, or the checkpoints of the transformer; with `alone` in a process of its own."""
+    """One network; with `alone` in a process of its own."""
     if alone:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(run, case, settings).result()
     machine = {"gflops": matmul_rate(settings.matmul_order)}
-    if case == CHECKPOINTS:
-        return machine | {"points": estimate_checkpoints(settings)}
     network = make_network(case, settings)
     train_key, key = jax.random.split(jax.random.key(settings.seed))
     (params,) = train(train_key, network).values()
     budget = settings.budget if case == "language" else settings.most_steps
     posterior = llc.LocalPosterior(network.loss_fn, params, network.data)
-    return machine | {"points": [{"network": case, "steps": network.training.steps} | measure(key, posterior, budget)]}
+    return machine | {"steps": network.training.steps} | measure(key, posterior, budget)
 
 
 def make_network(name: str, settings: Settings) -> Network:
@@ -106,20 +97,6 @@ def make_network(name: str, settings: Settings) -> Network:
     if name == "mlp":
         return mlp(key, settings.mlp)
     return transformer(key, settings.transformer) if name == "transformer" else language(key, settings.language)
-
-
-def estimate_checkpoints(settings: Settings) -> list[Row]:
-    """The transformer along its training, all at the γ of the last checkpoint."""
-    network = make_network("transformer", settings)
-    train_key, key = jax.random.split(jax.random.key(settings.seed))
-    trained = train(train_key, network, settings.checkpoints)
-    points, gamma = [], None
-    for steps, params in reversed(trained.items()):
-        posterior = llc.LocalPosterior(network.loss_fn, params, network.data, gamma=gamma)
-        point = measure(key, posterior, settings.most_steps)
-        gamma = point["gamma"]
-        points.append({"network": "transformer", "steps": steps} | point)
-    return points[::-1]
 
 
 def measure(key: jax.Array, posterior: llc.LocalPosterior, budget: int | None) -> Row:
@@ -170,32 +147,18 @@ def _finite(value: float) -> float | None:
 # Results
 
 
-def points_of(rows: list[Row]) -> list[Row]:
-    """A row for each estimate; a case that raised keeps its error."""
-    points = []
-    for row in rows:
-        common = {"case": row["case"], "gflops": row.get("gflops")}
-        points += [common | point for point in row["points"]] if "points" in row else [row]
-    return points
-
-
-def summarize(points: list[Row]) -> Row:
-    """How long a newcomer waits, and how the checkpoints compare."""
-    good = [point for point in points if "error" not in point]
-    checkpoints = [point for point in good if point["case"] == CHECKPOINTS]
-    ratios = [point["llc"] / point["quad"] for point in checkpoints if point["llc"] and point["quad"]]
+def summarize(rows: list[Row]) -> Row:
+    """How long a newcomer waits."""
+    good = [row for row in rows if "error" not in row]
     return {
-        "seconds": {point["case"]: round(point["seconds"], 1) for point in good if point["case"] != CHECKPOINTS},
-        "verdicts": counts(point["verdict"] for point in good),
-        "checkpoints": len(checkpoints),
-        "of them with λ̂ / λ_quad within 0.3 and 3": sum(0.3 <= ratio <= 3 for ratio in ratios),
-        "of them UNRESOLVED": sum(point["verdict"] == "UNRESOLVED" for point in checkpoints),
-        "errors": len(points) - len(good),
+        "seconds": {row["case"]: round(row["seconds"], 1) for row in good},
+        "verdicts": counts(row["verdict"] for row in good),
+        "errors": len(rows) - len(good),
     }
 
 
-def _relative(point: Row) -> float | None:
-    return None if not point["llc"] or point["mcse"] is None else 100 * point["mcse"] / abs(point["llc"])
+def _relative(row: Row) -> float | None:
+    return None if not row["llc"] or row["mcse"] is None else 100 * row["mcse"] / abs(row["llc"])
 
 
 COLUMNS = [
@@ -206,7 +169,7 @@ COLUMNS = [
     Column("L(w*)", "init_loss", "{:.4f}"),
     Column("GFLOP/s", "gflops", "{:.0f}"),
     Column("seconds", "seconds", "{:.1f}"),
-    Column("others", lambda point: 100 * point["others"], "{:.0f} %"),
+    Column("others", lambda row: 100 * row["others"], "{:.0f} %"),
     Column("peak GiB", "gib", "{:.2f}"),
     Column("γ", "gamma", "{:.3g}"),
     Column("λ̂", "llc", "{:.4g}"),
@@ -214,27 +177,22 @@ COLUMNS = [
     Column("± %", _relative, "{:.1f}"),
     Column("λ_quad", "quad", "{:.4g}"),
     Column("verdict", "verdict"),
-    Column("failed", lambda point: " ".join(point["failed"])),
+    Column("failed", lambda row: " ".join(row["failed"])),
 ]
 
 
-def figure(points: list[Row]) -> Figure:
-    """Seconds of each network, and λ̂ with λ_quad along the checkpoints."""
-    good = [point for point in points if "error" not in point]
-    fig = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = fig.subplots(1, 2)
-    networks = [point for point in good if point["case"] != CHECKPOINTS]
-    colors = [COLORS[point["verdict"]] for point in networks]
-    left.barh([point["case"] for point in networks], [point["seconds"] for point in networks], color=colors)
-    left.set(xlabel="seconds to the report", title="llc.estimate(key, posterior)")
-    line = [point for point in good if point["case"] == CHECKPOINTS]
-    steps = [point["steps"] for point in line]
-    values, errors = (np.array([point[name] for point in line], float) for name in ("llc", "mcse"))
-    right.errorbar(steps, values, yerr=2 * errors, fmt="o-", ms=4, capsize=2, label="λ̂ ± 2 mcse")
-    right.plot(steps, np.array([point["quad"] for point in line], float), "s--", ms=4, label="λ_quad")
-    gamma = f", γ = {line[-1]['gamma']:.3g}" if line else ""
-    right.set(xscale="log", xlabel="steps of training", title=f"transformer{gamma}")
-    right.legend(fontsize=8)
+def figure(rows: list[Row]) -> Figure:
+    """Seconds of each network, by verdict, with λ̂ beside them."""
+    good = [row for row in rows if "error" not in row]
+    fig = Figure(figsize=(7, 2.6), layout="constrained")
+    ax = fig.subplots()
+    bars = ax.barh([row["case"] for row in good], [row["seconds"] for row in good])
+    for bar, row in zip(bars, good, strict=True):
+        bar.set_color(COLORS[row["verdict"]])
+    told = [f" λ̂ = {row['llc']:.3g} ± {row['mcse']:.2g}" if row["llc"] and row["mcse"] else "" for row in good]
+    ax.bar_label(bars, told, fontsize=8)
+    ax.margins(x=0.3)
+    ax.set(xlabel="seconds to the report", title="llc.estimate(key, posterior)")
     return fig
 
 
