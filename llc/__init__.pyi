@@ -41,11 +41,11 @@ from .geometry.curvature.polishing import polish as polish
 from .geometry.curvature.polishing import Polished as Polished
 from .bounds.rank import rank_bounds as rank_bounds
 from .bounds.rank import Bounds as Bounds
-from .bounds.rank import Bound as Bound
+from .bounds.bound import Bound as Bound
 from .geometry.higher_order.probes import higher_bounds as higher_bounds
 from .geometry.features.behavioral_gradients import behavioral_gradients as behavioral_gradients
 from .geometry.features.behavioral_gradients import BehavioralGradients as BehavioralGradients
-from .geometry.features.behavioral_gradients import hessian_identity as hessian_identity
+from .geometry.features.hessian_identity import hessian_identity as hessian_identity
 from .geometry.features.units import layer_ranks as layer_ranks
 from .geometry.features.units import unit_states as unit_states
 from .geometry.selection.sampling import selected_covariance as selected_covariance

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from llc.bounds.spectral_measure import Smoothness, Spectrum
+from llc.bounds.smoothness import Smoothness
+from llc.bounds.spectral_measure import Spectrum
 
 _TILT = 0.02  # largest shift of λ̂ by gradient or negative curvature at w*, relative to λ_quad (or to one direction, ½)
 _MISFIT = 1e-6  # ‖H − G‖ / ‖H‖; an exact fit to targets in float32 leaves 1e-7

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import xarray as xr
 
 from llc.bounds.assumptions import NO_DESCENT, Assumption
-from llc.bounds.rank import Bound, Bounds, extend
+from llc.bounds.bound import Bound
+from llc.bounds.rank import Bounds, extend
 from llc.bounds.spectral_measure import Spectrum
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import llc
-from llc.bounds.spectral_measure import Smoothness
+from llc.bounds.smoothness import Smoothness
 from tests.support.spectra import spectrum_of
 
 

@@ -6,7 +6,8 @@ import pytest
 
 import llc
 from llc.bounds.assumptions import Assumption
-from llc.bounds.rank import Bound, at_scale, tighten
+from llc.bounds.bound import Bound
+from llc.bounds.rank import at_scale, tighten
 from tests.support.models import MODELS, deep_linear
 from tests.support.spectra import spectrum_of
 

@@ -11,8 +11,10 @@ import xarray as xr
 import llc
 from llc.bounds import storage
 from llc.bounds.assumptions import NO_DESCENT, Assumption
-from llc.bounds.rank import Bound, extend, tighten
-from llc.bounds.spectral_measure import Smoothness, Spectrum
+from llc.bounds.bound import Bound
+from llc.bounds.rank import extend, tighten
+from llc.bounds.smoothness import Smoothness
+from llc.bounds.spectral_measure import Spectrum
 from tests.support.models import deep_linear
 from tests.support.spectra import spectrum_of
 

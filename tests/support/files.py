@@ -4,8 +4,10 @@ import numpy as np
 import xarray as xr
 
 from llc.bounds.assumptions import Assumption
-from llc.bounds.rank import Bound, extend, rank_bounds
-from llc.bounds.spectral_measure import Smoothness, Spectrum
+from llc.bounds.bound import Bound
+from llc.bounds.rank import extend, rank_bounds
+from llc.bounds.smoothness import Smoothness
+from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import to_dataset
 from tests.support.runs import GAMMA, INIT_LOSS, NBETA, make_draws
 

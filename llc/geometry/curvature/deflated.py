@@ -31,7 +31,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
-from llc.bounds.spectral_measure import Smoothness, Spectrum
+from llc.bounds.smoothness import Smoothness
+from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature import krylov
 from llc.geometry.curvature.krylov import Krylov, Ritz
 from llc.geometry.curvature.lanczos import Measure

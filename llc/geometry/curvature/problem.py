@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from llc.bounds.spectral_measure import Smoothness, Spectrum
+from llc.bounds.smoothness import Smoothness
+from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.dense import MAX_ORDER, Eigenvalues
 from llc.geometry.curvature.lanczos import Measure, quadrature, top_eigenvalue
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator, gauss_newton_operator

@@ -42,7 +42,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from llc.bounds.spectral_measure import Smoothness
+from llc.bounds.smoothness import Smoothness
 from llc.geometry.curvature.operators import CurvatureOperator
 
 _NUM_DIRECTIONS = 3

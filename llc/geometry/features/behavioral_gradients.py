@@ -26,27 +26,23 @@ import scipy.linalg
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-from llc.geometry.curvature.dense import materialize
 from llc.geometry.curvature.operators import (
     JacobianOperator,
-    curvature_operator,
-    gauss_newton_operator,
     jacobian_operator,
     require_predict_fn,
 )
-from llc.posterior.arguments import require_callable, require_type
+from llc.posterior.arguments import require_callable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 from llc.posterior.validation import check_data, check_finite
 
 _DENSE_BYTES = 4 * 2**30
 _AT_ONCE = 32  # inputs, or columns of H, whose gradients are computed at a time
-_FLOOR = 16.0  # round-off of G, measured on nets of 2 to 9 layers: up to 4 ε σ_max
+FLOOR = 16.0  # round-off of G, measured on nets of 2 to 9 layers: up to 4 ε σ_max
 _DEPENDENT = 1e-10  # 1 − leverage; round-off leaves 1e-15
 _MIXED = 1e-8  # ‖Gᵀv − J v‖ / ‖J v‖ where the outputs of an input depend on the other inputs of its batch
 _ROUNDOFF = float(np.finfo(np.float64).eps)
 _GAP_DECADES = 2.0  # below it, a change of the threshold changes the rank
-_IDENTICAL = 1e-6  # ‖H − (s/n) G Gᵀ‖ / ‖H‖; a fit to float32 leaves 1e-7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +109,7 @@ class BehavioralGradients:
     @property
     def threshold(self) -> float:
         """16 ε σ_max: a smaller singular value may be zero at the exact point of which w* is a rounded version."""
-        return _FLOOR * self.precision * float(self.singular_values[0])
+        return FLOOR * self.precision * float(self.singular_values[0])
 
     @property
     def rank(self) -> int:
@@ -207,10 +203,11 @@ def behavioral_gradients(
     with float64():
         # The posterior serves for its params and mask only: there is no loss, and the inputs are given below.
         posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask, predict_fn=predict_fn)
-        return BehavioralGradients(jacobian_operator(posterior, inputs=inputs), _precision(posterior))
+        return BehavioralGradients(jacobian_operator(posterior, inputs=inputs), relative_rounding(posterior))
 
 
-def _precision(posterior: LocalPosterior) -> float:
+def relative_rounding(posterior: LocalPosterior) -> float:
+    """Relative rounding of w*, the coarsest of its leaves."""
     return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(posterior.position))
 
 
@@ -240,71 +237,3 @@ def _rows(operator: JacobianOperator) -> Float[Array, "input k dim"]:
         return jax.jacrev(lambda z: predict_fn(posterior.params_at(unravel(z)), batch).ravel())(flat)
 
     return jax.lax.map(of_input, operator.rows.joined(), batch_size=_AT_ONCE)
-
-
-@dataclasses.dataclass(frozen=True)
-class HessianIdentity:
-    """H against (s/n) G Gᵀ at one point of a squared loss.
-
-    Attributes:
-        hessian_rank: number of eigenvalues of H that are larger, in size, than (16 ε)² h_max and than round-off.
-        gradient_rank: rank G.
-        difference: ‖H − (s/n) G Gᵀ‖ / ‖H‖, spectral norms: the part Σ residual · ∇²f of H.
-        smallest: h_min / h_max; below zero by more than round-off only with residuals.
-        factor: s; 2 where the loss is the squared error summed over outputs, 1 with a ½.
-        residual: root mean square of ‖f(x) − y‖ over the data, if the loss is 0 at a fit.
-    """
-
-    hessian_rank: int
-    gradient_rank: int
-    difference: float
-    smallest: float
-    factor: float
-    residual: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether H is (s/n) G Gᵀ to 1e-6, with the same rank."""
-        return self.hessian_rank == self.gradient_rank and self.difference <= _IDENTICAL
-
-    def __str__(self) -> str:
-        relation = "=" if self.holds else "≠"
-        return (
-            f"H {relation} {self.factor:.3g}/n G Gᵀ: difference {self.difference:.2g}, rank H {self.hessian_rank}, "
-            f"rank G {self.gradient_rank}, h_min/h_max {self.smallest:.2g}, residual {self.residual:.2g}"
-        )
-
-
-def hessian_identity(posterior: LocalPosterior) -> HessianIdentity:
-    """Whether H = (s/n) G Gᵀ at w*. It holds where the outputs fit the targets, and fails by the residuals elsewhere.
-
-    The matrices are dense: 8 N (2 N + nk) bytes.
-
-    Args:
-        posterior: with `predict_fn`, of which `loss_fn` is the squared error.
-
-    Raises:
-        ValueError: if the loss is another one or there are no outputs.
-    """
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
-    if posterior.predict_fn is None:
-        raise ValueError("hessian_identity needs outputs, got a posterior without predict_fn; give predict_fn=….")
-    if posterior.weights is not None:
-        raise ValueError("hessian_identity needs rows of equal weight, got a posterior with weights; leave them out.")
-    with float64():
-        operator = curvature_operator(posterior)
-        factor = float(gauss_newton_operator(posterior, output_loss="squared error").scale)
-        hessian, loss = np.asarray(materialize(operator)[0]), posterior.init_loss()
-        gradients = BehavioralGradients(jacobian_operator(posterior), _precision(posterior))
-    eigenvalues = scipy.linalg.eigvalsh(hessian)
-    size = float(np.abs(eigenvalues).max())
-    noise = max((_FLOOR * gradients.precision) ** 2, 8 * _ROUNDOFF) * size
-    difference = np.linalg.norm(hessian - factor * gradients.feature_gram, ord=2)
-    return HessianIdentity(
-        hessian_rank=int(np.sum(np.abs(eigenvalues) > noise)),
-        gradient_rank=gradients.rank,
-        difference=float(difference) / size if size else float(difference),
-        smallest=float(eigenvalues[0]) / size if size else 0.0,
-        factor=factor,
-        residual=float(np.sqrt(2 * max(loss, 0.0) / factor)),
-    )

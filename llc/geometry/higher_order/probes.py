@@ -33,7 +33,8 @@ from jaxtyping import Array, Key, PRNGKeyArray
 from tqdm.auto import tqdm
 
 from llc.bounds.assumptions import NO_DESCENT, Assumption
-from llc.bounds.rank import Bound, Bounds, Status, rank_bounds, tighten
+from llc.bounds.bound import Bound, Status
+from llc.bounds.rank import Bounds, rank_bounds, tighten
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.methods import spectrum as hessian_spectrum
 from llc.geometry.higher_order.excess import dense_metric, excess_loss, measure_scale

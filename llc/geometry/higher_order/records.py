@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from llc.bounds.rank import Bound, Bounds
+from llc.bounds.bound import Bound
+from llc.bounds.rank import Bounds
 from llc.geometry.higher_order.components import nearby_component
 from llc.geometry.higher_order.excess import Excess, Scale
 from llc.geometry.higher_order.forms import leading_forms

@@ -11,7 +11,8 @@ import xarray as xr
 import llc
 from llc.analysis.bound_checks import bound_checks
 from llc.analysis.estimators import Estimate
-from llc.bounds.spectral_measure import Smoothness, Spectrum
+from llc.bounds.smoothness import Smoothness
+from llc.bounds.spectral_measure import Spectrum
 from llc.demo import digits_posterior
 from llc.geometry.curvature.operators import curvature_operator
 from llc.geometry.curvature.residuals import first_order

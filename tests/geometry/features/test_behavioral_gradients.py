@@ -7,7 +7,8 @@ import pytest
 
 import llc
 from llc.geometry.curvature import operators
-from llc.geometry.features.behavioral_gradients import behavioral_gradients, hessian_identity
+from llc.geometry.features.behavioral_gradients import behavioral_gradients
+from llc.geometry.features.hessian_identity import hessian_identity
 from llc.geometry.features.units import layer_ranks, unit_states
 from tests.support.models import deep_linear
 
