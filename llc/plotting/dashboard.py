@@ -49,7 +49,7 @@ def plot_report(report: Report) -> Figure:
     """Dashboard of a report: verdict, numbers and checks in words, and all panels."""
     canvas.require("report", report, "an llc.Report", "verdict", "checks", "draws", "spectrum", "bounds")
     figure = Figure(figsize=_PAGE, layout="constrained")
-    grid = figure.add_gridspec(4, 3)
+    grid = figure.add_gridspec(4, 3, width_ratios=(1.12, 1, 1))
     _write_summary(report, figure.add_subplot(grid[:, 0]))
     by_draws = {(0, 1): plot_running, (0, 2): plot_trace, (1, 1): plot_rank, (1, 2): plot_distance}
     for place, plot in (by_draws | {(2, 1): plot_ess, (2, 2): plot_autocorrelation}).items():
