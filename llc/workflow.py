@@ -16,7 +16,9 @@ from llc.bounds.rank import Bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.further_runs import half_step_draws, localized_draws
 from llc.calibration.pipeline import calibrate
-from llc.calibration.running import Observables, Place, draw_cool_enough, extended
+from llc.calibration.record import Calibration
+from llc.calibration.running import Observables, Place, Stopped, draw_cool_enough, extended
+from llc.calibration.telling import say
 from llc.posterior.arguments import require_flag, require_number, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
@@ -24,6 +26,7 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.observables import prepare_observables
 from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
+from llc.sampling.standing import Interrupted
 from llc.sampling.validation import check_key, check_posterior
 
 _MAX_RESTARTS = 2  # times that a run of an overhead-bound model may be made again with a smaller step
@@ -58,6 +61,7 @@ def estimate(
     The settings are those of `llc.calibrate`; where a step costs next to nothing, chains that turn out too hot are run
     again with a smaller one. Draws are added until the standard error is `target_mcse` of λ̂ and the chains agree,
     unless a check fails that more draws cannot pass. A shorter run at 3γ tells whether λ_corr still depends on γ.
+    Ctrl-C gives the report on the draws so far, if there are any; with a `store` it raises, and the same call goes on.
 
     Args:
         key: `jax.random.key(seed)`.
@@ -125,14 +129,40 @@ def estimate(
     )
     with opened(store) as folder:
         place = Place(folder, mesh, observables)
-        run = draw_cool_enough(keys.runs, calibration, bounds, place, progress=progress)
-        result = extended(run, target_mcse, bounds, progress=progress)
+        try:
+            return _estimated(keys, calibration, bounds, place, target_mcse, reference_loss, progress=progress)
+        except Stopped as stop:
+            if folder is not None:  # the same call goes on from there
+                raise
+            draws = stop.report.draws["posterior"].sizes["draw"]
+            say(f"interrupted; the report is on the first {draws} draws of each chain", progress=progress)
+            return stop.report
+
+
+def _estimated(
+    keys: "Keys",
+    calibration: Calibration,
+    bounds: Bounds | None,
+    place: Place,
+    target_mcse: float | None,
+    reference_loss: float | None,
+    *,
+    progress: bool | None,
+) -> Report:
+    """The run by calibrated settings, as long as the target takes, and the shorter ones beside it.
+
+    Raises:
+        Stopped: on Ctrl-C, if there are draws by then.
+    """
+    run = draw_cool_enough(keys.runs, calibration, bounds, place, progress=progress)
+    result = extended(run, target_mcse, bounds, progress=progress)
+    draws = result.draws
+    if reference_loss is not None:
+        result = report(draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
         draws = result.draws
-        if reference_loss is not None:
-            result = report(draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
-            draws = result.draws
+    try:
         if any(check.told_by_half_step for check in result.failed):
-            half = half_step_draws(keys.half_step, run.calibration, mesh=mesh, progress=progress)
+            half = half_step_draws(keys.half_step, run.calibration, mesh=place.mesh, progress=progress)
             if half is not None:
                 draws[schema.HALF_STEP] = half
                 result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
@@ -140,10 +170,12 @@ def estimate(
         open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
         if not open_scale or not constant(draws, "gamma"):
             return result
-        kept = folder and folder.run(LOCALIZED)
-        localized = localized_draws(keys.localized, run.calibration, store=kept, mesh=mesh, progress=progress)
-        draws[schema.LOCALIZED] = localized
-        return report(draws, bounds=bounds, spectrum=calibration.spectrum)
+        kept = place.store and place.store.run(LOCALIZED)
+        localized = localized_draws(keys.localized, run.calibration, store=kept, mesh=place.mesh, progress=progress)
+    except Interrupted as stop:  # its draws are those of the shorter run
+        raise Stopped(result, str(stop)) from None
+    draws[schema.LOCALIZED] = localized
+    return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 
 
 class Keys(NamedTuple):

@@ -20,6 +20,7 @@ from llc.calibration.record import Calibration
 from llc.calibration.telling import say
 from llc.sampling.chains import Chains
 from llc.sampling.observable import Observable
+from llc.sampling.standing import Interrupted
 
 Observables = Mapping[str, Callable[..., Any] | Observable] | None
 
@@ -42,6 +43,18 @@ class Run(NamedTuple):
     calibration: Calibration
     chains: Chains
     report: Report
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while the draws of an estimate were made, of which there are some.
+
+    Attributes:
+        report: on the draws so far.
+    """
+
+    def __init__(self, report: Report, message: str):
+        super().__init__(message)
+        self.report = report
 
 
 def draw_cool_enough(
@@ -83,7 +96,7 @@ def _start(
         store=place.store and place.store.run(name),
         mesh=place.mesh,
     )
-    _draw(chains, max(lengths.num_draws, chains.asked), calibration, progress=progress)
+    _draw(chains, max(lengths.num_draws, chains.asked), calibration, bounds, progress=progress)
     return Run(calibration, chains, _report(chains, calibration, bounds))
 
 
@@ -99,8 +112,24 @@ def _report(chains: Chains, calibration: Calibration, bounds: Bounds | None) -> 
     return result
 
 
-def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
-    """Draws of a run, up to `num_draws` of a chain; where each takes long, λ̂ so far is told as they come in."""
+def _draw(
+    chains: Chains, num_draws: int, calibration: Calibration, bounds: Bounds | None, *, progress: bool | None
+) -> None:
+    """Draws of a run, up to `num_draws` of a chain.
+
+    Raises:
+        Stopped: on Ctrl-C, if there are draws by then.
+    """
+    try:
+        _draw_and_tell(chains, num_draws, calibration, progress=progress)
+    except Interrupted as stop:
+        if not chains.num_drawn:
+            raise
+        raise Stopped(_report(chains, calibration, bounds), str(stop)) from None
+
+
+def _draw_and_tell(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
+    """Where draws take long, λ̂ so far is told as they come in."""
     if not calibration.costly or progress is False:
         chains.draw_until(num_draws, progress=progress)
         return
@@ -129,7 +158,7 @@ def extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, prog
         target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
     most = calibration.lengths.max_draws(_MAX_FACTOR)
     while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
-        _draw(chains, min(done + more, most), calibration, progress=progress)
+        _draw(chains, min(done + more, most), calibration, bounds, progress=progress)
         result = _report(chains, calibration, bounds)
     return result
 
