@@ -35,6 +35,7 @@ def plot_frequency_content(content: FrequencyContent, *, ax: Axes | None = None)
     if content.residual > floor:
         ax.axhline(content.residual, color=canvas.GREY, ls=":", lw=1.2, label="left unexplained, in all")
     ax.set_yscale("log")
+    ax.set_ylim(bottom=max(floor, float(energy.min(initial=np.inf))) / 3)  # of a band down to 0 the upper end says all
     return canvas.finish(ax, "Frequency content", "|κ|", "energy (mean square)")
 
 
@@ -66,7 +67,7 @@ def plot_feature_basis(basis: FeatureBasis, *, ax: Axes | None = None) -> Axes:
     starts = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
     for start in starts[1:]:
         ax.axhline(start - 0.5, color="white", lw=1.2)
-    ax.set_yticks(starts, [str(names[start]) for start in starts])
     title = f"{basis.rank} features, participation {basis.participation:.3g}, modularity {basis.modularity:.2f}"
     canvas.finish(ax, title, "feature, largest first", "unit, by layer")
+    ax.set_yticks(starts, [str(names[start]) for start in starts])
     return ax

@@ -32,6 +32,7 @@ from llc.posterior.precision import float64
 _ALIAS = 1e-6  # least singular value of the design with columns of norm 1; those of aliases are round-off
 _CLEAR = 0.1  # the same for the default, so that noise is hardly amplified
 _MOST = 200  # frequencies of the default
+_TINY = 1e-100  # in place of a zero, by whose square something may be divided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,16 +179,16 @@ def _fit(points: Float[np.ndarray, "point dim"], frequencies: PyTree) -> tuple[F
 def _design(points: Float[np.ndarray, "point dim"], waves: Float[np.ndarray, "m dim"]) -> _Fit:
     phases = 2 * np.pi * (points - points.min(axis=0)) @ waves.T
     design = np.concatenate([np.ones((len(points), 1)), np.cos(phases), np.sin(phases)], axis=1)
-    scales = np.maximum(np.linalg.norm(design, axis=0), np.finfo(np.float64).tiny)
+    scales = np.maximum(np.linalg.norm(design, axis=0), _TINY)
     left, singular, right = scipy.linalg.svd(design / scales, full_matrices=False)
-    kept = np.maximum(singular, np.finfo(np.float64).tiny)
+    kept = np.maximum(singular, _TINY)
     return _Fit(design, left, (right.T / kept) / scales[:, None], float(singular[-1]))
 
 
 def _waves(frequencies: PyTree, dim: int) -> Float[np.ndarray, "m dim"]:
     try:
         waves = np.asarray(frequencies, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"frequencies need to be an array of numbers, got {type(frequencies).__name__}.") from error
     waves = waves[:, None] if waves.ndim == 1 and dim == 1 else waves
     if waves.ndim != 2 or waves.shape[1] != dim or not len(waves) or not np.isfinite(waves).all():

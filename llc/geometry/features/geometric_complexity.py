@@ -93,6 +93,8 @@ def geometric_complexity(
         25.0
     """
     require_integer("num_probes", num_probes, least=2, optional=True)
+    if key is not None:
+        check_key(key)
     operator = behavioral_gradients(predict_fn, params, inputs).operator
     with float64():
         rows = operator.rows.joined()
@@ -110,7 +112,6 @@ def geometric_complexity(
                     f"key is needed for random probes of {num_outputs} outputs in {dim} numbers of an input, got None; "
                     "give key=jax.random.key(0)."
                 )
-            check_key(key)
             squares = np.asarray(_squares(operator, rows, "probes", num_probes, key))
         else:
             squares = np.asarray(_squares(operator, rows, "forward" if dim <= num_outputs else "reverse", 0, None))

@@ -19,9 +19,9 @@ from jaxtyping import Float, Int, PyTree
 from llc.posterior.arguments import require_callable, require_number
 from llc.posterior.mask import path_name
 from llc.posterior.precision import as_float64, float64
-from llc.posterior.validation import check_center, check_data, leading_axis
+from llc.posterior.validation import check_center, check_data, check_finite
 
-_FLOOR = 16 * float(np.finfo(np.float64).eps)  # of a singular value, relative to the largest
+_FLOOR = 16 * float(np.finfo(np.float64).eps)  # of a singular value, relative to the norm of the activations
 _OFFSET = 0.381966  # of the grid of states, off the round numbers that activations often are
 
 
@@ -76,11 +76,14 @@ def layer_information(
     """
     require_callable("activations_fn", activations_fn, "a function of (params, inputs)")
     require_number("tolerance", tolerance)
-    if inputs is None:
-        raise ValueError("inputs needs arrays with a leading axis of n inputs, got None.")
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs) if eqx.is_array(leaf)]
+    if not shapes or shapes[0][:1] in ((), (0,)) or len({shape[:1] for shape in shapes}) > 1:
+        raise ValueError(f"inputs need arrays with the same leading axis of n inputs, got shapes {shapes}.")
     check_data(inputs, "inputs")
     check_center(params)
-    n = leading_axis(inputs)
+    for name, tree in (("inputs", inputs), ("params", params)):
+        check_finite(eqx.filter(tree, eqx.is_inexact_array), name)
+    n = shapes[0][0]
     with float64():
         try:
             layers = jax.device_get(eqx.filter_jit(activations_fn)(as_float64(params), as_float64(inputs)))
@@ -97,11 +100,9 @@ def layer_information(
 
 
 def _labels(labels: PyTree, n: int) -> Int[np.ndarray, "input"]:
-    if not isinstance(labels, (np.ndarray, jnp.ndarray)) or np.shape(labels)[:1] != (n,):
-        raise ValueError(
-            f"labels need to be one array with a row for each of {n} inputs, got {type(labels).__name__} "
-            f"of shape {np.shape(labels)}."
-        )
+    right = isinstance(labels, jax.Array | np.ndarray) and labels.dtype != np.object_ and labels.shape[:1] == (n,)
+    if not right:
+        raise ValueError(f"labels need to be one array with a row for each of {n} inputs, got {type(labels).__name__}.")
     return np.unique(np.asarray(labels).reshape(n, -1), axis=0, return_inverse=True)[1].ravel()
 
 
@@ -119,7 +120,7 @@ def _of_layer(
     label_bits = float("nan")
     if classes is not None:
         label_bits = bits + _entropy(classes) - _entropy(states * (classes.max() + 1) + classes)
-    rank = int(np.sum(values > _FLOOR * max(rows.shape) * max(values[0], scale * np.sqrt(rows.size) * _FLOOR)))
+    rank = int(np.sum(values > _FLOOR * scale * np.sqrt(rows.size)))
     return LayerInformation(path or "activations", bits, int(states.max()) + 1, rank, label_bits)
 
 

@@ -144,16 +144,17 @@ def tangent_kernel(
 
 def _labels(labels: object, num_inputs: int, output_shape: tuple[int, ...]) -> Float[np.ndarray, "input k"]:
     """Y as (n, k)."""
-    shape, wanted = np.shape(labels), (num_inputs, *output_shape)  # pyright: ignore
-    if int(np.prod(shape)) != int(np.prod(wanted)) or shape[:1] != (num_inputs,):
+    wanted = (num_inputs, *output_shape)
+    try:
+        values = np.asarray(labels, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"labels need to be an array of real numbers, got {type(labels).__name__}.") from error
+    if values.size != int(np.prod(wanted)) or values.shape[:1] != (num_inputs,):
         raise ValueError(
-            f"labels need the shape of the outputs, {wanted}, got {shape}; give classes as one-hot rows "
+            f"labels need the shape of the outputs, {wanted}, got {values.shape}; give classes as one-hot rows "
             "(jax.nn.one_hot)."
         )
-    try:
-        values = np.asarray(labels, np.float64).reshape(num_inputs, -1)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"labels need to be an array of real numbers, got {type(labels).__name__}.") from error
+    values = values.reshape(num_inputs, -1)
     if not np.isfinite(values).all() or not np.ptp(values, axis=0).any():
         raise ValueError(
             "labels need to be finite and not the same for all inputs; alignment is not defined otherwise."
