@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
@@ -46,6 +47,15 @@ def main() -> None:
     ladder = llc.sigma_ladder(jax.random.key(5), few_curved(), sigmas=sigmas, num_winners=4000, progress=False)
     write_panel("selected", lambda ax: llc.plot_selected(ladder.rungs[0], ax=ax))
     write_panel("sigma_ladder", lambda ax: llc.plot_sigma_ladder(ladder, ax=ax))
+    inputs, labels, params = three_sines(32, 400)
+    write_panel(
+        "frequency_content",
+        lambda ax: llc.plot_frequency_content(llc.frequency_content(tanh_net, params, inputs), ax=ax),
+    )
+    tangent = llc.tangent_kernel(tanh_net, params, inputs, labels=labels)
+    write_panel("tangent_kernel", lambda ax: llc.plot_tangent_kernel(tangent, ax=ax))
+    basis = llc.feature_basis(tanh_net, three_sines(6, 400)[2], inputs)
+    write_panel("feature_basis", lambda ax: llc.plot_feature_basis(basis, ax=ax))
     kernel = llc.loss_kernel(two_groups(), "losses", correlation=True)
     write_panel("influence", lambda ax: llc.plot_influence(kernel, ax=ax))
 
@@ -73,6 +83,37 @@ def monomial_draws():
     loss = lambda w, _: 0.5 * w**4  # noqa: E731 - one line
     posterior = llc.LocalPosterior(loss, jnp.zeros(()), np.zeros((1000, 1)), gamma=1.0)
     return llc.sample(jax.random.key(3), posterior, llc.NUTS(), num_draws=10_000, progress=False)
+
+
+def three_sines(width: int, num_steps: int) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Inputs, labels (sines of 1, 5 and 9 cycles) and a tanh network after some steps of Adam."""
+    inputs = jnp.arange(64.0)[:, None] / 64
+    labels = sum(jnp.sin(2 * jnp.pi * k * inputs) for k in (1, 5, 9))
+    assert isinstance(labels, jax.Array)
+    keys = jax.random.split(jax.random.key(6), 3)
+    params = {
+        "first": 20 * jax.random.normal(keys[0], (2, width)),
+        "second": jax.random.normal(keys[1], (width + 1, width)) / width**0.5,
+        "third": jax.random.normal(keys[2], (width + 1, 1)) / width**0.5,
+    }
+    optimizer = optax.adam(3e-3)
+    gradient = jax.grad(lambda params: jnp.mean((tanh_net(params, inputs) - labels) ** 2))
+
+    def step(carry: tuple, _: None) -> tuple[tuple, None]:
+        params, state = carry
+        updates, state = optimizer.update(gradient(params), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=num_steps)
+    return inputs, labels, params
+
+
+def tanh_net(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
+    """Two hidden layers; biases are the last rows of the weights."""
+    with_one = lambda x: jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)  # noqa: E731
+    hidden = jnp.tanh(with_one(inputs) @ params["first"])
+    hidden = jnp.tanh(with_one(hidden) @ params["second"])
+    return with_one(hidden) @ params["third"]
 
 
 def two_groups():

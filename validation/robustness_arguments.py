@@ -52,7 +52,8 @@ WRONG: Mapping[str, Any] = {
 RECORDS = {
     *("BehavioralGradients", "BestOf", "Bound", "Bounds", "Calibration", "Check", "Estimate", "Info", "Polished"),
     *("Report", "Sampler", "SelectedSamples", "SigmaLadder", "Spectrum", "TemperatureCurve", "demo", "interop"),
-    *("Character", "Comparison", "Evidence", "InfluenceControls"),
+    *("Character", "Comparison", "Evidence", "InfluenceControls", "FeatureBasis", "FrequencyContent"),
+    *("GeometricComplexity", "ImplicitGradientPenalty", "LayerInformation", "TangentKernel"),
 }
 # Functions whose right arguments are not written down here; they are tested at their own place.
 ELSEWHERE = {
@@ -76,6 +77,9 @@ RIGHT: Mapping[str, set[str]] = {
     "gamma": {"0", "1.5"},
     "generators": {"empty list"},
     "inputs": {"array of another shape"},
+    "frequency_content.inputs": set(),  # those of a line or of space
+    "layer_information.tolerance": _NUMBER,
+    "unit_axis": {"0"},
     "keep_params": _FLAG,
     "largest": {"-1.5", "-3", "0", "1.5"},
     "mask": {"True"},
@@ -169,6 +173,7 @@ def _right_arguments() -> dict[str, dict[str, Any]]:
     report = llc.report(draws, spectrum=spectrum)
     gradients = llc.behavioral_gradients(_product, {"a": jnp.ones(2), "b": jnp.ones(2)}, data)
     run = {"key": key, "posterior": posterior}
+    model: dict[str, Any] = {"predict_fn": _outputs, "params": jnp.ones(2), "inputs": data}
     at_door: dict[str, dict[str, Any]] = {
         "LocalPosterior": {"loss_fn": _sum_of_squares, "center": jnp.ones(2), "data": data},
         "sample": run | {"sampler": llc.SGLD(0.01)} | lengths,
@@ -184,8 +189,15 @@ def _right_arguments() -> dict[str, dict[str, Any]]:
         "best_of_slope": run | {"num_candidates": 256, "num_groups": 2, "progress": False},
         "selected_covariance": run | {"progress": False},
         "sigma_ladder": run | {"progress": False},
-        "behavioral_gradients": {"predict_fn": _outputs, "params": jnp.ones(2), "inputs": data},
+        "behavioral_gradients": model,
         "layer_ranks": {"gradients": gradients},
+        "geometric_complexity": model,
+        "tangent_kernel": model,
+        "feature_basis": model,
+        "frequency_content": model | {"inputs": data * np.linspace(0, 1, 50, dtype=np.float32)},
+        "segment_frequency_content": model | {"key": key, "inputs": data * np.linspace(0, 1, 50, dtype=np.float32)},
+        "implicit_gradient_penalty": {"posterior": posterior, "step_size": 0.1},
+        "layer_information": {"activations_fn": _outputs, "params": jnp.ones(2), "inputs": data},
         "unit_states": {"gradients": gradients, "incoming": {"a": 0}, "outgoing": {"b": 0}},
         "two_temperatures": {"hot": draws, "cold": cold},
         "save": {"draws": draws, "path": _folder() / "run.nc"},
@@ -196,6 +208,11 @@ def _right_arguments() -> dict[str, dict[str, Any]]:
         "plot_report": {"report": report},
         "plot_calibration": {"calibration": llc.calibrate(**run, **lengths)},
         "plot_selected": {"selected": llc.selected_covariance(**run, progress=False)},
+        "plot_frequency_content": {
+            "content": llc.frequency_content(_outputs, jnp.ones(2), data * np.linspace(0, 1, 50, dtype=np.float32))
+        },
+        "plot_tangent_kernel": {"kernel": llc.tangent_kernel(**model)},
+        "plot_feature_basis": {"basis": llc.feature_basis(**model)},
         "plot_sigma_ladder": {"ladder": llc.sigma_ladder(**run, progress=False)},
         "SGLD": {"step_size": 0.1},
         "SGHMC": {"step_size": 0.1},

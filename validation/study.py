@@ -56,6 +56,7 @@ class Study:
         full: settings of the full size.
         quick: settings of `--quick`, about a minute.
         flags: adds flags of the study's own to the parser; read them from `arguments`.
+        folder: within the results, of the studies of one subject.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Study:
         full: Any,
         quick: Any,
         flags: Callable[[argparse.ArgumentParser], object] | None = None,
+        folder: str = "",
     ) -> None:
         parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--quick", action="store_true", help="small size, about a minute; files go to a new folder")
@@ -79,7 +81,7 @@ class Study:
         self.quick, self.keep, self.at_most = self.arguments.quick, self.arguments.keep, self.arguments.at_most
         self.settings = quick if self.quick else full
         self.processes = self.arguments.processes or (1 if self.quick else os.cpu_count() or 1)
-        default = tempfile.mkdtemp(prefix=f"{name}-") if self.quick else Path(__file__).parent / "results"
+        default = tempfile.mkdtemp(prefix=f"{name}-") if self.quick else Path(__file__).parent / "results" / folder
         self.out = Path(self.arguments.out or default)
         self.out.mkdir(parents=True, exist_ok=True)
 

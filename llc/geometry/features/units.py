@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.sparse.csgraph import connected_components
 
+from llc.geometry.curvature.operators import JacobianOperator
 from llc.geometry.features.behavioral_gradients import BehavioralGradients
 from llc.posterior.arguments import require_number, require_type
 
@@ -65,7 +66,7 @@ def layer_ranks(gradients: BehavioralGradients) -> tuple[LayerRank, ...]:
     """
     require_type("gradients", gradients, BehavioralGradients, "llc.behavioral_gradients(…)")
     layers: dict[str, list[np.ndarray]] = {}
-    for leaf in _leaves(gradients):
+    for leaf in moving_leaves(gradients.operator):
         layers.setdefault(leaf.layer, []).append(gradients.matrix[leaf.rows])
     ranks = []
     for path, blocks in layers.items():
@@ -123,8 +124,8 @@ def _by_unit(gradients: BehavioralGradients, name: str, axes: Mapping[str, int])
     """One row a unit: the gradients of all its params in `axes`, which is the argument `name`."""
     if not isinstance(axes, Mapping):
         raise ValueError(f"{name} needs to be a dict of paths with their axes, got {type(axes).__name__}.")
-    shapes = {leaf.path: leaf.shape for leaf in _leaves(gradients) if leaf.shape is not None}
-    rows = {leaf.path: leaf.rows for leaf in _leaves(gradients)}
+    shapes = {leaf.path: leaf.shape for leaf in moving_leaves(gradients.operator) if leaf.shape is not None}
+    rows = {leaf.path: leaf.rows for leaf in moving_leaves(gradients.operator)}
     blocks = []
     for path, axis in axes.items():
         shape = shapes.get(path, ())
@@ -140,20 +141,30 @@ def _by_unit(gradients: BehavioralGradients, name: str, axes: Mapping[str, int])
     return np.concatenate(blocks, axis=1)
 
 
-class _Leaf(NamedTuple):
+class MovingLeaf(NamedTuple):
+    """A leaf of the params that move.
+
+    Attributes:
+        path: of the leaf.
+        layer: path of what it lies in, or its own where nothing is above it.
+        shape: of the leaf; None where only some of it moves.
+        rows: of G.
+    """
+
     path: str
     layer: str
-    shape: tuple[int, ...] | None  # None where only some of it moves
-    rows: slice  # of G
+    shape: tuple[int, ...] | None
+    rows: slice
 
 
-def _leaves(gradients: BehavioralGradients) -> list[_Leaf]:
-    posterior = gradients.operator.posterior
+def moving_leaves(operator: JacobianOperator) -> list[MovingLeaf]:
+    """Leaves of the params that move, in the order of the rows of G."""
+    posterior = operator.posterior
     centers = dict(jax.tree_util.tree_leaves_with_path(posterior.center))
     leaves, start = [], 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(posterior.position):
         name, layer = (jax.tree_util.keystr(part, simple=True, separator=".") for part in (path, path[:-1] or path))
         shape = leaf.shape if leaf.shape == centers[path].shape else None
-        leaves.append(_Leaf(name, layer, shape, slice(start, start + leaf.size)))
+        leaves.append(MovingLeaf(name, layer, shape, slice(start, start + leaf.size)))
         start += leaf.size
     return leaves

@@ -1,0 +1,17 @@
+"""The first line of a study's text: whether the claim holds, fails, or is undecided."""
+
+from collections.abc import Sequence
+
+HOLDS, FAILS, UNDECIDED = "HOLDS", "FAILS", "UNDECIDED"
+
+
+def verdict(parts: Sequence[bool | None]) -> str:
+    """HOLDS where all parts do, FAILS where one does not, UNDECIDED where one can't be told and none fails."""
+    if any(part is False for part in parts):
+        return FAILS
+    return UNDECIDED if not parts or any(part is None for part in parts) else HOLDS
+
+
+def headline(parts: Sequence[bool | None], claim: str, found: str) -> str:
+    """Verdict and claim in the first line, and below what was found."""
+    return f"{verdict(parts)} — {claim}\n{found}\n"
