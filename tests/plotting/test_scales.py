@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,9 +11,7 @@ import llc
 from llc.analysis import schema
 from llc.bounds import storage
 from llc.bounds.scales import Rays
-from tests.support.runs import line, render, texts
-
-NBETA = 150.0
+from tests.support.runs import GAMMA, HEALTHY, NBETA, line, render, texts
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +35,8 @@ def scales():
     )
 
 
-@pytest.fixture(scope="module")
-def draws():
-    loss = lambda w, _: 0.5 * w[0] ** 2 + 0.005 * w[1] ** 2 + w[2] ** 4 + w[3] ** 4 + 0 * w[4]  # noqa: E731
-    posterior = llc.LocalPosterior(loss, np.zeros(5), np.zeros((10, 0)), nbeta=NBETA, gamma=1.5)
-    return llc.sample(jax.random.key(0), posterior, llc.NUTS(), num_warmup=50, num_draws=50, progress=False)
-
-
-def test_both_panels_show_every_part(scales, draws):
-    figure = llc.plot_scales(scales, [draws])
+def test_both_panels_show_every_part(scales):
+    figure = llc.plot_scales(scales, [HEALTHY])
     assert isinstance(figure, Figure)
     render(figure)
     top, bottom = figure.axes
@@ -57,8 +47,8 @@ def test_both_panels_show_every_part(scales, draws):
     assert gamma == pytest.approx(scales.smallest_gamma)
     assert predicted.get_ydata()[0] == pytest.approx(scales.predicted_llc(gamma).value)
     (sampled,) = top.containers
-    assert sampled.lines[0].get_xdata()[0] == pytest.approx(1.5 / NBETA)
-    assert sampled.lines[0].get_ydata()[0] == pytest.approx(llc.mean_energy(draws).value)
+    assert sampled.lines[0].get_xdata()[0] == pytest.approx(GAMMA / NBETA)
+    assert sampled.lines[0].get_ydata()[0] == pytest.approx(llc.mean_energy(HEALTHY).value)
     names = {text.get_text() for text in bottom.get_legend().get_texts()}
     assert {"curved, h > τ", "order 2", "order 4", "symmetry"} <= names
     assert "order 6" not in names
@@ -71,9 +61,9 @@ def test_counts_and_symmetries_fill_all_directions(scales):
     np.testing.assert_array_equal(found.rank + found.counts.sum(axis=1) + found.orbit, 5)
 
 
-def test_draws_at_another_nbeta_are_refused(scales, draws):
+def test_draws_at_another_nbeta_are_refused(scales):
     with pytest.raises(ValueError, match="nbeta"):
-        llc.plot_scales(dataclasses.replace(scales, nbeta=2 * NBETA), [draws])
+        llc.plot_scales(dataclasses.replace(scales, nbeta=2 * NBETA), [HEALTHY])
 
 
 def test_scales_come_from_a_file(scales, tmp_path):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from llc.geometry.higher_order.excess import Excess, Offset
@@ -135,3 +136,15 @@ def _minimize(
     first = _Search(points[best], values[best], slopes[best], jnp.ones(()), jnp.zeros((), int))
     found = jax.lax.while_loop(unfinished, body, first)
     return found.value, roots * found.point
+
+
+def beside(vectors: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The part of each vector that is orthogonal to those taken."""
+    for _ in range(2):  # once more, for what round-off leaves
+        vectors = vectors - (vectors @ taken.T) @ taken
+    return vectors
+
+
+def orthonormal(vectors: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the span of independent rows."""
+    return np.linalg.qr(vectors.T)[0].T if len(vectors) else vectors

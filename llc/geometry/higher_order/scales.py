@@ -25,7 +25,7 @@ from llc.bounds.scales import Rays, ScaleSpectrum
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.methods import spectrum as hessian_spectrum
 from llc.geometry.higher_order.excess import Excess, excess_loss, rounding, typical_size
-from llc.geometry.higher_order.profiles import Stiff, relaxed_profiles
+from llc.geometry.higher_order.profiles import Stiff, beside, orthonormal, relaxed_profiles
 from llc.geometry.higher_order.symmetry import Generator, symmetry_dimension
 from llc.posterior.arguments import require_flag, require_integer, require_number, require_type
 from llc.posterior.keys import check_key
@@ -199,17 +199,17 @@ def _profiled(
     """All directions, chosen and probed."""
     excess_key, symmetry_key, rest_key = jax.random.split(key, 3)
     excess = excess_loss(posterior, excess_key)
-    known = _orthonormal(np.asarray(vectors, np.float64))
+    known = orthonormal(np.asarray(vectors, np.float64))
     stiff = Stiff(jnp.asarray(spectrum.vector_eigenvalues[: len(known)]), jnp.asarray(known))
     tangents = np.zeros((0, excess.dim))
     if excess.dim <= _LARGE:
         tangents = symmetry_dimension(excess, symmetry_key, generators).tangents
-    taken = np.concatenate([known, _orthonormal(_beside(tangents, known))])
+    taken = np.concatenate([known, orthonormal(beside(tangents, known))])
     if reach is None:
         reach = _REACH * typical_size(excess)
         reach = reach if not posterior.gamma else max(reach, _SIGMAS / float(posterior.gamma) ** 0.5)
     num_rest = min(excess.dim - len(taken), max(num_directions // 2, num_directions - len(known)))
-    rest = _orthonormal(_beside(np.asarray(jax.random.normal(rest_key, (num_rest, excess.dim))), taken))
+    rest = orthonormal(beside(np.asarray(jax.random.normal(rest_key, (num_rest, excess.dim))), taken))
     floor = max(_round_off(excess, rest), _UNSEEN / float(posterior.nbeta))
     with tqdm(desc="scales", disable=None if progress is None else not progress) as bar:
         point = _Point(excess, stiff, float(posterior.nbeta), reach, floor, bar)
@@ -294,14 +294,3 @@ def _round_off(excess: Excess, rest: np.ndarray) -> float:
         return least
     seen = np.abs(np.asarray(_values(excess, jnp.asarray(_TINY * typical_size(excess) * rest[:4]))))
     return max(_RESOLVED * float(seen.max()), least)
-
-
-def _beside(vectors: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """The part of each vector that is orthogonal to those taken."""
-    for _ in range(2):  # once more, for what round-off leaves
-        vectors = vectors - (vectors @ taken.T) @ taken
-    return vectors
-
-
-def _orthonormal(vectors: np.ndarray) -> np.ndarray:
-    return np.linalg.qr(vectors.T)[0].T if len(vectors) else vectors

@@ -129,23 +129,48 @@ def test_a_point_that_is_no_minimum_has_falling_directions():
 
 
 def test_many_directions_are_sampled_with_an_error():
-    """200 directions: half of them curved over three decades with a quartic part, half flat."""
-    curvatures = np.geomspace(1.0, 1e-3, 100)
+    """100 directions: half of them curved over three decades with a quartic part, half flat."""
+    curvatures = np.geomspace(1.0, 1e-3, 50)
 
     def loss(w, _):
-        return 0.5 * jnp.sum(jnp.asarray(curvatures) * w[:100] ** 2) + jnp.sum(w[:100] ** 4) + 0 * jnp.sum(w[100:])
+        return 0.5 * jnp.sum(jnp.asarray(curvatures) * w[:50] ** 2) + jnp.sum(w[:50] ** 4) + 0 * jnp.sum(w[50:])
 
-    posterior = llc.LocalPosterior(loss, np.zeros(200), np.zeros((10, 0)))
-    found = _scales(posterior, num_directions=24)
+    posterior = llc.LocalPosterior(loss, np.zeros(100), np.zeros((10, 0)))
+    found = _scales(posterior, num_directions=16)
     assert found.is_sampled
-    assert found.weights.sum() + found.orbit == 200
-    every = _scales(posterior, num_directions=200)
+    assert found.weights.sum() + found.orbit == 100
+    every = _scales(posterior, num_directions=100)
     assert not every.is_sampled
     for gamma in (100.0, 10.0):
         sampled, whole = found.predicted_llc(gamma), every.predicted_llc(gamma)
         assert whole.stderr == 0
         assert 0 < sampled.stderr < 0.02 * whole.value
         assert abs(sampled.value - whole.value) < 4 * sampled.stderr
+
+
+def test_directions_without_an_eigenvector_are_drawn_at_random():
+    """5 curved directions and 35 of order 4, of which each drawn one is a mixture."""
+    posterior = llc.LocalPosterior(
+        lambda w, _: 0.5 * jnp.sum(w[:5] ** 2) + jnp.sum(w[5:] ** 4), np.zeros(40), np.zeros((10, 0))
+    )
+    found = _scales(posterior, num_directions=12, reach=30.0)
+    assert found.is_random.sum() == 7
+    orders = found.order_spectrum([1e-3])
+    assert orders.counts[0, ORDERS.index("4")] == pytest.approx(35)
+    limit = found.predicted_llc(0.01)
+    assert limit.value == pytest.approx(5 / 2 + 35 / 4, rel=0.02)
+
+
+def test_a_spectrum_of_leading_eigenpairs_will_do():
+    curvatures = np.geomspace(1.0, 1e-3, 150)
+    loss = lambda w, _: 0.5 * jnp.sum(jnp.asarray(curvatures) * w**2)  # noqa: E731
+    posterior = llc.LocalPosterior(loss, np.zeros(150), np.zeros((10, 0)), nbeta=NBETA, gamma=1.0)
+    spectrum = llc.spectrum(posterior, method="deflated", budget=80, progress=False)
+    found = _scales(posterior, spectrum=spectrum, num_directions=12)
+    assert found.is_random.any()
+    predicted = found.predicted_llc(1.0)
+    assert abs(predicted.value - quadratic(curvatures, NBETA, 1.0).mean) < 4 * predicted.stderr + 1e-3
+    assert predicted.anharmonic < 1e-2
 
 
 def test_beyond_its_reach_nothing_is_predicted():
