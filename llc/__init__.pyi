@@ -43,6 +43,9 @@ from .bounds.rank import rank_bounds as rank_bounds
 from .bounds.rank import Bounds as Bounds
 from .bounds.bound import Bound as Bound
 from .geometry.higher_order.probes import higher_bounds as higher_bounds
+from .geometry.higher_order.scales import scale_spectrum as scale_spectrum
+from .bounds.scales import ScaleSpectrum as ScaleSpectrum
+from .bounds.order_spectrum import OrderSpectrum as OrderSpectrum
 from .geometry.features.behavioral_gradients import behavioral_gradients as behavioral_gradients
 from .geometry.features.behavioral_gradients import BehavioralGradients as BehavioralGradients
 from .geometry.features.hessian_identity import hessian_identity as hessian_identity
@@ -99,6 +102,7 @@ from .plotting.chains import plot_distance as plot_distance
 from .plotting.spectrum import plot_spectrum as plot_spectrum
 from .plotting.spectrum import plot_effective_dimension as plot_effective_dimension
 from .plotting.spectrum import plot_curve as plot_curve
+from .plotting.scales import plot_scales as plot_scales
 from .plotting.calibration import plot_calibration as plot_calibration
 from .plotting.influence import plot_influence as plot_influence
 from .plotting.features import plot_frequency_content as plot_frequency_content

@@ -188,6 +188,16 @@ def test_bounds_beyond_the_rank_stay_with_the_draws(folder, capsys):
     assert source in capsys.readouterr().out
 
 
+def test_scales_are_printed_and_written(folder, capsys):
+    assert cli.main(["bounds", "model.py:regression", "--scales", "--out", "run.nc"]) == 0
+    printed = capsys.readouterr().out
+    assert "order 4" in printed
+    found = llc.ScaleSpectrum.from_dataset(llc.load("run.nc")["curvature"])
+    assert found.order_spectrum([1e-6]).rank[0] == 3
+    np.testing.assert_allclose(found.predicted_llc(1.0).value, found.spectrum.quad(1.0 / found.nbeta), rtol=1e-3)
+    assert cli.main(["bounds", "model.py:regression", "--scales", "--method", "lanczos", "--num-matvecs", "3"]) == 0
+
+
 def energies(shift=0.0, num_draws=1000, shape=1.5):
     """Draws of a Gamma law with a right virial ratio: sound chains around a minimum."""
     rng = np.random.default_rng(0)

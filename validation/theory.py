@@ -224,12 +224,64 @@ def naive_bayes(features: int) -> Coefficient:
     return disjoint_sum(manifold(features), newton_polyhedron(pairs))
 
 
-def superposition(columns: int) -> Coefficient:
-    """Toy model of superposition at its c-gon, c = 5, 6: all but the rotation regular, λ = (3c − 1)/2.
+def superposition(columns: int, polygon: int | None = None, *, biased: bool = False) -> Coefficient:
+    """Toy model of superposition with c columns at a k-gon, k = 5 or 6; None takes k = c. λ = (3k − 1)/2 or more.
 
-    Chen et al. 2023, arXiv 2310.06301, table of critical points.
+    All is regular but the rotation. Columns beyond the polygon are zero: with a negative bias they are dead in a
+    neighbourhood, and nothing depends on their 3 parameters each; a `biased` one, with a positive bias, has an output
+    that depends on all of its 3. Chen et al. 2023, arXiv 2310.06301, table of critical points.
     """
-    return manifold(3 * columns - 1)
+    polygon = columns if polygon is None else polygon
+    return manifold(3 * polygon - 1 + 3 * biased)
+
+
+def one_head_attention(tokens: int, width: int, rank_unembedding: int = 0, rank_embedding: int = 0) -> Coefficient:
+    """One-head softmax attention without residual stream, uniform truth, at E U P = 0: a two-layer linear network.
+
+    E: v×e embeds, U: e×v unembeds, P removes the mean of the logits. The logits of a sequence are convex combinations
+    of the rows of E U, and those of a constant sequence are a row, so that the ideal is that of the entries of E U P
+    whatever the attention matrix, and K ≍ ‖E U P‖².
+    """
+    return two_layer(tokens - 1, width, tokens, rank_unembedding, rank_embedding, 0)
+
+
+def factor_analysis_rank(variables: int, factors: int) -> int:
+    """Dimension of the covariances with l factors, m + ml − l(l − 1)/2, within the Ledermann bound."""
+    return variables * (factors + 1) - factors * (factors - 1) // 2
+
+
+def factor_analysis(variables: int, factors: int, true_factors: int) -> Coefficient:
+    """Gaussian factor analysis with k factors, l true ones, m variables: λ = ¼((k + 2)m + l(m − k + 1)), locally.
+
+    At a loading with k − l zero columns, within the Ledermann bound (m − k)² >= m + k. It is r/2 + (d − D − r)/4 with
+    r the rank of l factors, d = m(k + 1), and D = l(l − 1)/2 + l(k − l) the orbit of O(k): of the m(k − l) entries of
+    the zero columns l(k − l) are rotations, and on the others K is quartic. Its multiplicity is 1 for k = 1, by the
+    Newton polyhedron (2 for m = 2, outside of the bound), and is taken to be so for others.
+    """
+    if (variables - factors) ** 2 < variables + factors:
+        raise ValueError(f"factor_analysis needs (m − k)² >= m + k, got m = {variables}, k = {factors}.")
+    rest = Fraction((variables - true_factors) * (factors - true_factors), 4)
+    return Coefficient(Fraction(factor_analysis_rank(variables, true_factors), 2) + rest, 1)
+
+
+def latent_dirichlet_allocation(words: int, documents: int, topics: int, rank: int) -> Coefficient:
+    """Topic model at interior points: (words − 1)/2 + λ_RRR of documents − 1, topics − 1 and words − 1 (Hayashi 2021).
+
+    With D the differences of the topics to the last one, and A′ those of the documents' weights to the last document's,
+    the distributions of words are b + D A with b free, and their differences are D A′. b takes words − 1 directions.
+    """
+    return disjoint_sum(manifold(words - 1), reduced_rank(documents - 1, topics - 1, words - 1, rank))
+
+
+def modular_addition(modulus: int, units: int) -> Coefficient:
+    """K units w_c (u_a + v_b)² on all pairs (a, b), at generic zeros: λ = min(K (3p − 2), p³)/2.
+
+    The fibre is a manifold there, and λ half the rank. A unit has 3p parameters and two symmetries: scale, and u + c
+    with v − c. There are p³ outputs. (As a function of any real inputs x in R^2p, w_c (a·x)², the second one is none
+    and quadratic forms have p²(2p + 1) coefficients: K (3p − 1)/2 and p²(2p + 1)/2. On pairs of one-hot inputs those
+    values are too large.)
+    """
+    return manifold(min(units * (3 * modulus - 2), modulus**3))
 
 
 def polynomial_net(layers: int, power: int) -> Coefficient:

@@ -8,5 +8,6 @@ the Hessian rank of every case are known by proof (validation/theory.py), never 
 from zoo_case import Case
 from zoo_formulas import formulas
 from zoo_models import models
+from zoo_singular import singular_models
 
-CASES: tuple[Case, ...] = (*formulas(), *models())
+CASES: tuple[Case, ...] = (*formulas(), *models(), *singular_models())

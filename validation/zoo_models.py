@@ -62,7 +62,8 @@ def _others() -> Iterator[Case]:
     coefficient = theory.gaussian_weight()
     yield even("Gaussian of free weight", "mixture", losses.gaussian_weight, 2, coefficient, "K ≍ a²b²; Watanabe 2009")
     yield from map(_naive_bayes, (2, 3, 4))
-    yield from map(_superposition, (5, 6))
+    yield from itertools.starmap(_superposition, [(5, 5), (6, 6), (6, 5)])
+    yield _superposition(6, 5, biased=True)
 
 
 # Kinds of models
@@ -190,11 +191,14 @@ def _naive_bayes(features: int) -> Case:
     return case_of(f"naive Bayes, {features} features", "naive Bayes", build, coefficient, features, dim, reference)
 
 
-def _superposition(columns: int) -> Case:
+def _superposition(columns: int, polygon: int, *, biased: bool = False) -> Case:
     """Displacements from the polygon are the parameters, so that w* is exact in every precision."""
 
     def build(_key: PRNGKeyArray, n: int) -> llc.LocalPosterior:
-        matrix, bias = losses.superposition_minimum(columns)
+        matrix, bias = losses.superposition_minimum(polygon)
+        if polygon < columns:  # a column that is dead, or whose bias is best for it
+            matrix = [[*row, 0.0] for row in matrix]
+            bias = [*bias, 0.5 / columns if biased else -0.5]
 
         def loss_fn(params: dict[str, Array], _batch: PyTree) -> Array:
             return losses.superposition(jnp.asarray(matrix) + params["W"], jnp.asarray(bias) + params["b"])
@@ -202,6 +206,8 @@ def _superposition(columns: int) -> Case:
         center = {"W": np.zeros((2, columns)), "b": np.zeros(columns)}
         return llc.LocalPosterior(loss_fn, center, np.zeros((n, 0)), gamma=1.0)
 
-    name, rank = f"superposition, {columns}-gon", 3 * columns - 1
+    name = f"superposition, {polygon}{'⁺' * biased}-gon" + f" of {columns}" * (polygon < columns)
+    coefficient = theory.superposition(columns, polygon, biased=biased)
+    rank = int(2 * coefficient.value)
     reference = "regular but for the rotation; Chen et al. 2023, arXiv 2310.06301"
-    return case_of(name, "superposition", build, theory.superposition(columns), rank, 3 * columns, reference)
+    return case_of(name, "superposition", build, coefficient, rank, 3 * columns, reference)

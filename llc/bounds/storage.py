@@ -10,12 +10,15 @@ import xarray as xr
 from llc.bounds.assumptions import NO_DESCENT, Assumption
 from llc.bounds.bound import Bound
 from llc.bounds.rank import Bounds, extend
+from llc.bounds.scales import ScaleSpectrum
 from llc.bounds.spectral_measure import Spectrum
 
 
-def to_dataset(spectrum: Spectrum, bounds: Bounds | None) -> xr.Dataset:
+def to_dataset(spectrum: Spectrum, bounds: Bounds | None, scales: ScaleSpectrum | None = None) -> xr.Dataset:
     """The spectrum for the `curvature` group of a file, with the part of the bounds that does not follow from it."""
     dataset = spectrum.to_dataset()
+    if scales is not None:
+        dataset = dataset.merge(scales.to_dataset(), combine_attrs="no_conflicts")
     if bounds is not None and bounds.records:
         records = [
             {name: None if value in (-math.inf, math.inf) else value for name, value in asdict(record).items()}

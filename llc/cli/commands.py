@@ -182,10 +182,15 @@ def bounds(arguments: argparse.Namespace) -> int:
     result = llc.rank_bounds(spectrum, **scale)
     if arguments.higher:
         result = llc.higher_bounds(posterior, spectrum, result, key=_key(arguments.seed))
-    text = str(result)
+    text, scales = str(result), None
+    if arguments.scales:
+        known = spectrum if spectrum.vectors is not None else None  # others have no eigenvectors
+        scales = llc.scale_spectrum(_key(arguments.seed), posterior, known)
+        text += f"\n\n{scales}"
     if arguments.out is not None:
-        path = outputs.put_spectrum(arguments.out, posterior, spectrum, result)
-        text += f"\n\nSpectrum{' and bounds' * arguments.higher} written to {path}."
+        path = outputs.put_spectrum(arguments.out, posterior, spectrum, result, scales=scales)
+        written = ["spectrum", *["bounds"] * arguments.higher, *["scales"] * arguments.scales]
+        text += f"\n\n{' and '.join(written).capitalize()} written to {path}."
     say(text)
     return 0 if result.valid else 1
 

@@ -15,6 +15,7 @@ from llc.bounds import storage
 
 if TYPE_CHECKING:
     from llc.bounds.rank import Bounds
+    from llc.bounds.scales import ScaleSpectrum
     from llc.bounds.spectral_measure import Spectrum
     from llc.posterior.local_posterior import LocalPosterior
 
@@ -130,6 +131,7 @@ def put_spectrum(
     spectrum: "Spectrum",
     bounds: "Bounds | None" = None,
     *,
+    scales: "ScaleSpectrum | None" = None,
     replace: bool = True,
 ) -> Path:
     """Writes a spectrum into the file's `curvature` group, with L(w*), by which one at another w* is told apart.
@@ -139,6 +141,7 @@ def put_spectrum(
         posterior: of the spectrum.
         spectrum: to be written.
         bounds: that were found with it.
+        scales: of the loss around w*, that go with it.
         replace: whether it replaces a spectrum that is there.
 
     Returns:
@@ -148,7 +151,7 @@ def put_spectrum(
     def change(tree: xr.DataTree) -> xr.DataTree:
         _check_kept(path, tree, posterior, "draws")
         if replace or schema.CURVATURE not in tree.children:
-            tree[schema.CURVATURE] = xr.DataTree(storage.to_dataset(spectrum, bounds))
+            tree[schema.CURVATURE] = xr.DataTree(storage.to_dataset(spectrum, bounds, scales))
             tree[schema.CURVATURE].attrs["init_loss"] = posterior.init_loss()
         return tree
 

@@ -189,6 +189,11 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-probes", type=int, default=8, help="random probes of the trace")
     command.add_argument("--seed", type=int, default=0, help="seed of the probes")
     command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (dense, minutes)")
+    command.add_argument(
+        "--scales",
+        action="store_true",
+        help="add rank, bracket and orders of directions at every scale (see llc.plot_scales)",
+    )
     command.add_argument("--nbeta", type=float, help=_NBETA)
     command.add_argument(
         "--gamma", type=float, help="localization γ at which λ_quad is computed; default: the posterior's"

@@ -12,13 +12,14 @@ import momentum
 import no_knobs
 import pytest
 import sabotage
+import scales
 import temperature
 from matplotlib.figure import Figure
 from study import Column, Study, commit, table
 
-MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, sabotage, temperature)
+MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, sabotage, scales, temperature)
 QUICK = {module.__name__: module for module in MODULES}
-LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "temperature")
+LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "scales", "temperature")
 
 
 def _run(module, folder, monkeypatch):

@@ -229,3 +229,64 @@ def test_newton_polyhedra_bound_the_cusp_and_the_polynomial_nets_from_above():
         assert theory.polynomial_net(layers, power).value < Fraction(2, first)
         adapted = theory.newton_polyhedron([(first, 0), (0, 2 * first)])  # in a + b and a
         assert adapted == theory.polynomial_net(layers, power)
+
+
+# Attention, factors, topics, units
+
+
+def test_attention_is_a_two_layer_network():
+    assert theory.one_head_attention(3, 2) == (2, 2)
+    assert theory.one_head_attention(4, 3) == (4, 1)
+    assert theory.one_head_attention(4, 3) == theory.reduced_rank(3, 3, 4)
+    assert theory.one_head_attention(4, 3, 1, 1).value == theory.two_layer(3, 3, 4, 1, 1, 0).value
+
+
+@pytest.mark.parametrize("variables", range(3, 9))
+def test_factor_analysis(variables):
+    """The published closed form; one factor at zero by its Newton polyhedron; as many factors as true ones, regular."""
+    for factors in range(1, variables):
+        if (variables - factors) ** 2 < variables + factors:
+            with pytest.raises(ValueError, match="needs"):
+                theory.factor_analysis(variables, factors, 0)
+            continue
+        for true in range(factors + 1):
+            published = Fraction((factors + 2) * variables + true * (variables - factors + 1), 4)
+            assert theory.factor_analysis(variables, factors, true).value == published
+        regular = theory.manifold(theory.factor_analysis_rank(variables, factors))
+        assert theory.factor_analysis(variables, factors, factors) == regular
+    pairs = [[2 * (k in pair) for k in range(variables)] for pair in itertools.combinations(range(variables), 2)]
+    one_factor = theory.disjoint_sum(theory.manifold(variables), theory.newton_polyhedron(pairs))
+    assert theory.factor_analysis(variables, 1, 0).value == one_factor.value
+
+
+def test_topics():
+    """Two topics at one product of vectors, |b|² |a|²: a disjoint product of norms."""
+    for words, documents in itertools.product(range(2, 6), repeat=2):
+        norms = theory.disjoint_product(theory.power_of_norm(words - 1, 1), theory.power_of_norm(documents - 1, 1))
+        expected = theory.disjoint_sum(theory.manifold(words - 1), norms)
+        assert theory.latent_dirichlet_allocation(words, documents, 2, 0) == expected
+
+
+@pytest.mark.parametrize(("modulus", "units"), [(3, 1), (3, 2), (3, 3), (3, 5), (4, 3), (2, 1), (2, 5)])
+@pytest.mark.parametrize("kind", ["pairs", "real inputs"])
+def test_the_rank_of_quadratic_units_at_a_generic_point(modulus, units, kind):
+    """Tangents of w_c (u_a + v_b)², on pairs, or of the forms w_c a aᵀ with a = (u, v) in R^2p, on any real inputs."""
+    rng = np.random.default_rng(0)
+    shape = (modulus, modulus) if kind == "pairs" else (2 * modulus, 2 * modulus)
+    tangents = []
+    for _ in range(units):
+        a, w = rng.normal(size=2 * modulus), rng.normal(size=modulus)
+        for basis in np.eye(2 * modulus):
+            if kind == "pairs":
+                total, moved = (x[:modulus, None] + x[None, modulus:] for x in (a, basis))
+                tangents.append(np.multiply.outer(2 * total * moved, w).ravel())
+            else:
+                tangents.append(np.multiply.outer(np.outer(a, basis) + np.outer(basis, a), w).ravel())
+        square = (a[:modulus, None] + a[None, modulus:]) ** 2 if kind == "pairs" else np.outer(a, a)
+        tangents += [np.multiply.outer(square, w).ravel() for w in np.eye(modulus)]
+    assert tangents[0].size == np.prod(shape) * modulus
+    rank = np.linalg.matrix_rank(np.array(tangents))
+    if kind == "pairs":
+        assert rank == 2 * theory.modular_addition(modulus, units).value
+    else:
+        assert rank == min(units * (3 * modulus - 1), modulus**2 * (2 * modulus + 1))

@@ -205,11 +205,11 @@ def measure_scale(excess: Excess, kernel: Float[np.ndarray, "dim dim"], key: PRN
     points = length * np.asarray(jax.random.normal(key, (4, excess.dim)))
     heights = [float(_value(excess, jnp.asarray(x))) for x in points]
     noise = max(abs(float(_value(excess, jnp.asarray(_TINY * x)))) for x in points @ kernel)
-    least = float(np.finfo(np.float64).tiny) + float(_rounding(excess))  # four values may agree by chance
+    least = float(np.finfo(np.float64).tiny) + float(rounding(excess))  # four values may agree by chance
     return Scale(length, float(np.median(heights)), max(_RESOLVED * noise, least))
 
 
-def _rounding(excess: Excess) -> Float[Array, ""]:
+def rounding(excess: Excess) -> Float[Array, ""]:
     """Ten roundings of the loss, or the square of ten roundings of the outputs."""
     error = 10 * np.finfo(np.float64).eps
     if not excess.exact_fit:

@@ -45,12 +45,14 @@ class Symmetry(NamedTuple):
         kinds: number of accepted fields of each kind.
         rejected: number of given generators along which the loss changes.
         evaluations: gradients that it took.
+        tangents: an orthonormal basis of the orbit's tangent space at w*.
     """
 
     dimension: int
     kinds: dict[str, int]
     rejected: int
     evaluations: int
+    tangents: Float[np.ndarray, "dimension dim"]
 
 
 class _View(NamedTuple):
@@ -99,7 +101,8 @@ def symmetry_dimension(excess: Excess, key: PRNGKeyArray, generators: Sequence[G
             basis = _compressed(np.concatenate([basis, at_center[None]]))
         else:
             rejected += 1
-    return Symmetry(len(basis), {kind: count for kind, count in kinds.items() if count}, rejected, len(offsets))
+    kinds = {kind: count for kind, count in kinds.items() if count}
+    return Symmetry(len(basis), kinds, rejected, len(offsets), basis)
 
 
 @eqx.filter_jit
