@@ -53,6 +53,8 @@ from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, Standing
 from llc.sampling.validation import check_key, check_memory, check_posterior, check_settings
+from llc.sampling.whole import over_stream, with_gradient
+from llc.sampling.windows import Windows, check_stream
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _SMALL = 1000  # numbers of observables in a draw, above which a segment holds no more draws than it has
@@ -109,8 +111,11 @@ class Chains:
     ):
         check_key(key)
         check_posterior(posterior)
+        lengths = check_stream(posterior, sampler, lengths, mesh)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
+        self.whole = over_stream(posterior)
+        self.posterior = with_gradient(self.posterior, self.whole)
         check_memory(self.posterior, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
@@ -138,6 +143,10 @@ class Chains:
             vectorize=self.method != "sequential",
             mesh=mesh,
         )
+        self._windows = None
+        if posterior.stream is not None:
+            apart = self.method == "sequential"
+            self._windows = Windows(key, posterior.stream, lengths, self.posterior.data, mesh=mesh, apart=apart)
         self.keys = place_keys(step_key, lengths.num_chains, self.method, mesh)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
         adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
@@ -221,15 +230,20 @@ class Chains:
 
     def _draw_until(self, end: int, *, progress: bool | None) -> None:
         try:
-            with tqdm(
-                total=(end - self.done) * self.lengths.num_chains,
-                disable=None if progress is None else not progress,
-                desc="sampling",
-                unit="draw",
-            ) as bar:
+            with (
+                contextlib.nullcontext() if self._windows is None else self._windows.reading(),
+                tqdm(
+                    total=(end - self.done) * self.lengths.num_chains,
+                    disable=None if progress is None else not progress,
+                    desc="sampling",
+                    unit="draw",
+                ) as bar,
+            ):
                 while self.done < end:
-                    block = self._standing.recorder.block_end(self.done)
-                    count = agreed(min(self._pace.next_size(), min(block, end) - self.done))
+                    last = min(self._standing.recorder.block_end(self.done), end)
+                    if self._windows is not None:
+                        last = min(last, self.done + self._windows.left(self.done))
+                    count = agreed(min(self._pace.next_size(), last - self.done))
                     self._advance(count)
                     bar.update(count * self.lengths.num_chains)
                     if self._keeper is not None and self._keeper.is_due():
@@ -272,6 +286,7 @@ class Chains:
             standing.moments[part],
             span,
             self.settings,
+            None if self._windows is None else self._windows.holding(standing.done)[part],
         )
         seen = to_host(segment)
         return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
@@ -341,7 +356,7 @@ class Chains:
 
     @property
     def _eval_size(self) -> int:
-        num_data, size = self.posterior.num_data, self.lengths.eval_size
+        num_data, size = self.posterior.num_data, self.lengths.eval_size  # of a stream the resident rows
         return num_data if size is None else size
 
     def _constants(self) -> dict[str, float]:
@@ -350,7 +365,7 @@ class Chains:
             "init_loss": self.init_loss,
             "nbeta": self.posterior.scale.nbeta,
             "gamma": self.posterior.scale.gamma,
-            "num_data": self.posterior.num_data,
+            "num_data": self.given.num_data,
             "num_params": self.given.num_params,
             "eval_size": self._eval_size,
             "loss_rounding": self.rounding.error,
@@ -377,6 +392,8 @@ class Chains:
         }
         if weights is not None:  # rows of equal weight that would have the same error of a mean (Kish 1965)
             settings["effective_rows"] = float(np.sum(weights) ** 2 / np.sum(weights**2))
+        if self._windows is not None:
+            settings["stream"] = self._windows.settings(self.posterior.num_data)
         if self.measure.observables:
             recorded = {name: one.fn.fingerprint for name, one in self.measure.observables.items()}
             settings["observables"] = recorded
@@ -391,10 +408,10 @@ class Chains:
     @functools.cached_property
     def init_loss(self) -> float:
         """L(w*), in float64; pilots need none."""
-        return self.given.init_loss()
+        return self.given.init_loss() if self.whole is None else self.whole.loss
 
     @functools.cached_property
     @_full_products()
     def reference_loss(self) -> float | None:
         """The loss at zero, which says how far the draws have come."""
-        return reference_loss(self.given)
+        return reference_loss(self.given.resident())
