@@ -31,6 +31,7 @@ from llc.posterior.programs import uses_primitive
 from llc.posterior.rows import mean_loss
 from llc.posterior.scale import Scale as Scale
 from llc.posterior.stream import Given, Stream, given_data
+from llc.posterior.tilt import Whole
 from llc.posterior.validation import (
     check_center,
     check_data,
@@ -90,7 +91,7 @@ class LocalPosterior(eqx.Module):
     gamma: Float[Array, ""] | None
     mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
     predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
-    stream_gradient: PyTree  # ∇L(w*) over all rows of a stream of which `data` are a sample, where that is known
+    whole: Whole | None  # L and ∇L at w* over all rows of a stream of which `data` are a sample, where they are known
     stream: Stream | None = eqx.field(static=True)  # where the rows come from of which `data` are a sample
     per_example: bool = eqx.field(static=True, init=False)
     precision: str = eqx.field(static=True, init=False)  # the coarsest dtype in which the loss computes
@@ -139,7 +140,7 @@ class LocalPosterior(eqx.Module):
         self.loss_fn = fixed(loss_fn, self.center, rows)
         require_callable("predict_fn", predict_fn, "a function of (params, batch)", optional=True)
         self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, rows)
-        self.data, self.stream, self.stream_gradient = rows, given.stream, None
+        self.data, self.stream, self.whole = rows, given.stream, None
         if given.weights is not None:
             self._weigh(rows, given)
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data)))
@@ -267,7 +268,8 @@ class LocalPosterior(eqx.Module):
 
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
         """Mean loss over `batch`, or over all the data."""
-        return jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
+        mean = jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
+        return mean if self.whole is None else mean + jnp.asarray(self.whole.added(self._select(params)), mean.dtype)
 
     def init_loss(self, rows: Int[np.ndarray, "row"] | None = None) -> float:
         """L(w*) over all the data, or over the `rows` of these numbers, evaluated and accumulated in float64."""

@@ -91,12 +91,13 @@ class Form:
     """
 
     def __init__(self, first: PyTree):
-        self.structure, self.shapes = jax.tree.structure(first), _shapes(first)
-        leaves = jax.tree.leaves(first)
+        leaves, self.structure = jax.tree.flatten(first)
+        self.shapes = _shapes(first)
         if not leaves or any(np.ndim(x) == 0 for x in leaves):
             raise ValueError(
                 f"source needs batches of arrays with the examples along the leading axis, got {self.shapes or first}."
             )
+        self.rows = [(x.shape[1:], x.dtype) for x in leaves]
         self.row_bytes = sum(x.nbytes // max(len(x), 1) for x in leaves)
 
     def num_rows(self, batch: PyTree, before: int) -> int:
@@ -105,8 +106,10 @@ class Form:
         Raises:
             ValueError: if it is of another form, or its arrays are not of one length.
         """
-        lengths = {len(x) for x in jax.tree.leaves(batch) if np.ndim(x)}
-        if jax.tree.structure(batch) != self.structure or _shapes(batch) != self.shapes or len(lengths) != 1:
+        leaves, structure = jax.tree.flatten(batch)
+        lengths = {len(x) for x in leaves if x.ndim}
+        same = structure == self.structure and [(x.shape[1:], x.dtype) for x in leaves] == self.rows
+        if not same or len(lengths) != 1:
             raise ValueError(
                 f"source needs batches of one structure and row shape, got {self.shapes} first and {_shapes(batch)} "
                 f"with {sorted(lengths)} examples after {before}; pad rows to one length and put a mask beside."

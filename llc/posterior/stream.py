@@ -50,7 +50,7 @@ class Stream:
         for batch in self.rows_of_pass(0, num_data):
             sample.add(batch, self.form)
             if isinstance(batch, WeightedRows):
-                total += _checked_sum(batch.weights)
+                total += _checked_sum(np.asarray(batch.weights))
         self.num_data, self.resident = sample.count, sample.rows()
         if weights is not None:
             self.mean_weight = _checked_mean(total, sample.count)

@@ -30,6 +30,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.posterior.reference import reference_loss
+from llc.posterior.whole import over_stream, with_whole
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, Sums, describe
@@ -53,7 +54,6 @@ from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, Standing
 from llc.sampling.validation import check_key, check_memory, check_posterior, check_settings
-from llc.sampling.whole import over_stream, with_gradient
 from llc.sampling.windows import Windows, check_stream
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
@@ -114,8 +114,7 @@ class Chains:
         lengths = check_stream(posterior, sampler, lengths, mesh)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
-        self.whole = over_stream(posterior)
-        self.posterior = with_gradient(self.posterior, self.whole)
+        self.posterior = self.posterior if posterior.stream is None else on_device(with_whole(posterior))
         check_memory(self.posterior, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
@@ -408,7 +407,8 @@ class Chains:
     @functools.cached_property
     def init_loss(self) -> float:
         """L(w*), in float64; pilots need none."""
-        return self.given.init_loss() if self.whole is None else self.whole.loss
+        whole = over_stream(self.given)
+        return self.given.init_loss() if whole is None else float(whole.loss)
 
     @functools.cached_property
     @_full_products()

@@ -46,7 +46,7 @@ def make_measure(
     """What the draws of a run are measured with; `key` chooses the rows where `lengths.eval_size` asks for a subset."""
     num_data, size = posterior.num_data, lengths.eval_size
     rows = slope = None
-    if posterior.stream_gradient is not None:  # the data are a sample of more
+    if posterior.whole is not None:  # the data are a sample of more
         rows = np.arange(num_data)
     if size is not None and size < num_data:
         rows = np.sort(jax.device_get(jax.random.choice(key, num_data, (size,), replace=False)))
