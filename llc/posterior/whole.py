@@ -27,6 +27,12 @@ def over_stream(posterior: LocalPosterior) -> Whole | None:
     return stream.remember(what, lambda: _one_pass(stream, posterior.resident()))
 
 
+def loss_at_center(posterior: LocalPosterior) -> float:
+    """L(w*) over all rows, those of a stream too, in float64."""
+    whole = over_stream(posterior)
+    return posterior.init_loss() if whole is None else float(whole.loss)
+
+
 def with_whole(posterior: LocalPosterior) -> LocalPosterior:
     """The posterior on its resident rows, for batches of the whole stream; one of arrays is the same."""
     whole = over_stream(posterior)

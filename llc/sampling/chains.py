@@ -30,7 +30,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.posterior.reference import reference_loss
-from llc.posterior.whole import over_stream, with_whole
+from llc.posterior.whole import loss_at_center, with_whole
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, Sums, describe
@@ -407,8 +407,7 @@ class Chains:
     @functools.cached_property
     def init_loss(self) -> float:
         """L(w*), in float64; pilots need none."""
-        whole = over_stream(self.given)
-        return self.given.init_loss() if whole is None else float(whole.loss)
+        return loss_at_center(self.given)
 
     @functools.cached_property
     @_full_products()
