@@ -53,7 +53,14 @@ from llc.sampling.placement import (
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, Standing
-from llc.sampling.validation import check_key, check_memory, check_posterior, check_settings
+from llc.sampling.validation import (
+    check_gradient,
+    check_key,
+    check_memory,
+    check_posterior,
+    check_settings,
+    told_what_to_change,
+)
 from llc.sampling.windows import Windows, check_stream
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
@@ -123,6 +130,7 @@ class Chains:
             mesh = mesh_of(self.method, lengths.num_chains)
         else:
             mesh, self.method = checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
+        check_gradient(self.posterior, lengths, side_by_side=self.method == "vectorized")
         self.posterior = place_posterior(self.posterior, mesh, spread_rows=lengths.batch_size is None)
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
@@ -276,18 +284,20 @@ class Chains:
 
     def _segment(self, standing: Standing, part: int, span: Span) -> tuple[Any, Sums, Segment]:
         """Moves the chains of one program on, and takes what they recorded off the device, chains first."""
-        state, segment = run_segment(
-            self.keys[part],
-            self.posterior,
-            self.sampler,
-            self.measure,
-            standing.states[part],
-            standing.moments[part],
-            span,
-            self.settings,
-            None if self._windows is None else self._windows.holding(standing.done)[part],
-        )
-        seen = to_host(segment)
+        window = None if self._windows is None else self._windows.holding(standing.done)[part]
+        with told_what_to_change():
+            state, segment = run_segment(
+                self.keys[part],
+                self.posterior,
+                self.sampler,
+                self.measure,
+                standing.states[part],
+                standing.moments[part],
+                span,
+                self.settings,
+                window,
+            )
+            seen = to_host(segment)
         return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
 
     @property
