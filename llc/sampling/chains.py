@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -35,8 +35,9 @@ from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_int
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, Sums, describe
 from llc.sampling.kernel import Sampler
-from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
+from llc.sampling.loop import Kept, LoopSettings, Span, run_segment_in_place, start_chains, start_moments
 from llc.sampling.measure import gradient_at_center, make_measure
+from llc.sampling.minibatch import Window
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
@@ -52,7 +53,7 @@ from llc.sampling.placement import (
 )
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.standing import Interrupted, Standing
+from llc.sampling.standing import Interrupted, Standing, held_back
 from llc.sampling.validation import (
     check_gradient,
     check_key,
@@ -275,28 +276,23 @@ class Chains:
         span = Span(*lengths, fresh=np.bool_(recorder.starts_block(first)))
         begin = time.monotonic()
         # One after the other: two programs at once were slower (.75 times the steps a second of an MLP on busy cores).
-        segment = functools.partial(self._segment, standing, span=span)
-        parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
-        states, moments, seen = (list(column) for column in zip(*parts, strict=True))
-        recorder = recorder.add(first, count, seen)
-        self._standing = Standing(states, moments, recorder, first + count)
+        windows = [None] * len(self.keys) if self._windows is None else self._windows.holding(first)
+        segment = functools.partial(self._segment, standing, windows=windows, span=span)
+        with held_back():
+            parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
+            states, moments, seen = (list(column) for column in zip(*parts, strict=True))
+            recorder = recorder.add(first, count, seen)
+            self._standing = Standing(states, moments, recorder, first + count)
         self._pace.saw(count, time.monotonic() - begin)
 
-    def _segment(self, standing: Standing, part: int, span: Span) -> tuple[Any, Sums, Segment]:
+    def _segment(
+        self, standing: Standing, part: int, windows: Sequence[Window | None], span: Span
+    ) -> tuple[Any, Sums, Segment]:
         """Moves the chains of one program on, and takes what they recorded off the device, chains first."""
-        window = None if self._windows is None else self._windows.holding(standing.done)[part]
+        fixed = self.posterior, self.sampler, self.measure, span, self.settings
         with told_what_to_change():
-            state, segment = run_segment(
-                self.keys[part],
-                self.posterior,
-                self.sampler,
-                self.measure,
-                standing.states[part],
-                standing.moments[part],
-                span,
-                self.settings,
-                window,
-            )
+            kept = Kept(self.keys[part], *fixed, windows[part])
+            state, segment = run_segment_in_place(kept, standing.states[part], standing.moments[part])
             seen = to_host(segment)
         return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
 

@@ -111,6 +111,25 @@ def run_segment(
     return over_chains(chain, vectorize=settings.vectorize, mesh=settings.mesh)(keys, states, moments, batches)
 
 
+class Kept(NamedTuple):
+    """What `run_segment_in_place` leaves as it was: all arguments of `run_segment` but states and moments."""
+
+    keys: Array
+    posterior: LocalPosterior
+    sampler: Sampler
+    measure: Measure
+    span: Span
+    settings: LoopSettings
+    window: Window | None = None
+
+
+@eqx.filter_jit(donate="all-except-first")
+def run_segment_in_place(kept: Kept, states: Any, moments: Sums) -> tuple[Any, Segment]:
+    """As `run_segment`, in the memory of `states` and `moments`, which are gone afterwards."""
+    keys, posterior, sampler, measure, span, settings, window = kept
+    return run_segment(keys, posterior, sampler, measure, states, moments, span, settings, window)
+
+
 def _record(
     posterior: LocalPosterior, measure: Measure, position: PyTree, info: Info, sums: Sums, *, keep_params: bool
 ) -> tuple[Draw, Sums]:
