@@ -42,7 +42,7 @@ def check_repeatable(source: Any) -> None:
 
 def is_function(source: Any) -> bool:
     """Whether `source` is called for its batches."""
-    return callable(source) and not hasattr(source, "__iter__")
+    return callable(source) and (isinstance(source, type) or not hasattr(source, "__iter__"))
 
 
 def takes_number(source: Any) -> bool:
@@ -62,6 +62,11 @@ def open_pass(source: Any, number: int) -> Iterator[PyTree]:
     """The batches of one pass, as NumPy arrays; `number` chooses their order where the source takes one."""
     if is_function(source):
         source = source(number) if takes_number(source) else source()
+        if not hasattr(source, "__iter__"):
+            raise ValueError(
+                "source needs to return an iterable of batches where it is a function, got "
+                f"{type(source).__name__}; yield the batches, or return a loader."
+            )
     elif takes_number(source):
         source.set_epoch(number)
     return (as_arrays(batch) for batch in source)

@@ -19,7 +19,7 @@ from llc.posterior.weights import WeightedRows
 
 _RESIDENT = 4096  # rows whose mean loss has 1/64 of the spread of a row's as its error
 _COMPARED = 1024  # rows of two passes whose order is compared
-_MOST_KNOWN = 4  # points at which the loss over all rows is remembered
+_MOST_KNOWN = 8  # values over all rows that are remembered, two of each w*
 
 
 class Stream:

@@ -10,6 +10,7 @@ from tests.support.sources import NUM_DATA, X, Y
 
 SOURCES = {
     "iterable": (sources.Loader(), "same"),
+    "class": (sources.Loader, "same"),
     "list": (list(sources.Loader()), "same"),
     "function": (lambda: iter(sources.Loader()), "same"),
     "shuffled": (sources.ShufflingLoader(), "varies"),
@@ -127,6 +128,7 @@ REFUSED = {
     "a generator": (sources.shuffled(0), {}, "again and again"),
     "arrays": ({"x": X}, {}, "iterable"),
     "nothing": ([], {}, "batch"),
+    "a function that forgets to yield": (lambda: None, {}, "NoneType"),
     "fewer rows": (sources.Loader(), {"n": NUM_DATA + 1}, f"n={NUM_DATA}"),
     "one row": (sources.Loader(), {"n": 1}, "n needs"),
     "one resident row": (sources.Loader(), {"resident": 1}, "resident"),
