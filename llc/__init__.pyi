@@ -3,6 +3,8 @@ from . import interop as interop
 from .posterior.local_posterior import LocalPosterior as LocalPosterior
 from .posterior.heads import head_mask as head_mask
 from .posterior.streams import read_batches as read_batches
+from .posterior.stream import stream as stream
+from .posterior.stream import Stream as Stream
 from .posterior.microbatches import microbatched as microbatched
 from .workflow import estimate as estimate
 from .plotting.dashboard import plot_report as plot_report

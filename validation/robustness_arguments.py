@@ -52,13 +52,14 @@ WRONG: Mapping[str, Any] = {
 RECORDS = {
     *("BehavioralGradients", "BestOf", "Bound", "Bounds", "Calibration", "Check", "Estimate", "Info", "Polished"),
     *("Report", "Sampler", "SelectedSamples", "SigmaLadder", "Spectrum", "TemperatureCurve", "demo", "interop"),
-    *("Character", "Comparison", "Evidence", "InfluenceControls", "FeatureBasis", "FrequencyContent"),
+    *("Character", "Comparison", "Evidence", "InfluenceControls", "FeatureBasis", "FrequencyContent", "Stream"),
     *("GeometricComplexity", "ImplicitGradientPenalty", "LayerInformation", "TangentKernel"),
 }
 # Functions whose right arguments are not written down here; they are tested at their own place.
 ELSEWHERE = {
     *("Observable", "Store", "compare", "head_mask", "influence", "influence_controls", "load_params", "loss_kernel"),
     *("microbatched", "plot_influence", "plot_sweep", "read_batches", "save_params", "susceptibility", "sweep"),
+    "stream",
 }
 _NUMBER = {"1.5"}
 _FLAG = {"True"}

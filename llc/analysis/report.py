@@ -162,6 +162,7 @@ def _number_lines(report: Report) -> list[str]:
     llc, bounds = report.llc, report.bounds
     at = f"at nβ = {nbeta:.4g}, γ = {gamma:.4g}: {llc.method}, ESS {llc.ess:.0f}, R-hat {llc.rhat:.3f}"
     lines = [_row("λ̂", plus_minus(llc.value, llc.mcse), at)]
+    lines += _stream_lines(report)
     if bounds is not None:
         lines.append(_row("bounds of λ", *_interval(bounds)))
     if report.character is not None:
@@ -174,6 +175,19 @@ def _number_lines(report: Report) -> list[str]:
         lines += _geometry_lines(report, bounds)
     lines += [_row(other.method, plus_minus(other.value, other.mcse), "") for other in report.estimates[1:]]
     return lines
+
+
+def _stream_lines(report: Report) -> Iterator[str]:
+    """Which rows of a stream were in memory, and whether another run can meet the others again."""
+    rows = report.settings.get("stream")
+    if not isinstance(rows, dict):
+        return
+    order = {
+        "same": "minibatches come in the same order in every pass, shuffled in windows",
+        "numbered": "minibatches come in an order that follows from the key",
+    }.get(str(rows.get("order")), "two passes over the source differed, so that the same key meets other minibatches")
+    seen = f"{rows.get('resident')} of {constant(report.draws, schema.NUM_DATA):.0f}"
+    yield _row("resident rows", seen, f"of a stream, for losses and curvature; {order}")
 
 
 def _interval(bounds: Bounds) -> tuple[str, str]:

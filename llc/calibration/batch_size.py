@@ -69,7 +69,7 @@ def plan_batch(request: Request, at_center: Settings) -> Batch:
     given, sampler = request.lengths.batch_size, request.sampler
     needs_all = sampler is not None and sampler.needs_full_batch
     costly, num_data = request.price.costly, request.posterior.num_data
-    if given is not None or needs_all or (num_data <= _FULL_BATCH and not costly):
+    if given is not None or needs_all or (num_data <= _FULL_BATCH and not costly and not request.is_sample):
         return Batch(given)
     fewest = fewest_rows(num_data) if costly else _MINIBATCH
     own = None if sampler is None else sampler.langevin_step
@@ -80,6 +80,9 @@ def plan_batch(request: Request, at_center: Settings) -> Batch:
     rows = rows_for(heat, fewest)
     if sampler is None and rows > 2 * (fewer := rows_for(heating.of_curvature, fewest)):
         heat, without, rows = heating.of_curvature, rows, fewer
+    if request.is_sample:  # pilots run on the resident rows
+        rows = min(rows, 2 ** int(math.log2(num_data)))
+        return Batch(rows, heat / rows, without)
     # Where a minibatch would be half of the data, all of them cost little more.
     return Batch(None) if rows > posterior.num_data // 2 else Batch(rows, heat / rows, without)
 

@@ -138,9 +138,9 @@ def _rows(request: Request, batch: Batch, found: PilotResult, step_size: float, 
     rows = rows_for(heat, batch.rows)
     if request.asked.batch_size is not None or request.asked.budget is not None:
         return _Rows(batch.rows, heat / batch.rows) if rows <= batch.rows else None
-    if rows > num_data // 2:
+    if rows > num_data // 2 and not request.is_sample:
         return _Rows(None, 0.0) if num_data <= _MOST_ROWS * batch.rows else None
-    return _Rows(rows, heat / rows) if rows <= _MOST_ROWS * batch.rows else None
+    return _Rows(rows, heat / rows) if rows <= min(_MOST_ROWS * batch.rows, num_data) else None
 
 
 def _judged(

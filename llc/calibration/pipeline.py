@@ -35,6 +35,7 @@ from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_siz
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
 from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.whole import on_resident_rows
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.validation import check_key, check_posterior
@@ -75,7 +76,7 @@ def calibrate(
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
         budget: most work of all chains together, in gradients of the loss over all the data: a step on B of n rows
             counts B/n, a draw one, a product with the Hessian two. The spectrum of a costly model takes at most a
-            third. None sets no limit.
+            third. None sets no limit. Of a stream, all the data are its resident rows here.
         spectrum: of the Hessian at w*; None computes it.
         progress: whether to show a progress bar; None shows it on a terminal.
 
@@ -123,12 +124,14 @@ def calibrate_for(
         spectrum: as of `calibrate`.
         progress: as of `calibrate`.
     """
+    given, posterior = posterior, on_resident_rows(posterior)
+    _check_resident(posterior, asked)
     lengths = asked if price.costly else within_budget(posterior, asked, sampler)
     tell = partial(say, progress=progress if price.costly else False)
     tell(lambda: forecast(posterior, price, asked, has_spectrum=spectrum is not None))
     if spectrum is None:
         spectrum = affordable_spectrum(posterior, price, asked.budget, progress=progress)
-    request = Request(posterior, sampler, asked, lengths, spectrum, price)
+    request = Request(posterior, sampler, asked, lengths, spectrum, price, is_sample=given.stream is not None)
 
     key, points_key = jax.random.split(key)
     length = costly_length(request) if price.costly else Length(num_gradients(lengths), RELAXATIONS)
@@ -147,7 +150,18 @@ def calibrate_for(
     calibration = _choose(request, batch, plan, found)
     doubled = batch.uses_control_variates
     tell(lambda: run_forecast(calibration.lengths, posterior.num_data, price, doubled=doubled))
-    return calibration
+    scale = calibration.posterior.scale
+    return replace(calibration, posterior=given.with_scale(nbeta=scale.nbeta, gamma=scale.gamma))
+
+
+def _check_resident(posterior: LocalPosterior, asked: RequestedLengths) -> None:
+    """Raises ValueError if more rows are asked for than pilots have, which run on the resident rows of a stream."""
+    for name, value in (("batch_size", asked.batch_size), ("eval_size", asked.eval_size)):
+        if value is not None and value > posterior.num_data:
+            raise ValueError(
+                f"{name} needs to be at most the {posterior.num_data} resident rows, got {value}; give "
+                f"llc.stream(source, resident={value}), or a smaller one."
+            )
 
 
 def _pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) -> tuple[PilotResult, Batch]:
@@ -213,7 +227,7 @@ def find_localization(key: PRNGKeyArray, request: Request, weakest: float) -> Lo
         weakest: γ that the length of the run allows.
     """
     posterior = request.posterior
-    overhead_bound = is_overhead_bound(posterior, nominal_rows(posterior))
+    overhead_bound = not request.is_sample and is_overhead_bound(posterior, nominal_rows(posterior))
     if not request.chooses_gamma or overhead_bound or not has_use_for_localization(request.spectrum):
         return None
     return choose_localization(key, posterior, request.spectrum, weakest, flops=request.price.flops)

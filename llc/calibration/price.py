@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.methods import spectrum
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.whole import on_resident_rows
 
 _PROBE = 4  # rows whose gradient is counted
 _PRODUCTS = 1_500  # with the Hessian, that its spectrum takes where d is larger: probes of Lanczos, and the range of H
@@ -34,6 +35,7 @@ _COSTLY = 5e12
 
 def gradient_flops(posterior: LocalPosterior) -> float:
     """Floating-point operations of one gradient of the loss over all the data; nothing is compiled or computed."""
+    posterior = posterior.resident()
     num_rows = min(posterior.num_data, _PROBE)
 
     def gradient(position: PyTree, batch: PyTree) -> PyTree:
@@ -92,7 +94,7 @@ def plan_spectrum(posterior: LocalPosterior, price: Price, budget: int | None) -
     """
     wanted = _SPECTRUM_GRADIENTS if budget is None else min(max(budget // 3, 1), 4 * _SPECTRUM_GRADIENTS)
     wanted = min(float(wanted), _MOST_FLOPS / price.flops)
-    num_data = posterior.num_data
+    num_data = posterior.resident().num_data
     num_rows = min(max(int(num_data * wanted / _FEWEST_GRADIENTS), min(_FEWEST_ROWS, num_data)), num_data)
     work = max(int(wanted * num_data / num_rows), _FEWEST_GRADIENTS // 2)
     return SpectrumPlan(num_rows, work, work * num_rows / num_data)
@@ -111,6 +113,7 @@ def affordable_spectrum(
         budget: of the whole run, in gradients; None takes what some forty products cost.
         progress: as of `llc.spectrum`.
     """
+    posterior = on_resident_rows(posterior)
     if not price.costly:
         return spectrum(posterior, progress=progress)
     num_rows, work, _ = plan_spectrum(posterior, price, budget)
@@ -120,4 +123,5 @@ def affordable_spectrum(
         return spectrum(posterior, progress=progress, **settings)
     rows = np.sort(np.random.default_rng(0).permutation(num_data)[:num_rows])  # data may be in order
     some = eqx.tree_at(lambda p: p.data, posterior, jax.tree.map(lambda x: x[rows], posterior.data))
-    return replace(spectrum(some, progress=progress, **settings), row_share=num_rows / num_data)
+    found = spectrum(some, progress=progress, **settings)
+    return replace(found, row_share=found.row_share * num_rows / num_data)

@@ -115,6 +115,8 @@ class Request:
         spectrum: of the Hessian at w*.
         price: what a gradient costs.
         localization: the γ at which the loss is quadratic; None where γ follows from the length of the run.
+        is_sample: whether the rows of the posterior are those of a stream that are resident, so that a step of the run
+            can't take all rows, and what it costs is to read them.
     """
 
     posterior: LocalPosterior
@@ -124,6 +126,7 @@ class Request:
     spectrum: Spectrum
     price: Price
     localization: Localization | None = None
+    is_sample: bool = False
 
     @property
     def local_posterior(self) -> LocalPosterior:

@@ -122,7 +122,7 @@ def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:
     lengths, posterior = request.lengths, request.posterior
     if request.price.costly:
         return plan_costly(request, batch, at_center)
-    cheap = is_overhead_bound(posterior, batch.rows or posterior.num_data)
+    cheap = not request.is_sample and is_overhead_bound(posterior, batch.rows or posterior.num_data)
     factor = _LONGER if lengths.budget is None and cheap else 1
     free = request.sampler is None and lengths.num_warmup is None and lengths.thinning is None
     plan = Plan(num_gradients(lengths), factor, factor > 1 and free)

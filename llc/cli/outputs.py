@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llc.bounds.scales import ScaleSpectrum
     from llc.bounds.spectral_measure import Spectrum
     from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.whole import loss_at_center
 
 _STARTS = {"picture": (b"\x89png",), "page": (b"<!doctype html", b"<html")}  # of a file, in small letters
 
@@ -85,7 +86,7 @@ def _check_kept(path: Path, tree: xr.DataTree, posterior: "LocalPosterior | None
         written = {name: schema.constant(tree, name) for name in (schema.NUM_PARAMS, schema.INIT_LOSS)}
     if not written or posterior is None:
         return
-    here = {"num_params": posterior.num_params, "init_loss": posterior.init_loss()}
+    here = {"num_params": posterior.num_params, "init_loss": loss_at_center(posterior)}
     if wrong := {name: value for name, value in written.items() if not files.same(value, here[name])}:
         what = "a spectrum" if keeps == "spectrum" else "draws"
         raise ValueError(
@@ -152,7 +153,7 @@ def put_spectrum(
         _check_kept(path, tree, posterior, "draws")
         if replace or schema.CURVATURE not in tree.children:
             tree[schema.CURVATURE] = xr.DataTree(storage.to_dataset(spectrum, bounds, scales))
-            tree[schema.CURVATURE].attrs["init_loss"] = posterior.init_loss()
+            tree[schema.CURVATURE].attrs["init_loss"] = loss_at_center(posterior)
         return tree
 
     return _written(path, change)

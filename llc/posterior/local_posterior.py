@@ -6,9 +6,10 @@ where $L_n$ is the mean loss over the $n$ data, and $n\beta = n / \log n$ unless
 2013, §3; localization: Lau et al. 2023, arXiv 2308.12108, eq. 12).
 """
 
+import copy
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,10 +24,14 @@ from llc.posterior.arguments import require_callable
 from llc.posterior.loss import fixed
 from llc.posterior.loss_probes import Probe, check_loss_function, check_precision
 from llc.posterior.mask import Moves, normalize_mask
+from llc.posterior.microbatches import microbatched
 from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import as_float64, float64, lenient
 from llc.posterior.programs import uses_primitive
 from llc.posterior.rows import mean_loss
+from llc.posterior.scale import Scale as Scale
+from llc.posterior.stream import Given, Stream, given_data
+from llc.posterior.tilt import Whole
 from llc.posterior.validation import (
     check_center,
     check_data,
@@ -41,23 +46,6 @@ from llc.posterior.validation import (
 from llc.posterior.weights import OfRows, Weighted, WeightedRows, normalized_weights
 
 
-class Scale(NamedTuple):
-    """The scale at which a posterior sees the loss.
-
-    Attributes:
-        nbeta: nβ, dimensionless.
-        gamma: γ, in the unit of nβ·loss per squared parameter.
-    """
-
-    nbeta: float
-    gamma: float
-
-    @property
-    def localization(self) -> float:
-        """γ/nβ, in the unit of the loss: a direction of this curvature shows one half of its contribution to λ."""
-        return self.gamma / self.nbeta
-
-
 class LocalPosterior(eqx.Module):
     r"""A loss, its data and a minimum w*, tempered by nβ and localized by γ.
 
@@ -68,7 +56,8 @@ class LocalPosterior(eqx.Module):
             float64 array over which a function closes to float32, also where curvature needs float64.
         center: w*, any pytree with floating-point array leaves: a dict, an equinox or flax model, an `nnx.State`.
             Leaves that are no arrays (activation functions, Python numbers) stay as they are.
-        data: any pytree of arrays with the same leading axis, the n examples.
+        data: any pytree of arrays with the same leading axis, the n examples; or `llc.stream(loader)` of data that do
+            not fit in memory, of which the attribute `data` has the resident rows.
         nbeta: nβ, the inverse temperature times n. Default n / log n (Watanabe 2013).
         gamma: γ, the strength of the localization to w*, in the unit of nβ·loss per squared parameter. With None,
             calibration chooses it and reports it; sampling needs a number.
@@ -81,6 +70,8 @@ class LocalPosterior(eqx.Module):
             and the loss of example i is w_i ℓ_i everywhere, also in WAIC. `data` are then pairs of rows and weights. n
             stays the number of rows; where a weight says how often a row was seen, give `nbeta` as N / log N with N
             the sum of the counts. Default: 1.
+        microbatch_size: rows at a time of a loss whose gradient on a batch does not fit in memory: the gradient is the
+            sum over pieces of so many rows, equal up to rounding, for about 4/3 of the time (see `llc.microbatched`).
 
     Raises:
         ValueError: if the data, the params, the loss at w*, nβ, γ, the mask or the weights can't define a posterior.
@@ -100,6 +91,8 @@ class LocalPosterior(eqx.Module):
     gamma: Float[Array, ""] | None
     mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
     predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
+    whole: Whole | None  # L and ∇L at w* over all rows of a stream of which `data` are a sample, where they are known
+    stream: Stream | None = eqx.field(static=True)  # where the rows come from of which `data` are a sample
     per_example: bool = eqx.field(static=True, init=False)
     precision: str = eqx.field(static=True, init=False)  # the coarsest dtype in which the loss computes
 
@@ -113,7 +106,10 @@ class LocalPosterior(eqx.Module):
         mask: PyTree = None,
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
         weights: PyTree = None,
+        microbatch_size: int | None = None,
     ):
+        if microbatch_size is not None:
+            loss_fn = microbatched(loss_fn, microbatch_size)
         with lenient():
             self._make(loss_fn, center, data, nbeta, gamma, mask, predict_fn, weights)
 
@@ -128,10 +124,11 @@ class LocalPosterior(eqx.Module):
         predict_fn: Callable[[PyTree, PyTree], Array] | None,
         weights: Any,
     ) -> None:
-        check_data(data)
+        given = given_data(data, weights)
+        check_data(given.rows)
         check_center(center)
-        center, data = on_common_devices(*jax.tree.map(native, (center, data)))
-        num_data = leading_axis(data)
+        center, data = on_common_devices(*jax.tree.map(native, (center, given.rows)))
+        num_data = leading_axis(data) if given.num_data is None else given.num_data
         self.center = jax.tree.map(_strong_dtype, center)
         rows = jax.tree.map(_as_array, data)
         self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
@@ -143,19 +140,20 @@ class LocalPosterior(eqx.Module):
         self.loss_fn = fixed(loss_fn, self.center, rows)
         require_callable("predict_fn", predict_fn, "a function of (params, batch)", optional=True)
         self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, rows)
-        self.data = rows
-        if weights is not None:
-            self._weigh(rows, weights)
+        self.data, self.stream, self.whole = rows, given.stream, None
+        if given.weights is not None:
+            self._weigh(rows, given)
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((self.center, self.data)))
         self.precision = "float64" if traced else self._check_loss()
 
-    def _weigh(self, rows: PyTree, weights: Any) -> None:
+    def _weigh(self, rows: PyTree, given: Given) -> None:
         if not self.per_example:
             raise ValueError(
                 "weights need one loss per example, of shape (batch,), but loss_fn returns a scalar, in which rows can "
                 "no longer be told apart; leave the mean over the batch out of it."
             )
-        self.data = WeightedRows(rows, normalized_weights(weights, leading_axis(rows)))
+        mean_one = given.weights if given.normalized else normalized_weights(given.weights, leading_axis(rows))
+        self.data = WeightedRows(rows, mean_one)
         self.loss_fn = Weighted(self.loss_fn)
         self.predict_fn = None if self.predict_fn is None else OfRows(self.predict_fn)
 
@@ -179,8 +177,16 @@ class LocalPosterior(eqx.Module):
 
     @property
     def num_data(self) -> int:
-        """n, the length of the data's leading axis."""
-        return leading_axis(self.data)
+        """n, the length of the data's leading axis, or that of a stream."""
+        return leading_axis(self.data) if self.stream is None else self.stream.num_data
+
+    def resident(self) -> "LocalPosterior":
+        """The posterior of the resident rows of a stream as arrays, at the same nβ; of arrays it is the same one."""
+        if self.stream is None:
+            return self
+        posterior = copy.copy(self)
+        object.__setattr__(posterior, "stream", None)
+        return posterior
 
     @property
     def num_params(self) -> int:
@@ -262,7 +268,8 @@ class LocalPosterior(eqx.Module):
 
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
         """Mean loss over `batch`, or over all the data."""
-        return jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
+        mean = jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
+        return mean if self.whole is None else mean + jnp.asarray(self.whole.added(self._select(params)), mean.dtype)
 
     def init_loss(self, rows: Int[np.ndarray, "row"] | None = None) -> float:
         """L(w*) over all the data, or over the `rows` of these numbers, evaluated and accumulated in float64."""

@@ -206,10 +206,10 @@ def rows_that_fit(
     """
     most = min(most, num_rows(data))
     budget = min(budget, _SHARE * free_memory())
-    alive = _alive(fn, data, most, program)
+    alive = alive_bytes(fn, data, most, program)
     if alive is None or times * alive <= budget or most <= max(least, _FEW[1]):
         return most
-    few, more = (_alive(fn, data, size, program) for size in _FEW)
+    few, more = (alive_bytes(fn, data, size, program) for size in _FEW)
     if few is None or more is None:
         return most
     a_row = times * (more - few) / (_FEW[1] - _FEW[0])
@@ -220,8 +220,15 @@ def rows_that_fit(
     return min(max(fit, least), most)
 
 
-def _alive(fn: Callable[[PyTree], PyTree], data: PyTree, size: int, program: Hashable = None) -> int | None:
-    """Bytes that `fn` keeps alive on `size` rows; None if it can't be traced (what evaluates it says why)."""
+def alive_bytes(fn: Callable[[PyTree], PyTree], data: PyTree, size: int, program: Hashable = None) -> int | None:
+    """Bytes that `fn` keeps alive on `size` rows; None if it can't be traced (what evaluates it says why).
+
+    Args:
+        fn: of a batch.
+        data: whose rows are given to it.
+        size: rows of the batch.
+        program: as of `rows_that_fit`.
+    """
 
     def batch_of(x: Array | np.ndarray) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))

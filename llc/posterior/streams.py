@@ -1,21 +1,21 @@
 """Data that come in batches, read into arrays: of a PyTorch DataLoader, grain, tf.data, or a function that yields them.
 
-A posterior needs the same n examples again and again, in batches of several sizes, so that its data are arrays. What
-yields batches is read once, piece by piece into one block of memory, which is asked for before it is filled.
+A posterior needs the same n examples again and again, in batches of several sizes, so that arrays are the fastest data.
+What yields batches is read once, piece by piece into one block of memory, which is asked for before it is filled. Data
+that do not fit are a stream (stream.py).
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from llc.posterior.mask import path_name
 from llc.posterior.memory import require_memory
+from llc.posterior.source import Form, check_source, open_pass
 
 
-def read_batches(source: Iterable[PyTree] | Callable[[], Iterable[PyTree]], *, num_data: int | None = None) -> PyTree:
+def read_batches(source: Iterable[PyTree] | Callable[..., Iterable[PyTree]], *, num_data: int | None = None) -> PyTree:
     """The examples of all batches of `source`, in their order, as NumPy arrays for `LocalPosterior`.
 
     Args:
@@ -36,30 +36,18 @@ def read_batches(source: Iterable[PyTree] | Callable[[], Iterable[PyTree]], *, n
     """
     if num_data is not None and num_data < 1:
         raise ValueError(f"num_data needs a number of examples >= 1, got {num_data}.")
-    batches = iter(source() if callable(source) and not hasattr(source, "__iter__") else _iterable(source))
+    check_source(source)
+    batches = open_pass(source, 0)
     first = next(batches, None)
     if first is None:
         raise ValueError(
             "source needs at least one batch, got none; an iterator that has been used up is empty: give the loader, "
             "or a function that returns a new iterator."
         )
-    rows = _Reading(_as_arrays(first), num_data)
+    rows = _Reading(first, num_data)
     while not rows.complete and (batch := next(batches, None)) is not None:
-        rows.add(_as_arrays(batch))
+        rows.add(batch)
     return rows.joined()
-
-
-def _iterable(source: Any) -> Iterable[PyTree]:
-    if isinstance(source, dict | str | bytes) or not hasattr(source, "__iter__"):
-        raise ValueError(
-            f"source needs to be an iterable of batches, or a function that returns one, got {type(source).__name__}; "
-            "arrays need no reading: give them to LocalPosterior as they are."
-        )
-    return source
-
-
-def _as_arrays(batch: PyTree) -> PyTree:
-    return jax.tree.map(np.asarray, batch)
 
 
 class _Reading:
@@ -67,14 +55,10 @@ class _Reading:
 
     def __init__(self, first: PyTree, num_data: int | None):
         self.wanted, self.count, self.checked = num_data, 0, 0
-        self.structure, self.shapes = jax.tree.structure(first), _shapes(first)
+        self.form = Form(first)
         self.columns: list[list[np.ndarray]] = [[] for _ in jax.tree.leaves(first)]
-        if not self.columns or any(np.ndim(x) == 0 for x in jax.tree.leaves(first)):
-            raise ValueError(
-                f"source needs batches of arrays with the examples along the leading axis, got {self.shapes or first}."
-            )
         if num_data is not None:
-            self._require(num_data * _num_bytes(first) // len(jax.tree.leaves(first)[0]))
+            self._require(num_data * self.form.row_bytes)
         self.add(first)
 
     @property
@@ -82,18 +66,13 @@ class _Reading:
         return self.wanted is not None and self.count >= self.wanted
 
     def add(self, batch: PyTree) -> None:
-        lengths = {len(x) for x in jax.tree.leaves(batch) if np.ndim(x)}
-        if jax.tree.structure(batch) != self.structure or _shapes(batch) != self.shapes or len(lengths) != 1:
-            raise ValueError(
-                f"source needs batches of one structure and row shape, got {self.shapes} first and {_shapes(batch)} "
-                f"with {sorted(lengths)} examples after {self.count}; pad rows to one length and put a mask beside."
-            )
+        num_rows = self.form.num_rows(batch, self.count)
         for column, array in zip(self.columns, jax.tree.leaves(batch), strict=True):
             column.append(array)
-        self.count += lengths.pop()
+        self.count += num_rows
         if self.wanted is None and self.count >= 2 * self.checked:
             self.checked = self.count
-            self._require(sum(_num_bytes(column) for column in self.columns))
+            self._require(self.count * self.form.row_bytes)
 
     def joined(self) -> PyTree:
         if self.wanted is not None and self.count < self.wanted:
@@ -105,17 +84,8 @@ class _Reading:
         for column in self.columns:  # one after the other, so that one is in memory twice
             leaves.append(np.concatenate(column)[: self.wanted])
             column.clear()
-        return jax.tree.unflatten(self.structure, leaves)
+        return jax.tree.unflatten(self.form.structure, leaves)
 
     def _require(self, num_bytes: int) -> None:
-        require_memory(num_bytes, "the data of source", "fewer examples: num_data=…, or a narrower dtype")
-
-
-def _shapes(batch: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of a row of each array, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    return {path_name(path): (np.shape(x)[1:], str(np.asarray(x).dtype)) for path, x in leaves}
-
-
-def _num_bytes(batch: PyTree) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(batch))
+        cure = "fewer examples: num_data=…, a narrower dtype, or llc.stream(source), which keeps some of them in memory"
+        require_memory(num_bytes, "the data of source", cure)

@@ -64,8 +64,8 @@ def _no_array(leaf: Any) -> str | None:
             return f"got {name}; encode text as integers (tokens, labels) first."
         if hasattr(leaf, "__iter__") or hasattr(leaf, "__next__") or hasattr(leaf, "__getitem__"):
             return (
-                f"got {name}, which is iterated over and is no array; read its batches into arrays: "
-                "llc.read_batches(loader), or llc.read_batches(make_batches) of a function."
+                f"got {name}, which is iterated over and is no array; read its batches into arrays, "
+                "llc.read_batches(loader), or give llc.stream(loader) where they do not fit in memory."
             )
         return f"got {name}; leave out of data what has no row for each example (loss_fn may close over it)."
     if isinstance(leaf, np.ma.MaskedArray):

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -30,12 +30,14 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.posterior.reference import reference_loss
+from llc.posterior.whole import loss_at_center, with_whole
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.dispatch import run_at_once
 from llc.sampling.draws import Recorder, Segment, Sums, describe
 from llc.sampling.kernel import Sampler
-from llc.sampling.loop import LoopSettings, Span, run_segment, start_chains, start_moments
+from llc.sampling.loop import Kept, LoopSettings, Span, run_segment_in_place, start_chains, start_moments
 from llc.sampling.measure import gradient_at_center, make_measure
+from llc.sampling.minibatch import Window
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
@@ -51,8 +53,16 @@ from llc.sampling.placement import (
 )
 from llc.sampling.rounding import LossRounding, params_rounding
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.standing import Interrupted, Standing
-from llc.sampling.validation import check_key, check_memory, check_posterior, check_settings
+from llc.sampling.standing import Interrupted, Standing, held_back
+from llc.sampling.validation import (
+    check_gradient,
+    check_key,
+    check_memory,
+    check_posterior,
+    check_settings,
+    told_what_to_change,
+)
+from llc.sampling.windows import Windows, check_stream
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _SMALL = 1000  # numbers of observables in a draw, above which a segment holds no more draws than it has
@@ -109,8 +119,10 @@ class Chains:
     ):
         check_key(key)
         check_posterior(posterior)
+        lengths = check_stream(posterior, sampler, lengths, mesh)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
+        self.posterior = self.posterior if posterior.stream is None else on_device(with_whole(posterior))
         check_memory(self.posterior, lengths, keep_params=keep_params)
         self.given = posterior  # w* in its own precision
         self.sampler, self.lengths = sampler, lengths
@@ -119,6 +131,7 @@ class Chains:
             mesh = mesh_of(self.method, lengths.num_chains)
         else:
             mesh, self.method = checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
+        check_gradient(self.posterior, lengths, side_by_side=self.method == "vectorized")
         self.posterior = place_posterior(self.posterior, mesh, spread_rows=lengths.batch_size is None)
         self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
@@ -138,6 +151,10 @@ class Chains:
             vectorize=self.method != "sequential",
             mesh=mesh,
         )
+        self._windows = None
+        if posterior.stream is not None:
+            apart = self.method == "sequential"
+            self._windows = Windows(key, posterior.stream, lengths, self.posterior.data, mesh=mesh, apart=apart)
         self.keys = place_keys(step_key, lengths.num_chains, self.method, mesh)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
         adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
@@ -221,15 +238,20 @@ class Chains:
 
     def _draw_until(self, end: int, *, progress: bool | None) -> None:
         try:
-            with tqdm(
-                total=(end - self.done) * self.lengths.num_chains,
-                disable=None if progress is None else not progress,
-                desc="sampling",
-                unit="draw",
-            ) as bar:
+            with (
+                contextlib.nullcontext() if self._windows is None else self._windows.reading(),
+                tqdm(
+                    total=(end - self.done) * self.lengths.num_chains,
+                    disable=None if progress is None else not progress,
+                    desc="sampling",
+                    unit="draw",
+                ) as bar,
+            ):
                 while self.done < end:
-                    block = self._standing.recorder.block_end(self.done)
-                    count = agreed(min(self._pace.next_size(), min(block, end) - self.done))
+                    last = min(self._standing.recorder.block_end(self.done), end)
+                    if self._windows is not None:
+                        last = min(last, self.done + self._windows.left(self.done))
+                    count = agreed(min(self._pace.next_size(), last - self.done))
                     self._advance(count)
                     bar.update(count * self.lengths.num_chains)
                     if self._keeper is not None and self._keeper.is_due():
@@ -254,26 +276,24 @@ class Chains:
         span = Span(*lengths, fresh=np.bool_(recorder.starts_block(first)))
         begin = time.monotonic()
         # One after the other: two programs at once were slower (.75 times the steps a second of an MLP on busy cores).
-        segment = functools.partial(self._segment, standing, span=span)
-        parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
-        states, moments, seen = (list(column) for column in zip(*parts, strict=True))
-        recorder = recorder.add(first, count, seen)
-        self._standing = Standing(states, moments, recorder, first + count)
+        windows = [None] * len(self.keys) if self._windows is None else self._windows.holding(first)
+        segment = functools.partial(self._segment, standing, windows=windows, span=span)
+        with held_back():
+            parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
+            states, moments, seen = (list(column) for column in zip(*parts, strict=True))
+            recorder = recorder.add(first, count, seen)
+            self._standing = Standing(states, moments, recorder, first + count)
         self._pace.saw(count, time.monotonic() - begin)
 
-    def _segment(self, standing: Standing, part: int, span: Span) -> tuple[Any, Sums, Segment]:
+    def _segment(
+        self, standing: Standing, part: int, windows: Sequence[Window | None], span: Span
+    ) -> tuple[Any, Sums, Segment]:
         """Moves the chains of one program on, and takes what they recorded off the device, chains first."""
-        state, segment = run_segment(
-            self.keys[part],
-            self.posterior,
-            self.sampler,
-            self.measure,
-            standing.states[part],
-            standing.moments[part],
-            span,
-            self.settings,
-        )
-        seen = to_host(segment)
+        fixed = self.posterior, self.sampler, self.measure, span, self.settings
+        with told_what_to_change():
+            kept = Kept(self.keys[part], *fixed, windows[part])
+            state, segment = run_segment_in_place(kept, standing.states[part], standing.moments[part])
+            seen = to_host(segment)
         return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
 
     @property
@@ -341,7 +361,7 @@ class Chains:
 
     @property
     def _eval_size(self) -> int:
-        num_data, size = self.posterior.num_data, self.lengths.eval_size
+        num_data, size = self.posterior.num_data, self.lengths.eval_size  # of a stream the resident rows
         return num_data if size is None else size
 
     def _constants(self) -> dict[str, float]:
@@ -350,7 +370,7 @@ class Chains:
             "init_loss": self.init_loss,
             "nbeta": self.posterior.scale.nbeta,
             "gamma": self.posterior.scale.gamma,
-            "num_data": self.posterior.num_data,
+            "num_data": self.given.num_data,
             "num_params": self.given.num_params,
             "eval_size": self._eval_size,
             "loss_rounding": self.rounding.error,
@@ -377,6 +397,8 @@ class Chains:
         }
         if weights is not None:  # rows of equal weight that would have the same error of a mean (Kish 1965)
             settings["effective_rows"] = float(np.sum(weights) ** 2 / np.sum(weights**2))
+        if self._windows is not None:
+            settings["stream"] = self._windows.settings(self.posterior.num_data)
         if self.measure.observables:
             recorded = {name: one.fn.fingerprint for name, one in self.measure.observables.items()}
             settings["observables"] = recorded
@@ -391,10 +413,10 @@ class Chains:
     @functools.cached_property
     def init_loss(self) -> float:
         """L(w*), in float64; pilots need none."""
-        return self.given.init_loss()
+        return loss_at_center(self.given)
 
     @functools.cached_property
     @_full_products()
     def reference_loss(self) -> float | None:
         """The loss at zero, which says how far the draws have come."""
-        return reference_loss(self.given)
+        return reference_loss(self.given.resident())

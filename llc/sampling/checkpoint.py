@@ -154,7 +154,7 @@ def deciding_settings(
     """Everything that the bits of a run's draws rest on, but for their number, as plain data."""
     near = jax.tree.map(lambda x: 1.01 * x + 0.01, posterior.position)
     moved = eqx.tree_at(lambda p: p.center, posterior, posterior.params_at(near))
-    rows = np.arange(min(_FEW_ROWS, posterior.num_data))
+    rows = np.arange(min(_FEW_ROWS, posterior.resident().num_data))
     versions = {f"version of {name}": version(name) for name in ("llc", "jax", "jaxlib", "numpyro")}
     return {
         "key": np.asarray(jax.random.key_data(key)).tolist(),

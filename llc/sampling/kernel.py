@@ -97,7 +97,9 @@ def potential_gradient(
 
 
 def center_gradient(posterior: LocalPosterior, batch_size: int | None = None) -> PyTree:
-    """∇L(w*) over all data, at most four times `batch_size` rows at a time."""
+    """∇L(w*) over all data, at most four times `batch_size` rows at a time; of a stream it is known before."""
+    if posterior.whole is not None:
+        return jax.tree.map(lambda g, z: jnp.asarray(g, z.dtype), posterior.whole.gradient, posterior.position)
     return make_evaluation(posterior, batch_size=batch_size).losses_and_gradient(posterior, posterior.position)[1]
 
 

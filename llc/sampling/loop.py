@@ -14,7 +14,7 @@ from llc.sampling.comoments import with_draw
 from llc.sampling.draws import Draw, Moments, Segment, Sums
 from llc.sampling.kernel import Info, Sampler
 from llc.sampling.measure import Measure, evaluate_draw
-from llc.sampling.minibatch import minibatch
+from llc.sampling.minibatch import Window, minibatch
 from llc.sampling.observables import differences, kept_draws, start_comoments
 from llc.sampling.placement import over_chains, split_rows
 
@@ -83,16 +83,21 @@ def run_segment(
     moments: Sums,
     span: Span,
     settings: LoopSettings,
+    window: Window | None = None,
 ) -> tuple[Any, Segment]:
-    """The draws of `span` (settings.capacity at most): the chains' new states, and what is recorded."""
+    """The draws of `span` (settings.capacity at most): the chains' new states, and what is recorded.
 
-    def chain(key: PRNGKeyArray, state: Any, before: Sums) -> tuple[Any, Segment]:
+    Minibatches are those of `window`, which has all steps of the span, or rows of the posterior's data.
+    """
+
+    def chain(key: PRNGKeyArray, state: Any, before: Sums, batches: PyTree) -> tuple[Any, Segment]:
         step_key, batch_key = jax.random.split(key)
+        source = batch_key if window is None else Window(batches, window.first)
 
         def take(i: Array, loop: tuple[Any, Draw, Sums]) -> tuple[Any, Draw, Sums]:
             state, draws, moments = loop
             first = (span.start + i) * span.thinning
-            state, info = _steps(step_key, batch_key, posterior, sampler, state, first, span.thinning, settings)
+            state, info = _steps(step_key, source, posterior, sampler, state, first, span.thinning, settings)
             draw, moments = _record(posterior, measure, state.position, info, moments, keep_params=settings.keep_params)
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             return state, draws, moments
@@ -102,7 +107,27 @@ def run_segment(
         state, draws, moments = jax.lax.fori_loop(0, span.num_draws, take, (state, empty, start))
         return state, Segment(draws, moments)
 
-    return over_chains(chain, vectorize=settings.vectorize, mesh=settings.mesh)(keys, states, moments)
+    batches = None if window is None else window.batches
+    return over_chains(chain, vectorize=settings.vectorize, mesh=settings.mesh)(keys, states, moments, batches)
+
+
+class Kept(NamedTuple):
+    """What `run_segment_in_place` leaves as it was: all arguments of `run_segment` but states and moments."""
+
+    keys: Array
+    posterior: LocalPosterior
+    sampler: Sampler
+    measure: Measure
+    span: Span
+    settings: LoopSettings
+    window: Window | None = None
+
+
+@eqx.filter_jit(donate="all-except-first")
+def run_segment_in_place(kept: Kept, states: Any, moments: Sums) -> tuple[Any, Segment]:
+    """As `run_segment`, in the memory of `states` and `moments`, which are gone afterwards."""
+    keys, posterior, sampler, measure, span, settings, window = kept
+    return run_segment(keys, posterior, sampler, measure, states, moments, span, settings, window)
 
 
 def _record(
@@ -143,7 +168,7 @@ def _empty_moments(posterior: LocalPosterior, measure: Measure, state: Any) -> M
 
 def _steps(
     step_key: PRNGKeyArray,
-    batch_key: PRNGKeyArray,
+    source: PRNGKeyArray | Window,
     posterior: LocalPosterior,
     sampler: Sampler,
     state: Any,
@@ -157,8 +182,10 @@ def _steps(
         state, total = loop
         step = j + jnp.asarray(first)
         batch = posterior.data
-        if settings.batch_size is not None:
-            batch = minibatch(batch_key, step, posterior.data, posterior.num_data, settings.batch_size)
+        if isinstance(source, Window):
+            batch = source.of(step)
+        elif settings.batch_size is not None:
+            batch = minibatch(source, step, posterior.data, posterior.num_data, settings.batch_size)
             batch = split_rows(batch, settings.mesh)
         state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
         mean = jax.tree.map(lambda t, x: t + x / jnp.asarray(thinning).astype(zero.dtype), total, info)

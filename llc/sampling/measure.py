@@ -46,8 +46,11 @@ def make_measure(
     """What the draws of a run are measured with; `key` chooses the rows where `lengths.eval_size` asks for a subset."""
     num_data, size = posterior.num_data, lengths.eval_size
     rows = slope = None
+    if posterior.whole is not None:  # the data are a sample of more
+        rows = np.arange(num_data)
     if size is not None and size < num_data:
         rows = np.sort(jax.device_get(jax.random.choice(key, num_data, (size,), replace=False)))
+    if rows is not None:
         slope = _slope_at_center(posterior, lengths.batch_size)
     evaluation = make_evaluation(posterior, rows, center_grad=slope, batch_size=lengths.batch_size)
     evaluation = on_device(evaluation)

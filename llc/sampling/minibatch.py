@@ -11,12 +11,30 @@ swaps it, a pair of rows as soon as one round swaps exactly one of the two: 16 r
 were, and the covariance of minibatch gradients depends on pairs only.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray, PyTree
 
 _ROUNDS = 16
+
+
+class Window(NamedTuple):
+    """Minibatches of consecutive steps, of data that are a stream (see windows.py).
+
+    Attributes:
+        batches: their rows, with leading axes (chain, step, row), or (step, row) of one chain.
+        first: number of the first step.
+    """
+
+    batches: PyTree
+    first: Int[ArrayLike, ""]
+
+    def of(self, step: Int[Array, ""]) -> PyTree:
+        """The minibatch of one chain for step number `step`."""
+        return jax.tree.map(lambda x: x[step - jnp.asarray(self.first, step.dtype)], self.batches)
 
 
 def minibatch(key: PRNGKeyArray, step: Int[Array, ""], data: PyTree, num_data: int, batch_size: int) -> PyTree:

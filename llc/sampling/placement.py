@@ -22,9 +22,9 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
 _SEQUENTIAL_PARAMS = 20_000
-# Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 12.6 for one chain and
-# 24.9 for four one after the other, whose states wait; side by side 8.9 a chain.
-_SIDE_BY_SIDE, _RUNNING, _WAITING = 10, 9, 4
+# Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 11.8 for one chain and
+# 17.5 for four one after the other, whose states wait; side by side 7.5 a chain.
+_SIDE_BY_SIDE, _RUNNING, _WAITING = 8, 10, 2
 _SHARE = 0.8  # of the free memory
 
 

@@ -26,6 +26,7 @@ from llc.sampling.energies import Evaluation
 from llc.sampling.measure import Measure
 
 _POSITIONS = 8  # that are compared; the error is one of all draws alike
+_AT_ONCE = 2**20  # parameters whose spacing is looked at
 _COSTLY = 1e8  # parameters times rows, above which one is: two losses of all rows in float64
 
 
@@ -54,7 +55,7 @@ class LossRounding:
             if evaluation.center_grad is not None:  # the difference was recorded less its slope at w*
                 slope = float(_excess_slope(self.posterior, evaluation, position))
             with float64():
-                exact = float(_difference(self.posterior, evaluation, position)) - slope
+                exact = _difference(self.posterior, evaluation, position) - slope
             if math.isfinite(exact):
                 self.squares.append((float(delta) - exact) ** 2)
 
@@ -75,20 +76,22 @@ def expected_error(measure: Measure) -> float:
 
 def params_rounding(posterior: LocalPosterior) -> float:
     """½ Σ u²/12 over the parameters that move: what rounding heats λ̂ by, at most, in units of 1/ε."""
-    leaves = [np.asarray(jax.device_get(leaf)) for leaf in jax.tree.leaves(posterior.position)]
-    return sum(float(np.sum(np.square(np.spacing(np.abs(leaf)), dtype=np.float64))) for leaf in leaves) / 24
+    leaves = [np.asarray(jax.device_get(leaf)).ravel() for leaf in jax.tree.leaves(posterior.position)]
+    parts = [leaf[i : i + _AT_ONCE] for leaf in leaves for i in range(0, len(leaf), _AT_ONCE)]
+    return math.fsum(float(np.sum(np.square(np.spacing(np.abs(part)), dtype=np.float64))) for part in parts) / 24
+
+
+def _difference(posterior: LocalPosterior, evaluation: Evaluation, position: PyTree) -> float:
+    """L(w) − L(w*) in float64, of the rounded data and params that are sampled; params of one at a time are wide."""
+    here, there = (np.asarray(_losses(posterior, evaluation, z)) for z in (position, posterior.position))
+    return float(np.sum(np.asarray(evaluation.weights, np.float64) * (here - there)))
 
 
 @eqx.filter_jit
-def _difference(posterior: LocalPosterior, evaluation: Evaluation, position: PyTree) -> Array:
-    """L(w) − L(w*) in float64, of the rounded data and params that are sampled; one piece at a time is converted."""
-
-    def losses(z: PyTree) -> Array:
-        params = as_float64(posterior.params_at(z))
-        return evaluation.rows.map(lambda batch: jnp.atleast_1d(posterior.loss_fn(params, as_float64(batch))))
-
-    change = losses(position) - losses(posterior.position)
-    return jnp.sum(jnp.asarray(evaluation.weights, change.dtype) * change)
+def _losses(posterior: LocalPosterior, evaluation: Evaluation, position: PyTree) -> Float[Array, "unit"]:
+    """Losses of every unit in float64; one piece of the data at a time is converted."""
+    params = as_float64(posterior.params_at(position))
+    return evaluation.rows.map(lambda batch: jnp.atleast_1d(posterior.loss_fn(params, as_float64(batch))))
 
 
 @eqx.filter_jit

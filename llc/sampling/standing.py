@@ -1,6 +1,10 @@
 """Where chains stand between two segments, and what is raised when they are interrupted."""
 
-from collections.abc import Callable
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NamedTuple
 
 import xarray as xr
@@ -22,6 +26,26 @@ class Standing(NamedTuple):
     moments: list[Sums]
     recorder: Recorder
     done: int
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the end of it: states that are moved on in their own memory are not left half."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[tuple[int, FrameType | None]] = []
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in came[:1]:
+            handlers[signal.Signals(number)](number, frame)
 
 
 class Interrupted(KeyboardInterrupt):

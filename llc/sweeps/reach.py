@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.whole import on_resident_rows
 from llc.sampling.energies import make_evaluation
 
 _STEPS = 60  # of L-BFGS at most, each about two gradients of all the data
@@ -41,7 +42,7 @@ def reach(posterior: LocalPosterior, batch_size: int | None = None) -> Reached:
         posterior: with γ.
         batch_size: rows that fit in memory at a time; None takes all where they do.
     """
-    change, distance, num_steps = _descended(posterior, batch_size)
+    change, distance, num_steps = _descended(on_resident_rows(posterior), batch_size)
     return Reached(min(float(change), 0.0), float(distance), int(num_steps))
 
 
@@ -54,15 +55,19 @@ def _descended(posterior: LocalPosterior, batch_size: int | None) -> tuple[Float
     weights = jnp.asarray(evaluation.weights, at_center.dtype)
     nbeta, gamma = (jnp.asarray(x, at_center.dtype) for x in (posterior.nbeta, posterior.gamma))
     optimizer = optax.lbfgs()
+    whole = posterior.whole
+    tilt = [jnp.zeros_like(x) for x in start]
+    if whole is not None:  # what the resident rows of a stream lack of the slope
+        tilt = [jnp.asarray(g, x.dtype) for g, x in zip(structure.flatten_up_to(whole.slope), start, strict=True)]
 
     def energy_and_gradient(position: PyTree) -> tuple[Float[Array, ""], PyTree]:
         """U(w) − U(w*), of differences of losses, which float32 holds better than losses, and its gradient."""
         losses, slope = evaluation.losses_and_gradient(posterior, structure.unflatten(position))
         offset = optax.tree.sub(position, start)
-        energy = nbeta * jnp.sum(weights * (losses - at_center))
+        energy = nbeta * (jnp.sum(weights * (losses - at_center)) + optax.tree.vdot(tilt, offset))
         energy += 0.5 * gamma * optax.tree.norm(offset, squared=True)
         gradient = jax.tree.map(
-            lambda g, x: (nbeta * g + gamma * x).astype(x.dtype), structure.flatten_up_to(slope), offset
+            lambda g, t, x: (nbeta * (g + t) + gamma * x).astype(x.dtype), structure.flatten_up_to(slope), tilt, offset
         )
         return energy, gradient
 
@@ -86,5 +91,6 @@ def _descended(posterior: LocalPosterior, batch_size: int | None) -> tuple[Float
 
     begin = start, optimizer.init(start), jnp.zeros((), int), jnp.full((), jnp.inf, at_center.dtype)
     end, _, num_steps, _ = jax.lax.while_loop(goes_on, step, begin)
+    offset = optax.tree.sub(end, start)
     change = jnp.sum(weights * (evaluation.losses(posterior, structure.unflatten(end)) - at_center))
-    return change, jnp.asarray(optax.tree.norm(optax.tree.sub(end, start))), num_steps
+    return change + optax.tree.vdot(tilt, offset), jnp.asarray(optax.tree.norm(offset)), num_steps

@@ -19,6 +19,7 @@ from llc.bounds.storage import to_dataset
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import affordable_spectrum
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.whole import loss_at_center
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
@@ -120,7 +121,7 @@ def _drawn(task: Task, posterior: LocalPosterior, sampler: Sampler, lengths: Run
             .assign({schema.REACHED_CHANGE: reached.change, schema.REACHED_DISTANCE: reached.distance})
         )
     draws[schema.CURVATURE] = xr.DataTree(to_dataset(spectrum, None))
-    draws[schema.CURVATURE].attrs["init_loss"] = posterior.init_loss()
+    draws[schema.CURVATURE].attrs["init_loss"] = loss_at_center(posterior)
     return report(draws)
 
 

@@ -10,8 +10,9 @@ import pytest
 
 import llc
 from llc.sampling.chains import Chains
+from llc.sampling.loop import Kept, Span, run_segment_in_place
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.standing import Interrupted
+from llc.sampling.standing import Interrupted, held_back
 
 X = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
 LENGTHS = RunLengths(num_chains=2, num_warmup=4, num_draws=40, thinning=2, batch_size=10)
@@ -63,3 +64,32 @@ def test_interrupted_chains_go_on_where_they_stood():
     for group in ("posterior", "sample_stats", "warmup_posterior", "warmup_sample_stats"):
         assert draws[group].equals(whole[group])
     llc.report(draws)
+
+
+def test_a_segment_takes_the_memory_of_the_states():
+    """What chains carry is replaced in place: position and noise of the compiled program alias its arguments."""
+    chains = make_chains(chain_method="sequential")
+    span = Span(np.int32(0), np.int32(1), np.int32(1), fresh=np.bool_(True))
+    kept = Kept(chains.keys[0], chains.posterior, chains.sampler, chains.measure, span, chains.settings)
+    states = chains.states[0]
+    compiled = run_segment_in_place.lower(kept, states, chains.moments[0]).compile().compiled
+    carried = sum(leaf.nbytes for leaf in jax.tree.leaves(states))
+    assert compiled.memory_analysis().alias_size_in_bytes >= carried
+    chains.draw(1, progress=False)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(states))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((chains.states, chains.posterior)))
+
+
+def test_signals_wait_until_states_are_whole():
+    """Nothing is raised within, once at the end, and the handler is the old one again."""
+    within = []
+
+    def segment():
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            within.append("after the signal")
+
+    with pytest.raises(KeyboardInterrupt):
+        segment()
+    assert within == ["after the signal"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

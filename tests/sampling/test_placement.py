@@ -147,8 +147,8 @@ def test_two_processes_are_one_run(tmp_path):
 @pytest.mark.parametrize(
     ("fastest", "free", "method"),
     [
-        ("vectorized", 401.0, "vectorized"),
-        ("vectorized", 399.0, "sequential"),
+        ("vectorized", 321.0, "vectorized"),
+        ("vectorized", 319.0, "sequential"),
         ("sequential", 1000.0, "sequential"),
     ],
 )
@@ -158,7 +158,7 @@ def test_chains_run_one_after_the_other_where_they_do_not_fit_at_once(fastest, f
 
 def test_what_does_not_fit_at_all_is_refused_by_the_setting():
     with pytest.raises(ValueError, match="num_chains = 4 need"):
-        method_that_fits("vectorized", 10, 4, 280.0)
+        method_that_fits("vectorized", 10, 4, 220.0)
 
 
 REFUSED = {

@@ -5,6 +5,7 @@ What a spectrum is stands in llc/bounds/spectral_measure.py. A method is a funct
 
 import math
 import warnings
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,7 @@ from llc.geometry.curvature.smoothness import directions
 from llc.posterior.arguments import require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
+from llc.posterior.whole import on_resident_rows
 
 _WORTH = 4  # times the products of Lanczos that a try of the range finder may cost
 _FEW = 8  # part of the order up to which that try goes on
@@ -113,8 +115,10 @@ def spectrum(
         raise ValueError(
             f"method 'gram' needs matrix 'ggn', got {matrix!r}; the Hessian is J times Jᵀ at an exact fit only."
         )
+    posterior = on_resident_rows(posterior)
     with float64():
-        return METHODS[method](problem_of(posterior, settings))
+        found = METHODS[method](problem_of(posterior, settings))
+    return found if posterior.whole is None else replace(found, row_share=float(posterior.whole.share))
 
 
 def auto(problem: Problem) -> Spectrum:

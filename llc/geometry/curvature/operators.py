@@ -24,6 +24,7 @@ from llc.geometry.curvature.output_loss import OutputLoss, scaled_output_loss
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import as_float64
 from llc.posterior.rows import Rows, even_length, in_pieces, num_rows, rows_that_fit
+from llc.posterior.whole import on_resident_rows
 
 _PIECE = 1024  # rows of data that one product keeps in memory at a time, and fewer where the model is large
 _OF_A_GRADIENT = 2.0  # bytes that a product keeps alive, in units of those of a gradient (it is its derivative)
@@ -225,7 +226,7 @@ def _in_pieces(
         data: what products walk over.
         scalar_of: (posterior, position, batch), whose gradient tells how many rows fit.
     """
-    data = as_float64(data)
+    posterior, data = on_resident_rows(posterior), as_float64(data)
     stub = jax.tree.map(lambda x: np.zeros((2, *x.shape[1:]), x.dtype), data)  # the pieces are the data
     posterior = eqx.tree_at(lambda p: (p.center, p.data), posterior, (as_float64(posterior.center), stub))
     total = num_rows(data)

@@ -119,7 +119,9 @@ def _at_moved_params(posterior: LocalPosterior, rows: PyTree, names: tuple[str, 
 
     def at(key):
         params = _moved(posterior, key)
-        losses = jax.lax.map(lambda row: posterior.loss(params, jax.tree.map(lambda x: x[None], row)), rows)
+        losses = jax.lax.map(
+            lambda row: jnp.mean(posterior.loss_fn(params, jax.tree.map(lambda x: x[None], row))), rows
+        )
         outputs = predict_fn(params, rows)
         return losses, outputs.reshape(len(outputs), -1), jnp.stack([_part(n, rows)(outputs, rows) for n in names])
 
@@ -169,6 +171,6 @@ def _with_callable(posterior: LocalPosterior, rows: PyTree, output_loss: Callabl
 
     def at(key):
         params = _moved(posterior, key)
-        return posterior.loss(params, rows), jnp.mean(output_loss(predict_fn(params, rows), rows))
+        return jnp.mean(posterior.loss_fn(params, rows)), jnp.mean(output_loss(predict_fn(params, rows), rows))
 
     return jax.lax.map(at, jax.random.split(jax.random.key(0), _SPARE))
