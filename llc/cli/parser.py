@@ -124,6 +124,11 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-draws", type=int, default=2000, help="recorded draws of each chain")
     command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
+    command.add_argument(
+        "--step-energies",
+        action=argparse.BooleanOptionalAction,
+        help="also an energy of every step, from its own minibatch; default: chosen",
+    )
     command.add_argument("--budget", type=int, help="largest number of steps of a chain; default: no limit")
     command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
     command.add_argument("--out", type=_path, help="netCDF file for the spectrum; llc sample keeps it there")
@@ -157,6 +162,9 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--thinning", type=int, default=1, help="steps between draws")
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: all data")
     command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument(
+        "--step-energies", action="store_true", help="also an energy of every step, from its own minibatch"
+    )
     command.add_argument(
         "--chain-method",
         choices=("auto", "vectorized", "sequential", "parallel"),

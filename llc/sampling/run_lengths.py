@@ -40,10 +40,10 @@ class _Lengths:
     num_chains: int
     batch_size: int | None = None
     eval_size: int | None = None
-    step_energies: bool = False
+    step_energies: bool | None = False
 
     def __post_init__(self):
-        require_flag("step_energies", self.step_energies)
+        require_flag("step_energies", self.step_energies, optional=isinstance(self, RequestedLengths))
         for field in fields(self):
             if field.name not in ("batch_size", "eval_size", "step_energies"):  # see check_rows
                 least = int(field.name != "num_warmup")
@@ -80,6 +80,7 @@ class RequestedLengths(_Lengths):
     num_warmup: int | None = None
     thinning: int | None = None
     budget: int | None = None
+    step_energies: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,7 @@ class RunLengths(_Lengths):
     num_warmup: int
     thinning: int
     max_steps: int | None = None
+    step_energies: bool = False
 
     @property
     def num_steps(self) -> int:
