@@ -83,14 +83,15 @@ def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
     """The flags of `llc sample` that repeat a calibration."""
     flags = {"nbeta": nbeta}
     flags |= {name: getattr(calibration.sampler, name, None) for name in ("step_size", "friction")}
-    flags |= {"gamma": calibration.posterior.gamma} | calibration.lengths.keywords()
-    of_steps = flags.pop("step_energies")
+    lengths = calibration.lengths
+    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
+    flags |= {"gamma": calibration.posterior.gamma} | {name: getattr(lengths, name) for name in names}
     flags = {name: value for name, value in flags.items() if value is not None}
     words = " ".join(
         f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"
         for name, value in flags.items()
     )
-    words += " --sampler sghmc" * ("friction" in flags) + " --step-energies" * bool(of_steps)
+    words += " --sampler sghmc" * ("friction" in flags) + " --step-energies" * lengths.step_energies
     return words + " --control-variates" * getattr(calibration.sampler, "control_variates", False)
 
 
