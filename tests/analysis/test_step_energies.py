@@ -83,17 +83,22 @@ def test_a_dead_chain_is_left_out(kind):
     assert abs(found.value - LLC) < 4 * found.mcse < 2
 
 
-def test_after_a_divergence_the_virial_is_no_control_variate():
-    """It is all that tells the energies apart here, so that without it their spread is back."""
+def test_control_variates_of_draws_take_part_until_a_trajectory_diverges():
+    """They are all of the energy's spread here, so that without them it is back."""
     rng = np.random.default_rng(6)
     draws = with_steps(rng)
+    energy = draws["posterior"]["llc"].to_numpy()
     stats = draws["sample_stats"].to_dataset()
-    wide = 10 * rng.normal(size=(4, 200))
-    stats = stats.assign(step_energy=stats.step_energy + wide, virial=(DIMS, 1 + wide / 4))
-    draws["posterior"] = draws["posterior"].to_dataset().assign(llc=(DIMS, LLC + 10 * rng.normal(size=(4, 200))))
+    noise = 0.1 * rng.normal(size=energy.shape)
+    stats = stats.assign(step_energy=(DIMS, energy + noise))
+    stats = stats.assign(stein_curved=(DIMS, energy - LLC), stein_flat=(DIMS, rng.normal(size=energy.shape)))
+    draws["constant_data"] = draws["constant_data"].to_dataset().assign(trace_curved=0.0)
     draws["sample_stats"] = stats
-    small = llc.combined_energy(draws).mcse
-    diverging = np.zeros((4, 200), bool)
+    found = llc.combined_energy(draws)
+    assert abs(found.value - LLC) < 4 * found.mcse < 0.1
+    diverging = np.zeros(energy.shape, bool)
     diverging[0, 0] = True
     draws["sample_stats"] = stats.assign(diverging=(DIMS, diverging))
-    assert llc.combined_energy(draws).mcse > 2 * small
+    without = llc.combined_energy(draws)
+    assert without.mcse > 5 * found.mcse
+    assert abs(without.value - LLC) < 4 * without.mcse
