@@ -1,6 +1,7 @@
 """Control variates with coefficients that are fitted to the draws, and the error that has the part of the fit."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -22,13 +23,20 @@ def fitted_coefficients(batches: Float[np.ndarray, "batch kind"]) -> Float[np.nd
     return np.linalg.lstsq(centered[:, 1:] / scale, centered[:, 0])[0] / scale
 
 
-def fitted_error(batches: Float[np.ndarray, "batch kind"]) -> float:
-    """Standard error with that of the coefficients, which a rare large control variate bends: one batch left out."""
+def fitted_error(
+    batches: Float[np.ndarray, "batch kind"], fit: Callable[[np.ndarray], np.ndarray] = fitted_coefficients
+) -> float:
+    """Standard error with that of the coefficients, which a rare large control variate bends: one batch left out.
+
+    Args:
+        batches: means of the series and of its control variates.
+        fit: gives the coefficients.
+    """
     if len(batches) < 2:
         return math.inf
     values = []
     for i in range(len(batches)):
         others = np.delete(batches, i, axis=0)
         mean = others.mean(axis=0)
-        values.append(mean[0] - mean[1:] @ fitted_coefficients(others))
+        values.append(mean[0] - mean[1:] @ fit(others))
     return float(np.sqrt((len(batches) - 1) * np.var(values)))

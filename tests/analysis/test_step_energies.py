@@ -17,9 +17,8 @@ def with_steps(rng, *, thinning=10, num_draws=200, memory=0.9, row_noise=3.0, bi
     steps = energies + bias + row_noise * rng.normal(size=shape)
     draws = make_draws(energies[:, thinning - 1 :: thinning], **settings)
     stats = draws["sample_stats"].to_dataset()
-    virial = 1 + 0.01 * rng.normal(size=(4, num_draws))
     steps = steps.reshape(4, num_draws, thinning).mean(axis=2)
-    draws["sample_stats"] = stats.assign(step_energy=(DIMS, steps), virial=(DIMS, virial))
+    draws["sample_stats"] = stats.assign(step_energy=(DIMS, steps))
     return draws
 
 
