@@ -78,6 +78,7 @@ from .analysis.estimators import Estimate as Estimate
 from .analysis.estimators import mean_energy as mean_energy
 from .analysis.estimators import zero_variance as zero_variance
 from .analysis.estimators import best_energy as best_energy
+from .analysis.step_energies import combined_energy as combined_energy
 from .analysis.estimators import two_temperatures as two_temperatures
 from .analysis.estimators import energy_variance as energy_variance
 from .analysis.estimators import wbic as wbic

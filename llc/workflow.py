@@ -46,6 +46,7 @@ def estimate(
     thinning: int | None = None,
     batch_size: int | None = None,
     eval_size: int | None = None,
+    step_energies: bool | None = None,
     target_mcse: float | None = None,
     budget: int | None = None,
     spectrum: Spectrum | None = None,
@@ -78,6 +79,7 @@ def estimate(
         thinning: steps between draws; None: see `llc.calibrate`.
         batch_size: rows of a minibatch; None: see `llc.calibrate`.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
+        step_energies: whether each step's own minibatch gives an energy as well; None: see `llc.calibrate`.
         target_mcse: standard error to be reached, relative to λ̂. None takes 2 %, and 1 % where a step costs next to
             nothing and no length was given.
         budget: most work of all chains together, in gradients of the loss over all the data, the spectrum of a costly
@@ -123,6 +125,7 @@ def estimate(
         thinning=thinning,
         batch_size=batch_size,
         eval_size=eval_size,
+        step_energies=step_energies,
         budget=budget,
         spectrum=spectrum,
         progress=progress,

@@ -15,6 +15,7 @@ from llc.analysis.pointwise import Moments, subset_share, subset_stderr
 from llc.analysis.rounding_checks import rounding_checks
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
+from llc.analysis.step_energies import step_energies_check
 from llc.bounds.shrinkage import shrink
 from llc.bounds.spectral_measure import Spectrum
 
@@ -53,6 +54,7 @@ def chain_checks(
         _evaluation_rows(draws),
         None if spectrum is None else _step_size(draws, spectrum),
         *rounding_checks(draws, mean),
+        step_energies_check(draws, moments),
     ]
     return tuple(check for check in checks if check is not None)
 

@@ -6,47 +6,30 @@ With t = nβ, expectations over draws, and ℓ_i the loss of example i:
     zero variance         mean energy − Σ c (E[x·A∇U] − tr A)           see `zero_variance`
     two temperatures      (E₁[L] − E₂[L]) / (1/t₁ − 1/t₂)               Watanabe 2013, Corollary 3
     energy variance       t² Var[L(w)]                                  Watanabe 2013, Theorem 4 (tK is Gamma(λ, 1))
+    steps and draws       with the minibatches of all steps            see step_energies.py
     WBIC                  n E[L(w)] at β = 1 / log n                    Watanabe 2013, eq. 20
 
 Where the losses come from a fixed subset of the data, its sampling error is part of the standard error.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
 from llc.analysis import schema
-from llc.analysis.pointwise import Moments, subset_stderr, subset_variance
+from llc.analysis.estimate import Estimate as Estimate
+from llc.analysis.estimate import nothing, of_series
+from llc.analysis.fitting import batch_means, fitted_coefficients, fitted_error
+from llc.analysis.pointwise import Moments, subset_share, subset_stderr, subset_variance
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
-from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error, split_rhat
+from llc.analysis.series import finite_chains, monte_carlo_error
+from llc.analysis.step_energies import combined_energy
 from llc.posterior.arguments import require_number, require_type
 
-_BATCHES = 10  # a chain, whose means count as independent: ten effective draws each, where ESS is 100 a chain
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a difference of two sums in the precision of the draws
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and how well the draws determine it.
-
-    Attributes:
-        method: name of the estimator.
-        value: the estimate from all finite chains; nan if there is none.
-        mcse: its Monte Carlo standard error, the error of an evaluation subset included.
-        per_chain: the estimate from each chain alone; nan for a chain with non-finite draws.
-        ess: effective sample size (nan where it is not defined).
-        rhat: rank-normalized split R-hat (nan where it is not defined).
-    """
-
-    method: str
-    value: float
-    mcse: float
-    per_chain: tuple[float, ...]
-    ess: float
-    rhat: float
 
 
 def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate:
@@ -60,7 +43,7 @@ def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     energy = variable(draws, POSTERIOR, schema.ENERGY)
     stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
-    return _of_series("mean energy", energy, energy.mean(axis=1), stderr=constant(draws, schema.NBETA) * stderr)
+    return of_series("mean energy", energy, energy.mean(axis=1), stderr=constant(draws, schema.NBETA) * stderr)
 
 
 def loss_rounding(draws: xr.DataTree) -> float:
@@ -96,18 +79,18 @@ def zero_variance(
     controls = np.stack([variable(draws, SAMPLE_STATS, name) for name in names], axis=-1)
     finite = finite_chains(llc) & np.isfinite(controls).all(axis=(1, 2))
     if not finite.any():
-        return _nothing("zero variance", llc)
-    batches = _batches(np.concatenate([llc[finite][..., None], controls[finite]], axis=-1))
-    fitted = _fitted(batches) if coefficients is None else np.asarray(coefficients, float)
+        return nothing("zero variance", llc)
+    batches = batch_means(np.concatenate([llc[finite][..., None], controls[finite]], axis=-1))
+    fitted = fitted_coefficients(batches) if coefficients is None else np.asarray(coefficients, float)
     series = np.where(finite[:, None], llc - controls @ fitted, np.nan)
     nbeta = constant(draws, schema.NBETA)
     of_products = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, schema.TRACE_CURVED))
     of_losses = nbeta * np.hypot(subset_stderr(draws, (1.0, *-fitted), moments=moments), loss_rounding(draws))
     others = float(np.hypot(of_losses, of_products))
-    estimate = _of_series("zero variance", series, series.mean(axis=1), stderr=others)
+    estimate = of_series("zero variance", series, series.mean(axis=1), stderr=others)
     if coefficients is not None:
         return estimate
-    return replace(estimate, mcse=max(estimate.mcse, math.hypot(_jackknife(batches), others)))
+    return replace(estimate, mcse=max(estimate.mcse, math.hypot(fitted_error(batches), others)))
 
 
 def _check_coefficients(coefficients: object) -> None:
@@ -117,34 +100,11 @@ def _check_coefficients(coefficients: object) -> None:
         require_number("coefficients", value, least=-np.inf)
 
 
-def _batches(values: Float[np.ndarray, "chain draw kind"]) -> Float[np.ndarray, "batch kind"]:
-    """Means of consecutive draws, which are independent where the draws are not."""
-    parts = np.array_split(values, min(_BATCHES, values.shape[1]), axis=1)
-    return np.concatenate([part.mean(axis=1) for part in parts])
-
-
-def _fitted(batches: Float[np.ndarray, "batch kind"]) -> Float[np.ndarray, "control"]:
-    """Coefficients of least long-run variance: by least squares of batch means, which autocorrelation does not fool."""
-    centered = batches - batches.mean(axis=0)
-    sizes = np.linalg.norm(centered[:, 1:], axis=0)
-    scale = np.where(sizes > 0, sizes, 1.0)
-    return np.linalg.lstsq(centered[:, 1:] / scale, centered[:, 0])[0] / scale
-
-
-def _jackknife(batches: Float[np.ndarray, "batch kind"]) -> float:
-    """Standard error with that of the coefficients, which a rare large control variate bends: one batch left out."""
-    if len(batches) < 2:
-        return math.inf
-    values = []
-    for i in range(len(batches)):
-        others = np.delete(batches, i, axis=0)
-        mean = others.mean(axis=0)
-        values.append(mean[0] - mean[1:] @ _fitted(others))
-    return float(np.sqrt((len(batches) - 1) * np.var(values)))
-
-
 def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate:
-    """The zero-variance estimate, or the mean energy where there is none or where trajectories diverged.
+    """The estimate of least error: with the energies of steps where there are any, and with control variates.
+
+    That is `combined_energy` where steps have energies (and draws on a subset of the data have not a smaller error),
+    else `zero_variance`, or the mean energy where there is none or where trajectories diverged.
 
     Trajectories that diverge miss the narrow arms of a singular minimum. The energy is nearly the same in them, so its
     mean hardly suffers; x·∇U grows along them, so its mean is no longer tr A (NUTS on (w₁w₂)²/2: 63 % of the 95 %
@@ -158,19 +118,24 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
     diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any()
-    return (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
+    of_draws = (None if diverged else zero_variance(draws, moments=moments)) or mean_energy(draws, moments=moments)
+    combined = combined_energy(draws)
+    if combined is None or (subset_share(draws) < 1 and of_draws.mcse < combined.mcse):
+        return of_draws
+    return combined
 
 
 def energy_and_controls(
     draws: xr.DataTree,
 ) -> tuple[Float[np.ndarray, "chain draw"], Float[np.ndarray, "chain draw control"]]:
-    """nβ (L(w) − L(w*)) of each draw, and the control variates that `best_energy` takes: two, or none.
+    """nβ (L(w) − L(w*)) of each draw, and its control variates: two, or none where trajectories diverged.
 
     Args:
         draws: of `llc.sample`.
     """
     llc = variable(draws, POSTERIOR, schema.ENERGY)
-    if best_energy(draws).method != "zero variance":
+    diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite_chains(llc)].any()
+    if diverged or not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED):
         return llc, np.zeros((*llc.shape, 0))
     names = schema.STEIN_CURVED, schema.STEIN_FLAT
     return llc, np.stack([variable(draws, SAMPLE_STATS, name) for name in names], axis=-1)
@@ -187,9 +152,9 @@ def with_controls(
     """
     if not controls.shape[-1]:
         return float(values.mean()), monte_carlo_error(values)
-    batches = _batches(np.concatenate([values[..., None], controls], axis=-1))
-    series = values - controls @ _fitted(batches)
-    return float(series.mean()), max(monte_carlo_error(series), _jackknife(batches))
+    batches = batch_means(np.concatenate([values[..., None], controls], axis=-1))
+    series = values - controls @ fitted_coefficients(batches)
+    return float(series.mean()), max(monte_carlo_error(series), fitted_error(batches))
 
 
 def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
@@ -237,9 +202,9 @@ def energy_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> Es
     llc = variable(draws, POSTERIOR, schema.ENERGY)
     finite = llc[finite_chains(llc)]
     if not finite.size:
-        return _nothing("energy variance", llc)
+        return nothing("energy variance", llc)
     noise = constant(draws, schema.NBETA) ** 2 * subset_variance(draws, moments=moments)
-    return _of_series("energy variance", (llc - finite.mean()) ** 2 - noise, llc.var(axis=1) - noise)
+    return of_series("energy variance", (llc - finite.mean()) ** 2 - noise, llc.var(axis=1) - noise)
 
 
 def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | None:
@@ -256,23 +221,4 @@ def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         return None
     loss = num_data * variable(draws, POSTERIOR, schema.LOSS)  # that of w* is over all the data
     stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
-    return _of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * stderr)
-
-
-def _of_series(method: str, series: np.ndarray, per_chain: np.ndarray, stderr: float = 0.0) -> Estimate:
-    """The mean of a series (chain, draw), with `stderr` added in quadrature."""
-    finite = finite_chains(series)
-    if not finite.any():
-        return _nothing(method, series)
-    return Estimate(
-        method=method,
-        value=float(series[finite].mean()),
-        mcse=float(np.hypot(monte_carlo_error(series), stderr)),
-        per_chain=tuple(float(x) if ok else np.nan for x, ok in zip(per_chain, finite, strict=True)),
-        ess=effective_sample_size(series),
-        rhat=split_rhat(series),
-    )
-
-
-def _nothing(method: str, series: np.ndarray) -> Estimate:
-    return Estimate(method, np.nan, np.inf, (np.nan,) * len(series), 0.0, np.nan)
+    return of_series("WBIC", loss, loss.mean(axis=1), stderr=num_data * stderr)

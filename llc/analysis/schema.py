@@ -22,7 +22,7 @@ OBSERVABLES = "observables"  # (chain, draw, …) of each, or moments in blocks;
 
 # Variables of `posterior` and of `sample_stats`, each (chain, draw).
 ENERGY, LOSS = "llc", "loss"  # nβ (L(w) − L(w*)), and L(w)
-VIRIAL, DIVERGING, DISTANCE = "virial", "diverging", "distance"
+VIRIAL, DIVERGING, DISTANCE, STEP_ENERGY = "virial", "diverging", "distance", "step_energy"
 STEIN_CURVED, STEIN_FLAT = "stein_curved", "stein_flat"  # x·A∇U − tr A along the curved directions and the rest
 
 # Scalars of `constant_data`.
@@ -62,7 +62,7 @@ _NEEDED = {
     CONSTANTS: (INIT_LOSS, NBETA, GAMMA, NUM_DATA, NUM_PARAMS, EVAL_SIZE),
 }
 _DRAWN, _UNITS = ("chain", "draw"), ("example", "piece")  # dimensions; losses come in units of one of the two
-_STATISTICS = (VIRIAL, DIVERGING, DISTANCE, STEIN_CURVED, STEIN_FLAT)
+_STATISTICS = (VIRIAL, DIVERGING, DISTANCE, STEIN_CURVED, STEIN_FLAT, STEP_ENERGY)
 _DIMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     POSTERIOR: dict.fromkeys((LOSS, ENERGY), _DRAWN),
     SAMPLE_STATS: dict.fromkeys(_STATISTICS, _DRAWN),

@@ -23,6 +23,7 @@ from llc.calibration.batch_size import Batch
 from llc.calibration.price import Price
 from llc.calibration.record import Pilot, PilotResult, Request
 from llc.calibration.run_length import Plan
+from llc.calibration.step_energies import may_have_step_energies, row_variance
 from llc.calibration.step_size import COURANT, Settings, settings_from_curvature
 from llc.geometry.curvature.lanczos import NotFiniteError
 from llc.geometry.curvature.methods import top_eigenvalue
@@ -63,7 +64,8 @@ def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) ->
     for pilot_key in jax.random.split(key, num_pilots):
         posterior = posterior.with_scale(gamma=settings.gamma)
         sampler = SGLD(step_size=settings.step_size, control_variates=batch.uses_control_variates)
-        pilot = run_pilot(pilot_key, posterior, sampler, settings, request, batch.rows, plan)
+        of_steps = may_have_step_energies(request, batch)
+        pilot = run_pilot(pilot_key, posterior, sampler, settings, request, batch.rows, plan, step_energies=of_steps)
         pilots.append(pilot)
         stiffness = pilot.stiffness
         confirmed = stiffness <= limit
@@ -97,6 +99,7 @@ def run_pilot(
     *,
     num_draws: int = 1,
     num_looks: int = 1,
+    step_energies: bool = False,
 ) -> Pilot:
     """One pilot, with the largest stiffness that its chains come by.
 
@@ -110,6 +113,7 @@ def run_pilot(
         plan: how long the run may be.
         num_draws: of a chain, at least.
         num_looks: positions of a chain at which the curvature is looked at, at least.
+        step_energies: whether the run that follows may have them, so that both are the same program.
     """
     looks = _LOOKS if plan.max_length_factor > 1 else num_looks
     num_draws = max(num_draws, looks)
@@ -128,6 +132,7 @@ def run_pilot(
         thinning=steps,
         batch_size=rows,
         eval_size=eval_size,
+        step_energies=step_energies,
     )
     # The spectrum is needless here, but with it the run that follows is the same program.
     chains = Chains(key, posterior, sampler, lengths, spectrum=request.spectrum)
@@ -141,7 +146,8 @@ def run_pilot(
     energies = tuple(float(x) for x in posterior.scale.nbeta * deltas[-1])
     second_half = np.stack(deltas[num_draws // 2 :], axis=1)
     ess = effective_sample_size(second_half) / (second_half.size * steps) if num_draws >= _COUNTED else math.nan
-    return Pilot(settings.gamma, settings.step_size, stiffness, energies, ess)
+    of_rows = row_variance(chains, posterior.scale.nbeta)
+    return Pilot(settings.gamma, settings.step_size, stiffness, energies, ess, of_rows)
 
 
 def stiffness_at(

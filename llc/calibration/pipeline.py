@@ -31,6 +31,7 @@ from llc.calibration.run_length import (
     within_budget,
 )
 from llc.calibration.short_run import Length, costly_length
+from llc.calibration.step_energies import choose_step_energies
 from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
 from llc.posterior.arguments import require_flag, require_type
@@ -52,6 +53,7 @@ def calibrate(
     thinning: int | None = None,
     batch_size: int | None = None,
     eval_size: int | None = None,
+    step_energies: bool | None = None,
     budget: int | None = None,
     spectrum: Spectrum | None = None,
     progress: bool | None = None,
@@ -74,6 +76,8 @@ def calibrate(
         batch_size: rows of a minibatch. None takes all the data up to 4,096 rows (and of a sampler with an accept
             step), and beyond as many as keep the heating of the curved directions below 3 %, from 512 to 8,192.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
+        step_energies: whether each step's own minibatch gives an energy as well, as of `llc.sample`. None takes them of
+            a costly model with one loss an example, where the noise of their rows is small beside a draw's.
         budget: most work of all chains together, in gradients of the loss over all the data: a step on B of n rows
             counts B/n, a draw one, a product with the Hessian two. The spectrum of a costly model takes at most a
             third. None sets no limit. Of a stream, all the data are its resident rows here.
@@ -97,6 +101,7 @@ def calibrate(
         thinning=thinning,
         batch_size=batch_size,
         eval_size=eval_size,
+        step_energies=step_energies,
         budget=budget,
     )
     asked.check_rows(posterior.num_data)
@@ -182,6 +187,7 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
     thinning = choose_thinning(request, plan, found.rate)
     warmup = choose_warmup(request, plan, thinning.value)
     rows = choose_batch_size(request, batch)
+    step_energies = choose_step_energies(request, batch, found, thinning.value)
     num_chains, eval_size = request.lengths.num_chains, request.lengths.eval_size
     if plan.costly is not None:
         eval_size = plan.costly.eval_size
@@ -196,6 +202,7 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
         "thinning": thinning,
         "batch_size": rows,
         "eval_size": Choice(eval_size, "given", "rows of L(w) − L(w*)"),
+        "step_energies": step_energies,
     }
     lengths = RunLengths(
         num_chains=num_chains,
@@ -204,6 +211,7 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
         thinning=thinning.value,
         batch_size=rows.value,
         eval_size=eval_size,
+        step_energies=step_energies.value,
         max_steps=_max_steps(request, plan, warmup.value + num_draws.value * thinning.value),
     )
     return Calibration(

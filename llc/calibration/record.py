@@ -48,6 +48,8 @@ class Pilot(NamedTuple):
         stiffness: the largest ε (nβ h_max + γ) where it was, in units of what was aimed at.
         energies: nβ (L(w) − L(w*)) where its chains ended.
         ess_per_gradient: effective draws of λ̂ in its second half, by the gradients of that; nan where it drew too few.
+        row_variance: (nβ)² times the variance over rows of ℓ(w) − ℓ(w*) at its only draw; nan where it has more, or the
+            loss is a scalar.
     """
 
     gamma: float
@@ -55,6 +57,7 @@ class Pilot(NamedTuple):
     stiffness: float
     energies: tuple[float, ...] = ()
     ess_per_gradient: float = math.nan
+    row_variance: float = math.nan
 
 
 class Trial(NamedTuple):
@@ -227,7 +230,7 @@ class Calibration:
 
     def __str__(self) -> str:
         rows = ((name, _shown(name, choice.value), choice.reason) for name, choice in self.choices.items())
-        return "\n".join(f"{name:<11} {value:>9}  {reason}" for name, value, reason in rows)
+        return "\n".join(f"{name:<13} {value:>9}  {reason}" for name, value, reason in rows)
 
 
 def _warn(old: str, new: str) -> None:
@@ -239,6 +242,8 @@ def _shown(name: str, value: object) -> str:
     """A value as it is printed."""
     if value is None:
         return _WITHOUT_VALUE.get(name, "all")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else type(value).__name__

@@ -59,7 +59,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
     outputs.check(out=arguments.out, figure=arguments.figure, reads=reads)
     posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
     outputs.check_draws(arguments.out, posterior, keeps="draws")
-    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "budget")
+    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "step_energies", "budget")
     settings = {name: getattr(arguments, name) for name in names}
     calibration = llc.calibrate(_key(arguments.seed), posterior, **settings)
     words = _words_of_sample(calibration, arguments.nbeta)
@@ -83,13 +83,15 @@ def _words_of_sample(calibration: "Calibration", nbeta: float | None) -> str:
     """The flags of `llc sample` that repeat a calibration."""
     flags = {"nbeta": nbeta}
     flags |= {name: getattr(calibration.sampler, name, None) for name in ("step_size", "friction")}
-    flags |= {"gamma": calibration.posterior.gamma} | calibration.lengths.keywords()
+    lengths = calibration.lengths
+    names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
+    flags |= {"gamma": calibration.posterior.gamma} | {name: getattr(lengths, name) for name in names}
     flags = {name: value for name, value in flags.items() if value is not None}
     words = " ".join(
         f"--{name.replace('_', '-')} {value if isinstance(value, int) else f'{float(value):.8g}'}"
         for name, value in flags.items()
     )
-    words += " --sampler sghmc" * ("friction" in flags)
+    words += " --sampler sghmc" * ("friction" in flags) + " --step-energies" * lengths.step_energies
     return words + " --control-variates" * getattr(calibration.sampler, "control_variates", False)
 
 
@@ -108,7 +110,7 @@ def sample(arguments: argparse.Namespace) -> int:
     given = _sampler_settings(arguments)
     posterior, given = _completed(arguments, posterior, given)
     names = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
-    names += ("chain_method", "keep_params")
+    names += ("step_energies", "chain_method", "keep_params")
     sampler = getattr(llc, _SAMPLERS[arguments.sampler])(**given)
     settings = {name: getattr(arguments, name) for name in names}
     try:

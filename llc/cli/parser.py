@@ -128,6 +128,11 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
     command.add_argument(
+        "--step-energies",
+        action=argparse.BooleanOptionalAction,
+        help="also an energy of every step, from its own minibatch; default: chosen",
+    )
+    command.add_argument(
         "--budget", type=int, help="most work of all chains, in gradients over all the data; default: no limit"
     )
     command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
@@ -162,6 +167,9 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--thinning", type=int, default=1, help="steps between draws")
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: all data")
     command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument(
+        "--step-energies", action="store_true", help="also an energy of every step, from its own minibatch"
+    )
     command.add_argument(
         "--chain-method",
         choices=("auto", "vectorized", "sequential", "parallel"),

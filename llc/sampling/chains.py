@@ -9,12 +9,9 @@ the loss of w* on the same rows:
 """
 
 import contextlib
-import functools
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,16 +25,13 @@ from llc.analysis.segments import join
 from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
-from llc.posterior.precision import lenient
-from llc.posterior.reference import reference_loss
-from llc.posterior.whole import loss_at_center, with_whole
+from llc.posterior.whole import with_whole
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
-from llc.sampling.dispatch import run_at_once
-from llc.sampling.draws import Recorder, Segment, Sums, describe
+from llc.sampling.description import Description, full_products
+from llc.sampling.draws import Recorder, Sums
 from llc.sampling.kernel import Sampler
-from llc.sampling.loop import Kept, LoopSettings, Span, run_segment_in_place, start_chains, start_moments
-from llc.sampling.measure import gradient_at_center, make_measure
-from llc.sampling.minibatch import Window
+from llc.sampling.loop import LoopSettings
+from llc.sampling.measure import make_measure
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
@@ -51,34 +45,16 @@ from llc.sampling.placement import (
     place_posterior,
     to_host,
 )
-from llc.sampling.rounding import LossRounding, params_rounding
+from llc.sampling.programs import Programs
+from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.standing import Interrupted, Standing, held_back
-from llc.sampling.validation import (
-    check_gradient,
-    check_key,
-    check_memory,
-    check_posterior,
-    check_settings,
-    told_what_to_change,
-)
+from llc.sampling.standing import Interrupted, held_back
+from llc.sampling.validation import check_gradient, check_key, check_memory, check_posterior, check_settings
 from llc.sampling.windows import Windows, check_stream
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _SMALL = 1000  # numbers of observables in a draw, above which a segment holds no more draws than it has
 _NUM_SEGMENTS = 40  # progress steps of a run, at least; each costs one dispatch and one read of its draws
-
-
-@contextlib.contextmanager
-def _full_products() -> Iterator[None]:
-    """Matrix products of float32 in float32, in `loss_fn` too, unless the user has set JAX's default.
-
-    JAX's own default is TF32 on a GPU, of 10 bits: too few for the difference of two losses that are nearly the same.
-    Of a linear model of 512 parameters at nβ = 10⁷ it made λ̂ 298.0 ± 1.1 for 253.4, and 253.4 in float32 (on an H200).
-    """
-    chosen = jax.config.jax_default_matmul_precision
-    with jax.default_matmul_precision(chosen or "highest"), lenient():
-        yield
 
 
 class Chains:
@@ -102,7 +78,7 @@ class Chains:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting.
     """
 
-    @_full_products()
+    @full_products()
     def __init__(
         self,
         key: PRNGKeyArray,
@@ -133,37 +109,43 @@ class Chains:
             mesh, self.method = checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
         check_gradient(self.posterior, lengths, side_by_side=self.method == "vectorized")
         self.posterior = place_posterior(self.posterior, mesh, spread_rows=lengths.batch_size is None)
-        self.seed = np.asarray(jax.random.key_data(key)).tolist()
         step_key, subset_key, init_key = jax.random.split(key, 3)
         recorded = prepare_observables(observables, self.posterior, lengths)
         kept = sum(one.center.size for one in recorded.values() if not one.moments)
         self.measure = make_measure(subset_key, self.posterior, lengths, spectrum, recorded)
         self.rounding = LossRounding(self.posterior, self.measure)
-
-        self.warmup = lengths.num_warmup_draws
-        self.size = max(1, math.ceil((self.warmup + lengths.num_draws) / _NUM_SEGMENTS))
-        self.settings = LoopSettings(
-            batch_size=None if lengths.batch_size == posterior.num_data else lengths.batch_size,
-            capacity=max(
-                1 if keep_params or kept > _SMALL else _CAPACITY, 2 ** math.ceil(math.log2(self.size))
-            ),  # few different ones: a program each
-            keep_params=keep_params,
-            vectorize=self.method != "sequential",
-            mesh=mesh,
-        )
         self._windows = None
         if posterior.stream is not None:
             apart = self.method == "sequential"
             self._windows = Windows(key, posterior.stream, lengths, self.posterior.data, mesh=mesh, apart=apart)
+        self._description = Description(
+            self.given,
+            self.posterior,
+            sampler,
+            lengths,
+            self.measure,
+            self.rounding,
+            method=self.method,
+            seed=np.asarray(jax.random.key_data(key)).tolist(),
+            windows=self._windows,
+        )
+        self.warmup = lengths.num_warmup_draws
+        self.size = max(1, math.ceil((self.warmup + lengths.num_draws) / _NUM_SEGMENTS))
+        least = 1 if keep_params or kept > _SMALL else _CAPACITY
+        self.settings = LoopSettings(
+            batch_size=None if lengths.batch_size == posterior.num_data else lengths.batch_size,
+            capacity=max(least, 2 ** math.ceil(math.log2(self.size))),  # few different ones: a program each
+            keep_params=keep_params,
+            vectorize=self.method != "sequential",
+            mesh=mesh,
+            independent_batches=lengths.step_energies,
+        )
         self.keys = place_keys(step_key, lengths.num_chains, self.method, mesh)
+        self._programs = Programs(self.keys, self.posterior, sampler, self.measure, self.settings)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
         adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
-        states = [
-            start_chains(keys, self.posterior, sampler, adaptation, self.settings)
-            for keys in place_keys(init_key, lengths.num_chains, self.method, mesh)
-        ]
-        moments = [start_moments(self.posterior, self.measure, state, self.settings) for state in states]
-        self._standing = Standing(states, moments, Recorder(self.warmup, lengths.num_draws), 0)
+        init_keys = place_keys(init_key, lengths.num_chains, self.method, mesh)
+        self._standing = self._programs.start(init_keys, adaptation, Recorder(self.warmup, lengths.num_draws))
         self._pace = Pace(self.size)
         self._measured = 0  # draws after which rounding was measured
         self._keeper = None
@@ -208,7 +190,7 @@ class Chains:
         """
         self.draw_until(self.num_drawn + num_draws, progress=progress)
 
-    @_full_products()
+    @full_products()
     def draw_until(self, num_draws: int, *, asked: int | None = None, progress: bool | None = None) -> None:
         """Draws until every chain has `num_draws` of them after the warm-up, those from the store included.
 
@@ -270,31 +252,11 @@ class Chains:
 
     def _advance(self, count: int) -> None:
         """`count` more draws of every chain, all or none."""
-        _, moments, recorder, first = standing = self._standing
-        # Python integers would be another program each.
-        lengths = np.int32(first), np.int32(count), np.int32(self.lengths.thinning)
-        span = Span(*lengths, fresh=np.bool_(recorder.starts_block(first)))
         begin = time.monotonic()
-        # One after the other: two programs at once were slower (.75 times the steps a second of an MLP on busy cores).
-        windows = [None] * len(self.keys) if self._windows is None else self._windows.holding(first)
-        segment = functools.partial(self._segment, standing, windows=windows, span=span)
+        windows = None if self._windows is None else self._windows.holding(self.done)
         with held_back():
-            parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
-            states, moments, seen = (list(column) for column in zip(*parts, strict=True))
-            recorder = recorder.add(first, count, seen)
-            self._standing = Standing(states, moments, recorder, first + count)
+            self._standing = self._programs.advance(self._standing, count, self.lengths.thinning, windows)
         self._pace.saw(count, time.monotonic() - begin)
-
-    def _segment(
-        self, standing: Standing, part: int, windows: Sequence[Window | None], span: Span
-    ) -> tuple[Any, Sums, Segment]:
-        """Moves the chains of one program on, and takes what they recorded off the device, chains first."""
-        fixed = self.posterior, self.sampler, self.measure, span, self.settings
-        with told_what_to_change():
-            kept = Kept(self.keys[part], *fixed, windows[part])
-            state, segment = run_segment_in_place(kept, standing.states[part], standing.moments[part])
-            seen = to_host(segment)
-        return state, segment.moments, seen if self.settings.vectorize else jax.tree.map(lambda x: x[None], seen)
 
     @property
     def positions(self) -> list[PyTree]:
@@ -346,77 +308,7 @@ class Chains:
 
     def _tree(self, recorder: Recorder) -> xr.DataTree:
         """The draws that a recorder holds, as `sample` returns them."""
-        attributes = {
-            "sampler": type(self.sampler).__name__,
-            "settings": json.dumps(self._settings()),
-            "seed": json.dumps(self.seed),
-            "versions": json.dumps({name: version(name) for name in ("llc", "jax", "numpyro", "arviz")}),
-        }
-        weights = np.asarray(self.measure.evaluation.weights)
-        observables = self.measure.observables
-        return recorder.tree(self._constants(), attributes, self.posterior, weights, observables)
+        return self._description.tree(recorder, num_draws=self.done - self.warmup)
 
     def _partial(self) -> xr.DataTree | None:
         return self.tree() if self.done > self.warmup else None
-
-    @property
-    def _eval_size(self) -> int:
-        num_data, size = self.posterior.num_data, self.lengths.eval_size  # of a stream the resident rows
-        return num_data if size is None else size
-
-    def _constants(self) -> dict[str, float]:
-        """The scale, the sizes and L(w*) over all data: a draw's loss is this and its difference on the rows."""
-        constants = {
-            "init_loss": self.init_loss,
-            "nbeta": self.posterior.scale.nbeta,
-            "gamma": self.posterior.scale.gamma,
-            "num_data": self.given.num_data,
-            "num_params": self.given.num_params,
-            "eval_size": self._eval_size,
-            "loss_rounding": self.rounding.error,
-            "params_rounding": params_rounding(self.posterior),
-            "center_gradient": self.center_gradient,
-        }
-        if self.reference_loss is not None:
-            constants["reference_loss"] = self.reference_loss
-        variates = self.measure.control_variates
-        return constants if variates is None else constants | {"trace_curved": float(variates.trace)}
-
-    def _settings(self) -> dict[str, object]:
-        """How the draws were made, as plain data."""
-        lengths, weights = self.lengths, self.given.weights
-        settings: dict[str, object] = {
-            "sampler": describe(self.sampler),
-            "num_chains": lengths.num_chains,
-            "num_warmup": lengths.num_warmup,
-            "thinning": lengths.thinning,
-            "batch_size": self.posterior.num_data if lengths.batch_size is None else lengths.batch_size,
-            "eval_size": self._eval_size,
-            "chain_method": self.method,
-            "num_draws": self.done - self.warmup,
-        }
-        if weights is not None:  # rows of equal weight that would have the same error of a mean (Kish 1965)
-            settings["effective_rows"] = float(np.sum(weights) ** 2 / np.sum(weights**2))
-        if self._windows is not None:
-            settings["stream"] = self._windows.settings(self.posterior.num_data)
-        if self.measure.observables:
-            recorded = {name: one.fn.fingerprint for name, one in self.measure.observables.items()}
-            settings["observables"] = recorded
-        return settings
-
-    @functools.cached_property
-    @_full_products()
-    def center_gradient(self) -> float:
-        """‖∇L(w*)‖ over all the data; pilots need none."""
-        return float(gradient_at_center(self.posterior, self.lengths.batch_size))
-
-    @functools.cached_property
-    def init_loss(self) -> float:
-        """L(w*), in float64; pilots need none."""
-        return loss_at_center(self.given)
-
-    @functools.cached_property
-    @_full_products()
-    def reference_loss(self) -> float | None:
-        """The loss at zero, which says how far the draws have come."""
-        return reference_loss(self.given.resident())

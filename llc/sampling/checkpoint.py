@@ -175,6 +175,7 @@ def deciding_settings(
         "thinning": lengths.thinning,
         "batch_size": lengths.batch_size,
         "eval_size": lengths.eval_size,
+        **({"step_energies": True} if lengths.step_energies else {}),
         "keep_params": keep_params,
         **{f"observable {name}": _digest_of(one) for name, one in sorted(observables.items())},
         "chain_method": method,

@@ -31,6 +31,7 @@ class Draw(NamedTuple):
     stein: Float[Array, "2"] | None  # x·A∇U − tr A along the curved directions and along the rest
     params: PyTree
     observables: dict[str, Array]  # φ(w) − φ(w*) of those whose draws are kept
+    step_delta: Float[Array, ""] | None = None  # L(w) − L(w*) of the steps since the draw before, on their batches
 
 
 class Moments(NamedTuple):
@@ -170,7 +171,7 @@ class Recorder:
         groups, warmup = {}, max(self.warmup - self.offset, 0)
         if self.end > self.offset:
             draws = self._recorded()
-            groups = {"posterior": _values(draws, constants), "sample_stats": _statistics(draws)}
+            groups = {"posterior": _values(draws, constants), "sample_stats": _statistics(draws, constants["nbeta"])}
         split: dict[str, dict[str, Any]] = {}
         if self.end - self.offset > warmup:
             split |= {name: {k: v[:, warmup:] for k, v in group.items()} for name, group in groups.items()}
@@ -242,10 +243,13 @@ def _values(draws: Draw, constants: dict[str, float]) -> dict[str, np.ndarray]:
     return values
 
 
-def _statistics(draws: Draw) -> dict[str, np.ndarray]:
+def _statistics(draws: Draw, nbeta: float) -> dict[str, np.ndarray]:
     """What the sampler says of its steps, the distance to w*, and the residuals of the control variates."""
     stats: dict[str, Any] = draws.info._asdict()
+    del stats["loss"]  # of the steps' batches: see step_delta
     stats["distance"] = draws.distance
+    if draws.step_delta is not None:
+        stats["step_energy"] = nbeta * draws.step_delta.astype(np.float64)
     if draws.stein is not None:
         stats |= {"stein_curved": draws.stein[..., 0], "stein_flat": draws.stein[..., 1]}
     if not (stats["acceptance_rate"] >= 0).any():  # no accept step

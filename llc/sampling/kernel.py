@@ -29,6 +29,9 @@ class Info(NamedTuple):
         acceptance_rate: Metropolis acceptance probability; `NO_ACCEPT_STEP` for a sampler that has none.
         num_gradients: gradient evaluations that the step took.
         diverging: the step was numerically unstable.
+        loss: the mean loss of the step's batch at the position before the step, where the gradient was taken, less its
+            slope from w* there where the gradient has that as a control variate; None of a step that has no such
+            position. `step_energies` needs it.
     """
 
     potential: Float[Array, ""]
@@ -37,6 +40,7 @@ class Info(NamedTuple):
     acceptance_rate: Float[Array, ""]
     num_gradients: Float[Array, ""]
     diverging: Bool[Array, ""]
+    loss: Float[Array, ""] | None = None
 
 
 class Sampler(eqx.Module):
@@ -72,9 +76,10 @@ class Sampler(eqx.Module):
 
 
 class Gradient(NamedTuple):
-    """U and its parts at one position."""
+    """U and its parts at one position; `loss` as in `Info`."""
 
     potential: Float[Array, ""]
+    loss: Float[Array, ""]
     loss_grad: PyTree
     grad: PyTree
     offset: PyTree
@@ -85,15 +90,16 @@ def potential_gradient(
 ) -> Gradient:
     """U, ∇L and ∇U = nβ ∇L + γ (w − w*) on `batch`; with ∇L(w*) of all data, that on `batch` is replaced by it."""
     loss, loss_grad = _loss_gradient(posterior, position, batch)
+    offset, slope = optax.tree.sub(position, posterior.position), 0.0
     if center_grad is not None:
         there = _loss_gradient(posterior, posterior.position, batch)[1]
         loss_grad = jax.tree.map(lambda g, c, whole: g - c + whole, loss_grad, there, center_grad)
-    offset = optax.tree.sub(position, posterior.position)
+        slope = optax.tree.vdot(optax.tree.sub(there, center_grad), offset)
     dtype = jnp.result_type(*jax.tree.leaves(position))  # not the loss's: data may be of another one
     loss, nbeta, gamma = (jnp.asarray(x, dtype) for x in (loss, posterior.nbeta, posterior.gamma))
     grad = jax.tree.map(lambda g, x: (nbeta * g + gamma * x).astype(x.dtype), loss_grad, offset)
     potential = nbeta * loss + 0.5 * gamma * optax.tree.norm(offset, squared=True)
-    return Gradient(potential, loss_grad, grad, offset)
+    return Gradient(potential, loss - jnp.asarray(slope, dtype), loss_grad, grad, offset)
 
 
 def center_gradient(posterior: LocalPosterior, batch_size: int | None = None) -> PyTree:

@@ -14,9 +14,10 @@ from llc.sampling.comoments import with_draw
 from llc.sampling.draws import Draw, Moments, Segment, Sums
 from llc.sampling.kernel import Info, Sampler
 from llc.sampling.measure import Measure, evaluate_draw
-from llc.sampling.minibatch import Window, minibatch
+from llc.sampling.minibatch import Window, independent_minibatch, minibatch
 from llc.sampling.observables import differences, kept_draws, start_comoments
 from llc.sampling.placement import over_chains, split_rows
+from llc.sampling.step_energies import StepEnergies
 
 
 class LoopSettings(NamedTuple):
@@ -28,6 +29,7 @@ class LoopSettings(NamedTuple):
         keep_params: whether the parameters of every draw are recorded.
         vectorize: whether all chains run side by side, so that keys and states have a leading axis.
         mesh: over which they are spread; None is one device.
+        independent_batches: whether a minibatch is drawn without regard to those before it, not within an epoch.
     """
 
     batch_size: int | None
@@ -35,6 +37,7 @@ class LoopSettings(NamedTuple):
     keep_params: bool
     vectorize: bool
     mesh: Mesh | None = None
+    independent_batches: bool = False
 
 
 class Span(NamedTuple):
@@ -97,8 +100,9 @@ def run_segment(
         def take(i: Array, loop: tuple[Any, Draw, Sums]) -> tuple[Any, Draw, Sums]:
             state, draws, moments = loop
             first = (span.start + i) * span.thinning
-            state, info = _steps(step_key, source, posterior, sampler, state, first, span.thinning, settings)
-            draw, moments = _record(posterior, measure, state.position, info, moments, keep_params=settings.keep_params)
+            stretch = _Stretch(step_key, source, first, span.thinning)
+            state, seen = _steps(stretch, posterior, sampler, measure.step_energies, state, settings)
+            draw, moments = _record(posterior, measure, state.position, seen, moments, keep_params=settings.keep_params)
             draws = jax.tree.map(lambda buffer, x: buffer.at[i].set(x), draws, draw)
             return state, draws, moments
 
@@ -131,7 +135,7 @@ def run_segment_in_place(kept: Kept, states: Any, moments: Sums) -> tuple[Any, S
 
 
 def _record(
-    posterior: LocalPosterior, measure: Measure, position: PyTree, info: Info, sums: Sums, *, keep_params: bool
+    posterior: LocalPosterior, measure: Measure, position: PyTree, steps: "_Seen", sums: Sums, *, keep_params: bool
 ) -> tuple[Draw, Sums]:
     """A draw, and the sums with it."""
     offset = optax.tree.sub(position, posterior.position)
@@ -139,7 +143,7 @@ def _record(
     params = position if keep_params else None
     values = differences(measure.observables, posterior.params_at(position)) if measure.observables else {}
     kept = kept_draws(measure.observables, values)
-    draw = Draw(seen.delta, optax.tree.norm(offset), info, seen.residuals, params, kept)
+    draw = Draw(seen.delta, optax.tree.norm(offset), steps.info, seen.residuals, params, kept, steps.delta)
     units = None if sums.units is None else jax.tree.map(jnp.add, sums.units, seen.moments)
     return draw, Sums(units, None if sums.observables is None else with_draw(sums.observables, values, seen.delta))
 
@@ -152,7 +156,8 @@ def _empty_draws(measure: Measure, state: Any, settings: LoopSettings) -> Draw:
         residuals = None if measure.control_variates is None else jnp.stack([zero, zero])
         kept = kept_draws(measure.observables, {name: one.center for name, one in measure.observables.items()})
         params = state.position if settings.keep_params else None
-        return Draw(zero, zero, _equal_info(zero), residuals, params, kept)
+        of_steps = None if measure.step_energies is None else zero
+        return Draw(zero, zero, _equal_info(zero), residuals, params, kept, of_steps)
 
     shapes = eqx.filter_eval_shape(one, state)
     return jax.tree.map(lambda s: jnp.zeros((settings.capacity, *s.shape), s.dtype), shapes)
@@ -166,35 +171,73 @@ def _empty_moments(posterior: LocalPosterior, measure: Measure, state: Any) -> M
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
+class _Stretch(NamedTuple):
+    """The steps between two draws: `num_steps` of them from number `first` on, and where a chain has its batches from.
+
+    Attributes:
+        step_key: of the steps.
+        source: the key by which rows are drawn, or the batches of a stream.
+        first: number of the first step.
+        num_steps: how many there are.
+    """
+
+    step_key: PRNGKeyArray
+    source: PRNGKeyArray | Window
+    first: Int[ArrayLike, ""]
+    num_steps: Int[ArrayLike, ""]
+
+
+class _Seen(NamedTuple):
+    """Means over the steps of a stretch: of their Info, gradients counted, and of L_B(w) − L_B(w*) on their batches."""
+
+    info: Info
+    delta: Float[Array, ""] | None
+
+
 def _steps(
-    step_key: PRNGKeyArray,
-    source: PRNGKeyArray | Window,
+    stretch: _Stretch,
     posterior: LocalPosterior,
     sampler: Sampler,
+    energies: StepEnergies | None,
     state: Any,
-    first: Int[ArrayLike, ""],
-    thinning: Int[ArrayLike, ""],
     settings: LoopSettings,
-) -> tuple[Any, Info]:
-    """`thinning` steps from number `first` on: the new state, and the steps' Info: means, gradients counted."""
+) -> tuple[Any, _Seen]:
+    """The steps of a stretch: the new state, and what was seen."""
 
-    def one(j: Array, loop: tuple[Any, Info]) -> tuple[Any, Info]:
-        state, total = loop
-        step = j + jnp.asarray(first)
-        batch = posterior.data
-        if isinstance(source, Window):
-            batch = source.of(step)
-        elif settings.batch_size is not None:
-            batch = minibatch(source, step, posterior.data, posterior.num_data, settings.batch_size)
-            batch = split_rows(batch, settings.mesh)
-        state, info = sampler.step(jax.random.fold_in(step_key, step), posterior, state, batch)
-        mean = jax.tree.map(lambda t, x: t + x / jnp.asarray(thinning).astype(zero.dtype), total, info)
+    def one(j: Array, loop: tuple[Any, _Seen]) -> tuple[Any, _Seen]:
+        state, (total, delta) = loop
+        step = j + jnp.asarray(stretch.first)
+        batch = _batch(stretch.source, step, posterior, energies, settings)
+        state, info = sampler.step(jax.random.fold_in(stretch.step_key, step), posterior, state, batch[0])
+        count = jnp.asarray(stretch.num_steps).astype(zero.dtype)
+        if energies is not None and delta is not None and info.loss is not None:
+            delta = delta + (info.loss - energies.center_loss(posterior, batch)).astype(zero.dtype) / count
+        info = info._replace(loss=None)
+        mean = jax.tree.map(lambda t, x: t + x / count, total, info)
         num_gradients = total.num_gradients + info.num_gradients
-        return state, mean._replace(num_gradients=num_gradients, diverging=total.diverging | info.diverging)
+        mean = mean._replace(num_gradients=num_gradients, diverging=total.diverging | info.diverging)
+        return state, _Seen(mean, delta)
 
     zero = jnp.zeros((), jnp.result_type(*jax.tree.leaves(posterior.position)))
-    state, info = jax.lax.fori_loop(0, thinning, one, (state, _equal_info(zero)))
-    return state, info
+    seen = _Seen(_equal_info(zero), None if energies is None else zero)
+    return jax.lax.fori_loop(0, stretch.num_steps, one, (state, seen))
+
+
+def _batch(
+    source: PRNGKeyArray | Window,
+    step: Int[Array, ""],
+    posterior: LocalPosterior,
+    energies: StepEnergies | None,
+    settings: LoopSettings,
+) -> tuple[PyTree, Array | None]:
+    """The rows of a step, with the losses of w* on them where they are known."""
+    if isinstance(source, Window):
+        return source.of(step), None
+    data = posterior.data, None if energies is None else energies.center_losses
+    if settings.batch_size is None:
+        return data
+    draw = independent_minibatch if settings.independent_batches else minibatch
+    return split_rows(draw(source, step, data, posterior.num_data, settings.batch_size), settings.mesh)
 
 
 def _equal_info(value: Float[Array, ""]) -> Info:

@@ -18,6 +18,7 @@ from llc.sampling.kernel import center_gradient
 from llc.sampling.observables import Recorded
 from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
+from llc.sampling.step_energies import StepEnergies, make_step_energies
 
 
 class Measure(eqx.Module):
@@ -28,12 +29,14 @@ class Measure(eqx.Module):
         control_variates: those of λ̂; None without eigenvectors of the Hessian.
         baseline: losses of w* on the same rows, in the precision of the draws.
         observables: what is recorded beside the loss, by name.
+        step_energies: the losses of w* for the energies of steps; None where only draws have energies.
     """
 
     evaluation: Evaluation
     control_variates: ControlVariates | None
     baseline: Float[Array, "unit"]
     observables: dict[str, Recorded]
+    step_energies: StepEnergies | None = None
 
 
 def make_measure(
@@ -57,7 +60,10 @@ def make_measure(
     # On a subset the control variates need a derivative along a direction, which a `jax.custom_vjp` does not have.
     usable = rows is None or slope is not None
     control_variates = make_control_variates(posterior, spectrum) if usable else None
-    return Measure(evaluation, control_variates, _losses_at_center(posterior, evaluation), observables or {})
+    baseline, of_steps = _losses_at_center(posterior, evaluation), None
+    if lengths.step_energies:
+        of_steps = make_step_energies(posterior, evaluation, baseline, lengths.batch_size)
+    return Measure(evaluation, control_variates, baseline, observables or {}, of_steps)
 
 
 @eqx.filter_jit

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from llc.posterior.arguments import require_integer
+from llc.posterior.arguments import require_flag, require_integer
 
 _MOST: dict[str, int] = {"budget": 2**53, "max_steps": 2**63}  # integers that no compiled loop counts
 
@@ -23,6 +23,7 @@ class SampleKeywords(TypedDict):
     thinning: int
     batch_size: int | None
     eval_size: int | None
+    step_energies: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +34,18 @@ class _Lengths:
         num_chains: independent chains.
         batch_size: rows of a minibatch; None takes all the data.
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all the data.
+        step_energies: whether every step's own minibatch gives an energy as well (see step_energies.py).
     """
 
     num_chains: int
     batch_size: int | None = None
     eval_size: int | None = None
+    step_energies: bool | None = False
 
     def __post_init__(self):
+        require_flag("step_energies", self.step_energies, optional=isinstance(self, RequestedLengths))
         for field in fields(self):
-            if field.name not in ("batch_size", "eval_size"):  # see check_rows
+            if field.name not in ("batch_size", "eval_size", "step_energies"):  # see check_rows
                 least = int(field.name != "num_warmup")
                 most = _MOST[field.name] if field.name in _MOST else 2**31 - 1
                 value = getattr(self, field.name)
@@ -76,6 +80,7 @@ class RequestedLengths(_Lengths):
     num_warmup: int | None = None
     thinning: int | None = None
     budget: int | None = None
+    step_energies: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,7 @@ class RunLengths(_Lengths):
     num_warmup: int
     thinning: int
     max_steps: int | None = None
+    step_energies: bool = False
 
     @property
     def num_steps(self) -> int:

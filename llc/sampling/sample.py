@@ -29,6 +29,7 @@ def sample(
     thinning: int = 1,
     batch_size: int | None = None,
     eval_size: int | None = None,
+    step_energies: bool = False,
     spectrum: Spectrum | None = None,
     chain_method: str = "auto",
     keep_params: bool = False,
@@ -50,6 +51,10 @@ def sample(
         batch_size: rows of a minibatch, without replacement within an epoch; None takes all data in every step.
         eval_size: rows of one fixed random subset on which L(w) and L(w*) are evaluated, with the slope at w* as a
             control variate; None takes all data. The subset's sampling error enters the standard error.
+        step_energies: whether to record the energy that the minibatch of every step gives as well, and to estimate λ̂
+            from both. It costs next to nothing where the loss comes per example (of a scalar, a forward pass a step).
+            Minibatches are then drawn anew in each step, not within an epoch: other draws for the same key. With a
+            larger `thinning`, which makes the evaluations fewer, λ̂ takes less time for the same error.
         spectrum: `llc.spectrum(posterior)`; where it has eigenvectors, every draw records the control variates that
             the zero-variance estimate needs, for two derivatives of the loss along a direction.
         chain_method: `"vectorized"` (vmap), `"sequential"`, `"parallel"` (chains spread over devices) or `"auto"`.
@@ -66,7 +71,8 @@ def sample(
     Returns:
         DataTree with `posterior` (`loss`, `llc`), `sample_stats` (`potential`, `virial`, `grad_norm`, `distance`,
         `num_gradients` since the last draw, `diverging`, `acceptance_rate` where there is one, and `stein_curved` and
-        `stein_flat`, x·A∇U − tr A, with a spectrum), the same for the warm-up, `constant_data`, and `pointwise`
+        `stein_flat`, x·A∇U − tr A, with a spectrum; `step_energy`, the mean of nβ (L_B(w) − L_B(w*)) over the steps
+        since the last draw, with `step_energies`), the same for the warm-up, `constant_data`, and `pointwise`
         (moments of the loss differences, per example or piece) where the loss comes per example or from a subset. All
         losses in nats per example. With `observables` also the group of that name: φ(w) − φ(w*) of each, in its own
         unit and with its own dimensions after (chain, draw), or its moments in blocks of draws (`<name>.mean`,
@@ -89,6 +95,7 @@ def sample(
         thinning=thinning,
         batch_size=batch_size,
         eval_size=eval_size,
+        step_energies=step_energies,
     )
     settings = {"spectrum": spectrum, "chain_method": chain_method, "keep_params": keep_params, "mesh": mesh}
     with opened(store) as folder:

@@ -136,4 +136,5 @@ def step_info(posterior: LocalPosterior, gradient: Gradient, num_gradients: int 
         acceptance_rate=jnp.full((), NO_ACCEPT_STEP, gradient.potential.dtype),
         num_gradients=jnp.full((), num_gradients, gradient.potential.dtype),
         diverging=~(jnp.isfinite(grad_norm) & jnp.isfinite(gradient.potential)),
+        loss=gradient.loss,
     )

@@ -13,6 +13,7 @@ from llc.posterior.rows import alive_bytes, shapes_of
 from llc.sampling.draws import parameter_name
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RunLengths
+from llc.sampling.step_energies import check_step_energies
 
 _BYTES_OF_A_DRAW = 200  # of a chain: eleven numbers in float32, and in float64
 _COPIES = 1.3  # of the params: what is recorded, and the buffers of a segment
@@ -42,6 +43,8 @@ def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengt
     _check_params(posterior, sampler, keep_params=keep_params)
     if posterior.gamma is None:
         raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
+    if lengths.step_energies:
+        check_step_energies(posterior, sampler)
     if getattr(sampler, "friction", 0.0) is None and posterior.scale.gamma == 0:
         raise ValueError(
             f"{type(sampler).__name__} takes its friction from gamma, which is 0, so that nothing would ever be "

@@ -50,6 +50,11 @@ def check_stream(posterior: LocalPosterior, sampler: Sampler, lengths: RunLength
             f"{type(sampler).__name__} needs the full data in every step, got a stream; take SGLD, read the data into "
             "arrays by llc.read_batches, or sample posterior.resident(), whose data are the resident rows."
         )
+    if lengths.step_energies:
+        raise ValueError(
+            "step_energies needs minibatches that are drawn independently of each other, got a stream, whose rows come "
+            "in passes; leave it False: draws are evaluated on the resident rows as before."
+        )
     if lengths.eval_size is not None and lengths.eval_size > num_resident:
         raise ValueError(
             f"eval_size needs to be at most the {num_resident} resident rows, got {lengths.eval_size}; give "

@@ -7,12 +7,13 @@ import llc
 from tests.support.regression import regression
 
 NAMES = ("sampler", "step_size", "gamma", "nbeta")
-LENGTHS = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
+LENGTHS = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size", "step_energies")
 
 
 def test_what_is_given_is_kept():
     posterior = regression().with_scale(gamma=7.0)
     given = {"num_chains": 2, "num_warmup": 30, "num_draws": 40, "thinning": 3, "batch_size": 100, "eval_size": 200}
+    given |= {"step_energies": True}
     calibration = llc.calibrate(jax.random.key(0), posterior, **given)
     assert calibration.lengths.keywords() == given
     assert {name: calibration.choices[name].value for name in given} == given
