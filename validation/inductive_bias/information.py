@@ -9,9 +9,9 @@ Inputs are all 2ᵇ words of b bits ±1. Two networks for which all is known:
   on r bits, and has N r features; λ = N r / 2.
 
 The claim is that of "information loss makes basins broad" (Bushnaq et al. 2024, arXiv 2405.10927), here where the
-number is predicted. The lower end of the bracket is that of `llc.rank_bounds`, the upper one half of the dimensions that
-no symmetry keeps at zero loss. λ̂ is sampled at a scale where all features stand above the resolution γ/nβ, and compared
-with λ_quad there.
+number is predicted. The lower end of the bracket is that of `llc.rank_bounds`, the upper one half of the dimensions
+that no symmetry keeps at zero loss. λ̂ is sampled at a scale where all features stand above the resolution γ/nβ, and
+compared with λ_quad there.
 
     uv run --directory validation python -m inductive_bias.information --quick
 """
