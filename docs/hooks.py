@@ -14,9 +14,10 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Adds the tables and figures of `validation/results`, so that pages can link to them."""
-    for path in sorted(RESULTS.iterdir()):
+    for path in sorted(RESULTS.rglob("*")):
         if path.suffix in (".txt", ".png"):
-            files.append(File.generated(config, f"results/{path.name}", abs_src_path=str(path)))
+            name = path.relative_to(RESULTS).as_posix()
+            files.append(File.generated(config, f"results/{name}", abs_src_path=str(path)))
     return files
 
 

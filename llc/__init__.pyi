@@ -58,7 +58,7 @@ from .geometry.features.geometric_complexity import GeometricComplexity as Geome
 from .geometry.features.tangent_kernel import tangent_kernel as tangent_kernel
 from .geometry.features.tangent_kernel import TangentKernel as TangentKernel
 from .geometry.features.frequency_content import frequency_content as frequency_content
-from .geometry.features.frequency_content import segment_frequency_content as segment_frequency_content
+from .geometry.features.segment_frequency import segment_frequency_content as segment_frequency_content
 from .geometry.features.frequency_content import FrequencyContent as FrequencyContent
 from .geometry.features.implicit_gradient import implicit_gradient_penalty as implicit_gradient_penalty
 from .geometry.features.implicit_gradient import ImplicitGradientPenalty as ImplicitGradientPenalty

@@ -10,7 +10,7 @@ import pytest
 from inductive_bias.networks import init, mean_loss, paired_interval, step
 from inductive_bias.verdict import FAILS, HOLDS, UNDECIDED, headline, verdict
 
-STUDIES = ("edge_of_stability", "information", "label_noise", "step_size", "tangent_alignment")
+STUDIES = ("edge_of_stability", "information", "label_noise", "spectral_bias", "step_size", "tangent_alignment")
 
 
 @pytest.mark.parametrize(

@@ -101,14 +101,14 @@ def run(case: str, settings: Settings) -> Row:
     kind, seed = case.split(" | ")
     key = jax.random.key(int(seed))
     with float64():
-        data = _data(settings, settings.num_data, settings.seed)
+        data = _data(settings.num_data, settings.seed)
         params = jax.tree.map(lambda x: x.astype(jnp.float64), networks.init(key, settings.widths))
         if kind == "analysis":
             return {"kind": kind} | _analysis(params, data, settings)
     return {"kind": kind, "points": [_point(key, params, data, step, settings) for step in settings.step_sizes]}
 
 
-def _data(settings: Settings, num: int, seed: int) -> Data:
+def _data(num: int, seed: int) -> Data:
     inputs = np.random.default_rng(seed).uniform(-1, 1, size=(num, 2))
     labels = np.sin(3 * inputs[:, :1]) * np.cos(2 * inputs[:, 1:])
     return jnp.asarray(inputs), jnp.asarray(labels)
@@ -159,7 +159,7 @@ def _point(key: Array, params: Params, data: Data, step_size: float, settings: S
     """What gradient descent with this step has learnt when it first reaches the training loss."""
     with float64():
         there, value, steps = _until(params, data, step_size, settings.target_loss, int(settings.longest / step_size))
-        test = float(networks.mean_loss(there, _data(settings, settings.num_test, settings.seed + 1)))
+        test = float(networks.mean_loss(there, _data(settings.num_test, settings.seed + 1)))
     there, data = jax.tree.map(lambda x: np.asarray(x, np.float32), (there, data))
     posterior = llc.LocalPosterior(networks.loss_fn, there, data, nbeta=settings.nbeta, gamma=settings.gamma)
     found = networks.measure(key, posterior)

@@ -7,9 +7,7 @@ by least squares over the inputs, wherever they lie: on a line, on a grid or sca
 are regular). Networks learn low frequencies first (Rahaman et al. 2019, arXiv 1806.08734; Xu et al. 2019, arXiv
 1901.06523).
 
-Where inputs have many dimensions, f is evaluated along segments between random pairs of them instead, after
-Fridovich-Keil et al. 2022 (arXiv 2110.02424), and transformed with a Hann window: frequencies are then counts of
-oscillations from one input to another, and the energy has a standard error over the segments.
+Where inputs have many dimensions: `llc.geometry.features.segment_frequency`.
 """
 
 import dataclasses
@@ -21,12 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from llc.geometry.curvature.operators import JacobianOperator
 from llc.geometry.features.behavioral_gradients import behavioral_gradients
-from llc.posterior.arguments import require_integer
-from llc.posterior.keys import check_key
 from llc.posterior.precision import float64
 
 _ALIAS = 1e-6  # least singular value of the design with columns of norm 1; those of aliases are round-off
@@ -101,7 +97,8 @@ def frequency_content(
         inputs: points of a line (n,) or (n, 1), or of space (n, d), evenly spaced or not.
         frequencies: κ, in cycles per unit of the inputs: (m,) on a line, (m, d) in space, one of each pair ±κ. On a
             line the default is 1/T, 2/T, … with T the range of the inputs and one mean spacing, as many of them as are
-            told apart well at these inputs, at most (n − 1)/2 and 200.
+            told apart well at these inputs, at most (n − 1)/2 and 200; in space the same along each axis, in all
+            combinations: the Fourier modes of a grid.
 
     Raises:
         ValueError: if the inputs are no numbers of one array, there are too many frequencies for them, or two can't be
@@ -119,7 +116,7 @@ def frequency_content(
     """
     points = _points(inputs)
     operator = behavioral_gradients(predict_fn, params, inputs).operator
-    values = _outputs(operator).reshape(len(points), -1)
+    values = outputs_of(operator).reshape(len(points), -1)
     waves, fit = _fit(points, frequencies)
     coefficients, covariance = fit.inverse @ (fit.left.T @ values), fit.inverse @ fit.inverse.T
     residuals = values - fit.design @ coefficients
@@ -160,20 +157,34 @@ def _fit(points: Float[np.ndarray, "point dim"], frequencies: PyTree) -> tuple[F
                 f"{(n - 1) // 2}, without 0, with one of κ and −κ, and without aliases of the inputs' spacing."
             )
         return waves, fit
-    if dim > 1:
+    if n < 4 or not np.ptp(points, axis=0).all():
         raise ValueError(
-            f"frequencies need to be given for inputs of {dim} dimensions, got None; give κ as (m, {dim})."
+            f"inputs need at least 4 points that differ along each axis, got {n} over {np.ptp(points, axis=0)}."
         )
-    span = float(np.ptp(points)) * n / max(n - 1, 1)
-    if n < 4 or not span:
-        raise ValueError(f"inputs need at least 4 points that differ, got {n} over a range of {np.ptp(points):.3g}.")
-    num = min((n - 1) // 2, _MOST)
-    while True:  # one frequency can always be told from a constant at three points that differ
-        waves = (np.arange(1, num + 1) / span)[:, None]
-        fit = _design(points, waves)
-        if fit.smallest > _CLEAR or num == 1:
-            return waves, fit
-        num = num // 2
+    highest = (n - 1) // 2 if dim == 1 else int(n ** (1 / dim) / 2)
+    while highest >= 1:
+        waves = _lattice(points, min(highest, _MOST))
+        if 2 * len(waves) < n and len(waves) <= _MOST:
+            fit = _design(points, waves)
+            if fit.smallest > _CLEAR:
+                return waves, fit
+        highest = highest // 2 if dim == 1 else highest - 1
+    raise ValueError(
+        f"frequencies are needed: no default can be told apart at these {n} inputs of {dim} dimensions; give κ as "
+        f"(m, {dim}), or take llc.segment_frequency_content where inputs have many dimensions."
+    )
+
+
+def _lattice(points: Float[np.ndarray, "point dim"], highest: int) -> Float[np.ndarray, "m dim"]:
+    """Whole numbers of cycles, up to `highest` along each axis and one of κ and −κ, over the inputs' range.
+
+    The range has one more spacing than lies between the inputs, so that these are the Fourier modes of a grid.
+    """
+    steps = np.array([len(np.unique(column)) for column in points.T])
+    spans = np.ptp(points, axis=0) * steps / (steps - 1)
+    dim = points.shape[1]
+    cycles = np.stack(np.meshgrid(*[np.arange(-highest, highest + 1)] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
+    return cycles[len(cycles) // 2 + 1 :] / spans
 
 
 def _design(points: Float[np.ndarray, "point dim"], waves: Float[np.ndarray, "m dim"]) -> _Fit:
@@ -197,7 +208,7 @@ def _waves(frequencies: PyTree, dim: int) -> Float[np.ndarray, "m dim"]:
 
 
 def _points(inputs: PyTree) -> Float[np.ndarray, "point dim"]:
-    points = _array(inputs)
+    points = input_array(inputs)
     if points.ndim > 2:
         raise ValueError(
             f"inputs need shape (n,) or (n, d), got {points.shape}; take llc.segment_frequency_content for images."
@@ -205,7 +216,8 @@ def _points(inputs: PyTree) -> Float[np.ndarray, "point dim"]:
     return points.reshape(len(points), -1)
 
 
-def _array(inputs: PyTree) -> Float[np.ndarray, "point ..."]:
+def input_array(inputs: PyTree) -> Float[np.ndarray, "point ..."]:
+    """The inputs in float64; raises ValueError if they are not one array of finite floating-point numbers."""
     if not isinstance(inputs, (jax.Array, np.ndarray)) or not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(f"inputs need to be one array of floating-point numbers, got {type(inputs).__name__}.")
     if not inputs.ndim or not np.isfinite(np.asarray(inputs, np.float64)).all():
@@ -213,7 +225,8 @@ def _array(inputs: PyTree) -> Float[np.ndarray, "point ..."]:
     return np.asarray(inputs, np.float64)
 
 
-def _outputs(operator: JacobianOperator) -> Float[np.ndarray, "output"]:
+def outputs_of(operator: JacobianOperator) -> Float[np.ndarray, "output"]:
+    """All outputs of all inputs, flat; raises ValueError if they are not finite."""
     with float64():
         values = np.asarray(_evaluate(operator))
     if not np.isfinite(values).all():
@@ -224,71 +237,3 @@ def _outputs(operator: JacobianOperator) -> Float[np.ndarray, "output"]:
 @eqx.filter_jit
 def _evaluate(operator: JacobianOperator) -> Float[Array, "output"]:
     return operator.outputs()
-
-
-def segment_frequency_content(
-    key: PRNGKeyArray,
-    predict_fn: Callable[[PyTree, PyTree], Array],
-    params: PyTree,
-    inputs: PyTree,
-    *,
-    num_segments: int = 256,
-    num_points: int = 64,
-) -> FrequencyContent:
-    """Energy of a learnt function by frequency along segments between random pairs of inputs, in float64.
-
-    Args:
-        key: of the pairs.
-        predict_fn: `predict_fn(params, inputs)`, the outputs, an array (n, …).
-        params: as for `LocalPosterior`.
-        inputs: one array of floating-point numbers (n, …), images for instance.
-        num_segments: pairs of distinct inputs.
-        num_points: of a segment; frequencies go up to half of it, in cycles per segment.
-
-    Raises:
-        ValueError: if the inputs are not one array of at least two floating-point inputs, or the numbers are too small.
-
-    References:
-        Fridovich-Keil, Gontijo-Lopes & Roelofs 2022, Spectral bias in practice: the role of function frequency in
-        generalization.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> wave = lambda w, x: w * jnp.sin(2 * jnp.pi * 5 * x)
-        >>> content = segment_frequency_content(jax.random.key(0), wave, jnp.ones(1), jnp.array([[0.0], [1.0]]))
-        >>> content.magnitudes[content.energy.argmax()].item()
-        5.0
-    """
-    check_key(key)
-    require_integer("num_segments", num_segments, least=2)
-    require_integer("num_points", num_points, least=8)
-    points = _array(inputs)
-    if len(points) < 2:
-        raise ValueError(f"inputs need at least two rows to draw segments between, got {len(points)}.")
-    behavioral_gradients(predict_fn, params, inputs[:2])  # its checks, on the inputs themselves
-    keys = jax.random.split(key)
-    first, step = (np.asarray(jax.random.randint(k, (num_segments,), i, len(points))) for i, k in enumerate(keys))
-    pairs = points[first], points[(first + step) % len(points)]
-    t = (np.arange(num_points) / num_points).reshape(-1, *[1] * (points.ndim - 1))
-
-    def along(params: PyTree, ends: tuple[Array, Array]) -> Float[Array, "segment point ..."]:
-        start, end = ends
-        rows = start[:, None] + t * (end - start)[:, None]
-        outputs = predict_fn(params, rows.reshape(-1, *start.shape[1:]))
-        return outputs.reshape(len(start), num_points, *outputs.shape[1:])
-
-    values = _outputs(behavioral_gradients(along, params, pairs).operator).reshape(num_segments, num_points, -1)
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(num_points) / num_points)
-    means = np.tensordot(window, values, axes=(0, 1))[:, None] / window.sum()
-    spectrum = np.abs(np.fft.rfft(window[:, None] * (values - means), axis=1)) ** 2
-    energies = 2 * spectrum[:, 1:].sum(axis=2) / (num_points * np.sum(window**2))
-    if num_points % 2 == 0:
-        energies[:, -1] /= 2  # the highest frequency has no mirror image
-    return FrequencyContent(
-        frequencies=np.arange(1.0, energies.shape[1] + 1),
-        energy=energies.mean(axis=0),
-        error=energies.std(axis=0, ddof=1) / np.sqrt(num_segments),
-        constant=float(np.mean(np.sum(means**2, axis=2))),
-        residual=0.0,
-        total=float(np.mean(np.sum(values**2, axis=2))),
-    )

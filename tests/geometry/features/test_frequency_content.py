@@ -15,6 +15,10 @@ def _waves(params, inputs):
     return params[0] * jnp.sin(6 * jnp.pi * x + 0.4) + params[1] * jnp.cos(14 * jnp.pi * x) + params[2]
 
 
+def _first(params, inputs):
+    return params[0] * inputs[:, 0]
+
+
 PARAMS = np.array([2.0, 1.0, 0.5])
 
 
@@ -32,6 +36,15 @@ def test_default_frequencies_of_a_grid_are_its_fourier_modes():
     found = llc.frequency_content(_waves, PARAMS, GRID)
     np.testing.assert_allclose(found.frequencies, np.arange(1, 32))
     assert found.total == pytest.approx(found.constant + found.energy.sum() + found.residual), "Parseval"
+
+
+def test_default_frequencies_of_a_plane_are_those_of_its_grid():
+    x = np.stack(np.meshgrid(GRID[::8], 2 * GRID[::8]), axis=-1).reshape(-1, 2)
+    found = llc.frequency_content(lambda w, x: w * jnp.sin(2 * jnp.pi * (2 * x[:, 0] - x[:, 1])), np.array(2.0), x)
+    assert len(found.energy) == 24, "cycles −3 to 3 along each axis, one of each pair"
+    np.testing.assert_allclose(found.frequencies[np.argmax(found.energy)], [2.0, -1.0])
+    assert found.energy.max() == pytest.approx(2)
+    assert found.energy.sum() == pytest.approx(2)
 
 
 def test_default_frequencies_of_scattered_inputs_can_be_told_apart():
@@ -91,11 +104,25 @@ def test_segments_of_a_smoother_function_have_lower_frequencies_beyond_their_err
         ({"frequencies": "low"}, "frequencies"),
         ({"inputs": np.arange(10)}, "inputs"),
         ({"inputs": np.ones(10)}, "inputs"),
-        ({"inputs": np.ones((10, 2)), "predict_fn": lambda w, x: x @ w[:2]}, "frequencies"),
+        ({"inputs": np.ones((10, 2)), "predict_fn": lambda w, x: x @ w[:2]}, "inputs"),
+        ({"inputs": np.random.default_rng(0).normal(size=(30, 9)), "predict_fn": _first}, "frequencies"),
         ({"inputs": np.ones((10, 2, 2))}, "inputs"),
         ({"inputs": np.array([0.0, np.nan, 1.0])}, "inputs"),
     ],
-    ids=["alias", "zero", "mirror", "many", "shape", "text", "integers", "one place", "space", "images", "nan"],
+    ids=[
+        "alias",
+        "zero",
+        "mirror",
+        "many",
+        "shape",
+        "text",
+        "integers",
+        "one place",
+        "one point",
+        "many dimensions",
+        "images",
+        "nan",
+    ],
 )
 def test_wrong_arguments_are_named(changed, named):
     right = {"predict_fn": _waves, "params": PARAMS, "inputs": GRID}
