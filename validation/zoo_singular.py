@@ -49,7 +49,11 @@ def _attention(num_tokens: int, width: int, rank_unembedding: int, rank_embeddin
         embedding[i, i] = 1.0
     for i in range(rank_unembedding):  # rows that the embedding does not reach, and that are no shift
         unembedding[rank_embedding + i, i] = 1.0
-    center = {"E": embedding, "A": np.round(np.random.default_rng(0).normal(size=(width, width)), 2), "U": unembedding}
+    center = {
+        "E": embedding,
+        "A": np.round(2 * np.random.default_rng(0).normal(size=(width, width)), 1),
+        "U": unembedding,
+    }
     rank = theory.two_layer_rank(num_tokens - 1, num_tokens, rank_unembedding, rank_embedding)
     coefficient = theory.one_head_attention(num_tokens, width, rank_unembedding, rank_embedding)
     where = "zero" if rank_embedding == rank_unembedding == 0 else f"rk UP={rank_unembedding} rk E={rank_embedding}"
