@@ -37,6 +37,7 @@ def main() -> None:
         write_panel(name, lambda ax, plot=plot: plot(report, ax=ax))
     write_panel("spectrum", lambda ax: llc.plot_spectrum(report.spectrum, report.bounds, ax=ax))
     write_panel("effective_dimension", lambda ax: llc.plot_effective_dimension(report.spectrum, report.bounds, ax=ax))
+    write("scales", scales_figure(), DPI)
     write("report_unresolved", llc.plot_report(hurried_report(posterior, report.spectrum)), DASHBOARD_DPI)
     calibration = llc.calibrate(jax.random.key(2), posterior, spectrum=report.spectrum)
     write_panel("calibration", lambda ax: llc.plot_calibration(calibration, ax=ax))
@@ -142,6 +143,20 @@ def few_curved() -> llc.LocalPosterior:
     """Twelve parameters, four of them curved and the others quartic."""
     loss = lambda w, _: jnp.sum(w[:4] ** 2) / 2 + 3 * jnp.sum(w[4:] ** 4)  # noqa: E731 - one line
     return llc.LocalPosterior(loss, jnp.zeros(12), np.zeros((10, 0)))
+
+
+def scales_figure() -> Figure:
+    """Twelve parameters: six curved over three decades, three of order 4, two of order 6, and one that is not used."""
+    curvatures = jnp.asarray([1.0, 0.3, 0.1, 0.03, 0.01, 0.003])
+
+    def loss(w, _):
+        return jnp.sum(curvatures * w[:6] ** 2) / 2 + jnp.sum(w[6:9] ** 4) + jnp.sum(w[9:11] ** 6) + 0 * w[11]
+
+    posterior = llc.LocalPosterior(loss, jnp.zeros(12), np.zeros((10, 0)), nbeta=1000.0, gamma=1.0)
+    scales = llc.scale_spectrum(jax.random.key(6), posterior, progress=False)
+    lengths = {"num_warmup": 500, "num_draws": 1000, "progress": False}
+    runs = [llc.sample(jax.random.key(7), posterior.with_scale(gamma=g), llc.NUTS(), **lengths) for g in (1, 10, 100)]
+    return llc.plot_scales(scales, runs)
 
 
 def write_panel(name: str, plot) -> None:

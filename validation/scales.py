@@ -29,6 +29,7 @@ NETS = "tanh 2-3-1 of one unit", "tanh 2-6-1 of three units", "linear 4-3-4", "l
 DIGITS = "digits 16-8-10"
 SINGULAR = "reduced rank 2-2-2 zero"
 FAR = 0.1  # of λ̂
+HARMONIC = 0.05  # of the prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +138,24 @@ def digits(settings: Settings) -> llc.LocalPosterior:
 def summarize(cells: list[Row], settings: Settings) -> Row:
     """Target against what was reached."""
     mixed = [cell for cell in cells if cell["rhat"] < settings.rhat and math.isfinite(cell["predicted"])]
+    harmonic = [cell for cell in mixed if cell["anharmonic"] < HARMONIC * cell["predicted"]]
     worst = max(mixed, key=lambda cell: abs(cell["relative"]), default=None)
     return {
         "cells": len(cells),
         "R-hat below the limit, and predicted": len(mixed),
         "prediction within 10 %": sum(abs(cell["relative"]) <= FAR for cell in mixed),
+        "prediction within 10 % or 3 mcse": sum(_agrees(cell) for cell in mixed),
+        "anharmonic part below 5 %": len(harmonic),
+        "of them within 10 % or 3 mcse": sum(_agrees(cell) for cell in harmonic),
         "λ_quad within 10 %": sum(abs(cell["quad_relative"]) <= FAR for cell in mixed),
         "prediction worst": None if worst is None else [worst["case"], worst["gamma"], worst["relative"]],
         "median error of the prediction": float(np.median([abs(cell["relative"]) for cell in mixed])),
         "median error of λ_quad": float(np.median([abs(cell["quad_relative"]) for cell in mixed])),
     }
+
+
+def _agrees(cell: Row) -> bool:
+    return abs(cell["predicted"] - cell["sampled"]) <= max(FAR * cell["sampled"], 3 * cell["mcse"])
 
 
 COLUMNS = [

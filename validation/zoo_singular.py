@@ -2,15 +2,15 @@
 
 import itertools
 from collections.abc import Iterator
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import theory
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from zoo_case import Case, case_of, population
 
+import llc
 from llc.posterior.precision import float64
 
 LENGTH = 2  # tokens of a sequence of the attention
@@ -29,13 +29,17 @@ def singular_models() -> Iterator[Case]:
     yield _modular_addition(3, 2)
 
 
-def attention_loss(num_tokens: int, params: dict[str, Array]) -> Array:
-    """KL of the uniform distribution from the model's at the last token, a mean over all sequences of two tokens."""
-    tokens = jnp.asarray(list(itertools.product(range(num_tokens), repeat=LENGTH)))
-    embedded = params["E"][tokens]
+def attention_logits(params: dict[str, Array], batch: tuple[Array, Array]) -> Array:
+    """Logits at the last token of each sequence."""
+    embedded = params["E"][batch[0]]
     scores = jnp.einsum("si,ij,stj->st", embedded[:, -1], params["A"], embedded)
     mixed = jnp.einsum("st,sti->si", jax.nn.softmax(scores, axis=-1), embedded)
-    return -jnp.mean(jax.nn.log_softmax(mixed @ params["U"], axis=-1)) - jnp.log(num_tokens)
+    return mixed @ params["U"]
+
+
+def attention_loss(params: dict[str, Array], batch: tuple[Array, Array]) -> Array:
+    """Cross-entropy with the targets, of each sequence."""
+    return -jnp.sum(batch[1] * jax.nn.log_softmax(attention_logits(params, batch), axis=-1), axis=-1)
 
 
 def _attention(num_tokens: int, width: int, rank_unembedding: int, rank_embedding: int) -> Case:
@@ -45,13 +49,22 @@ def _attention(num_tokens: int, width: int, rank_unembedding: int, rank_embeddin
         embedding[i, i] = 1.0
     for i in range(rank_unembedding):  # rows that the embedding does not reach, and that are no shift
         unembedding[rank_embedding + i, i] = 1.0
-    center = {"E": embedding, "A": np.round(np.random.default_rng(0).normal(size=(width, width)), 2), "U": unembedding}
+    center = {
+        "E": embedding,
+        "A": np.round(2 * np.random.default_rng(0).normal(size=(width, width)), 1),
+        "U": unembedding,
+    }
     rank = theory.two_layer_rank(num_tokens - 1, num_tokens, rank_unembedding, rank_embedding)
     coefficient = theory.one_head_attention(num_tokens, width, rank_unembedding, rank_embedding)
     where = "zero" if rank_embedding == rank_unembedding == 0 else f"rk UP={rank_unembedding} rk E={rank_embedding}"
     dim = width * (2 * num_tokens + width)
     reference = "K ≍ ‖E U P‖², derived in theory.one_head_attention"
-    build = population(partial(attention_loss, num_tokens), center)
+
+    def build(_key: PRNGKeyArray, n: int) -> llc.LocalPosterior:
+        sequences = np.array(list(itertools.product(range(num_tokens), repeat=LENGTH)), np.int32)
+        data = np.resize(sequences, (n, LENGTH)), np.full((n, num_tokens), 1 / num_tokens)
+        return llc.LocalPosterior(attention_loss, center, data, gamma=1.0, predict_fn=attention_logits)
+
     return case_of(f"attention {num_tokens}-{width} {where}", "attention", build, coefficient, rank, dim, reference)
 
 

@@ -15,8 +15,7 @@ $$ \hat\lambda(\gamma) \approx \lambda_{\mathrm{quad}}(\gamma) + \sum_i w_i \Big
 
 w_i the number of directions that a probed one stands for. It is exact where K is a sum of functions of single
 directions. Where a few directions without curvature share one zero set, as in a product of matrices at zero, they are
-taken together, by rays. What else couples directions is not in it, so that it is as good as the sum of what each
-deviates from its quadratic is small.
+taken together, by rays. What else couples directions is not in it.
 """
 
 import math
@@ -63,7 +62,7 @@ class Prediction(NamedTuple):
         value: of λ̂.
         stderr: of what was sampled of the directions or rays.
         anharmonic: the sum over directions of what each differs from its quadratic, without signs. Couplings between
-            directions are of that size too, and are left out.
+            directions are left out; they are large where this is, and can be larger in many dimensions.
     """
 
     value: float

@@ -86,13 +86,13 @@ def _plot_orders(ax: Axes, scales: ScaleSpectrum, orders: OrderSpectrum) -> None
     below = np.zeros(len(orders.scales))
     parts = [("curved, h > τ", orders.rank, canvas.BLUE)]
     names = [f"order {order}" if order[0].isdigit() else order for order in ORDERS]
-    parts += list(zip(names, np.where(known[:, None], orders.counts, 0.0).T, _COLORS, strict=True))
     if orders.orbit:
         parts.append(("symmetry", np.full(len(orders.scales), float(orders.orbit)), canvas.GREEN))
+    parts += list(zip(names, np.where(known[:, None], orders.counts, 0.0).T, _COLORS, strict=True))
     for name, count, color in parts:
         if count.any():
             ax.fill_between(orders.scales, below, below + count, step="mid", color=color, lw=0, label=name)
-            below = below + np.where(known, count, 0.0)
+            below = below + count
     if not known.all():
         edge = orders.scales[known].min(initial=orders.scales.max())
         ax.axvspan(orders.scales.min(), edge, color="white", alpha=0.6, lw=0)
