@@ -59,7 +59,7 @@ class Report:
 
     @property
     def llc(self) -> Estimate:
-        """λ̂: the zero-variance estimate where there is one to be trusted, else the mean energy (see `best_energy`)."""
+        """λ̂: of steps and draws, else the zero-variance estimate, else the mean energy (see `best_energy`)."""
         return self.estimates[0]
 
     @property

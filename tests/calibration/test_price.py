@@ -115,6 +115,7 @@ def test_a_budget_without_a_draw_is_refused():
 
 def test_given_lengths_of_a_costly_model_are_kept():
     given = {"num_warmup": 30, "num_draws": 20, "thinning": 3, "batch_size": 100, "eval_size": 200}
+    given |= {"step_energies": False}
     found = calibrated(**given)
     assert found.lengths.keywords() == {"num_chains": 2, **given}
     assert {found.choices[name].origin for name in given} == {"given"}
