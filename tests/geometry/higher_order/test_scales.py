@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact import cubature, independent, log_grid, quadratic, reduced_rank
+from higher_bounds_points import trained_posterior
 
 import llc
 from llc.bounds.order_spectrum import ORDERS
@@ -202,8 +203,6 @@ def test_a_spectrum_needs_eigenvectors():
 
 @pytest.mark.slow
 def test_a_tanh_net_is_predicted_over_two_decades_of_gamma():
-    from higher_bounds_points import trained_posterior
-
     posterior = trained_posterior("tanh 2-6-1 of three units", seed=0, num_inputs=60).with_scale(nbeta=1000.0)
     found = _scales(posterior)
     for gamma in (1000.0, 100.0, 10.0):
