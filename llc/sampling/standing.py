@@ -34,18 +34,18 @@ def held_back() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
     came: list[tuple[int, FrameType | None]] = []
-    for number in handlers:
-        signal.signal(number, lambda number, frame: came.append((number, frame)))
-    try:
+    with contextlib.ExitStack() as restored:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+                restored.callback(signal.signal, number, handler)  # before the next line, which a signal may cut short
+                signal.signal(number, lambda number, frame: came.append((number, frame)))
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number, frame in came[:1]:
-            handlers[signal.Signals(number)](number, frame)
+    for number, frame in came[:1]:
+        handlers[number](number, frame)
 
 
 class Interrupted(KeyboardInterrupt):
