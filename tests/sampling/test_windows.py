@@ -237,6 +237,7 @@ def test_an_interrupted_run_goes_on():
 REFUSED = {
     "an accept step": ({"sampler": llc.MALA(1e-4)}, "full data"),
     "more rows than there are": ({"eval_size": 201}, "resident=201"),
+    "energies of steps": ({"step_energies": True}, "step_energies"),
     "a batch beyond the data": ({"batch_size": NUM_DATA + 1}, "batch_size"),
     "windows beyond the memory": ({"thinning": 10**9}, "thinning"),
 }
