@@ -54,6 +54,7 @@ RECORDS = {
     *("Report", "Sampler", "SelectedSamples", "SigmaLadder", "Spectrum", "TemperatureCurve", "demo", "interop"),
     *("Character", "Comparison", "Evidence", "InfluenceControls", "FeatureBasis", "FrequencyContent", "Stream"),
     *("GeometricComplexity", "ImplicitGradientPenalty", "LayerInformation", "TangentKernel"),
+    *("OrderSpectrum", "ScaleSpectrum"),
 }
 # Functions whose right arguments are not written down here; they are tested at their own place.
 ELSEWHERE = {
@@ -95,8 +96,11 @@ RIGHT: Mapping[str, set[str]] = {
     "reference_loss": {"-1.5", "-3", "0", "1.5"},
     "relative_error": _NUMBER,
     "relative_scale": _NUMBER,
+    "reach": _NUMBER,
+    "runs": {"empty list"},
     "seed": {"0"},
     "sigma": _NUMBER,
+    "step_energies": _FLAG,
     "step_size": _NUMBER,
     "store": {"text"},
     "target_mcse": _NUMBER,
@@ -186,6 +190,8 @@ def _right_arguments() -> dict[str, dict[str, Any]]:
         "hessian_identity": {"posterior": posterior},
         "rank_bounds": {"spectrum": spectrum, "nbeta": 1.0, "gamma": 1.0},
         "higher_bounds": run | {"spectrum": spectrum, "progress": False},
+        "scale_spectrum": run | {"spectrum": spectrum, "num_directions": 2, "progress": False},
+        "plot_scales": {"scales": llc.scale_spectrum(**run, spectrum=spectrum, num_directions=2, progress=False)},
         "settings_from_curvature": {"posterior": posterior, "largest": 1.0, "num_steps": 100},
         "best_of_slope": run | {"num_candidates": 256, "num_groups": 2, "progress": False},
         "selected_covariance": run | {"progress": False},

@@ -46,6 +46,7 @@ def combined_energy(draws: xr.DataTree) -> Estimate | None:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> import llc
         >>> data = jnp.linspace(-1.0, 1.0, 100)
         >>> posterior = llc.LocalPosterior(lambda w, x: 0.5 * (w * x) ** 2, jnp.zeros(()), data, gamma=1.0)
         >>> lengths = {"num_draws": 200, "thinning": 10, "batch_size": 20, "step_energies": True}

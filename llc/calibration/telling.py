@@ -36,7 +36,7 @@ def about(seconds: float) -> str:
     """A duration in words, to one or two figures: `about(95)` is "about 2 min".
 
     Example:
-        >>> about(8.2), about(95), about(4000)
+        >>> about(8.2), about(95.0), about(4000.0)
         ('about 10 s', 'about 2 min', 'about 1.1 h')
     """
     if seconds < 60:

@@ -35,6 +35,10 @@ def plot_scales(scales: Any, runs: Sequence[Any] = ()) -> Figure:
         ValueError: if the scales are of another type or a file has none, or a run has another nβ.
     """
     scales = _scales_of(scales)
+    if not isinstance(runs, list | tuple) or not all(
+        isinstance(getattr(run, "draws", run), xr.DataTree) for run in runs
+    ):
+        raise ValueError(f"runs needs a list of draws of llc.sample, or of reports, got {type(runs).__name__}.")
     orders = scales.order_spectrum(scales.default_scales(per_decade=6))
     figure = Figure(figsize=(8, 7.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))

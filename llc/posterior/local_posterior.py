@@ -91,8 +91,10 @@ class LocalPosterior(eqx.Module):
     gamma: Float[Array, ""] | None
     mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
     predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
-    whole: Whole | None  # L and ∇L at w* over all rows of a stream of which `data` are a sample, where they are known
-    stream: Stream | None = eqx.field(static=True)  # where the rows come from of which `data` are a sample
+    whole: Whole | None = eqx.field(
+        init=False
+    )  # L and ∇L at w* over all rows of a stream of which `data` are a sample, where they are known
+    stream: Stream | None = eqx.field(static=True, init=False)  # where the rows come from of which `data` are a sample
     per_example: bool = eqx.field(static=True, init=False)
     precision: str = eqx.field(static=True, init=False)  # the coarsest dtype in which the loss computes
 
