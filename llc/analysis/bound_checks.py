@@ -154,7 +154,7 @@ def _kinks(spectrum: Spectrum) -> Check | None:
         share,
         _MAX_KINKS,
         passed=share <= _MAX_KINKS,
-        seen=f"{share:.1%} of the change of the gradient around w* is not in the Hessian at w*",
+        seen=f"{share:.0%} of the change of the gradient around w* is not in the Hessian at w*",
         cure="it sits in kinks (ReLU) that the chains cross; λ_quad, the rank and λ_corr may be off by as much, λ̂ is "
         "not: compare it at the same nβ and γ",
     )

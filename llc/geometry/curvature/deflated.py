@@ -43,7 +43,7 @@ from llc.geometry.curvature.smoothness import kinks_nearby
 
 _GRADIENTS = 2  # that a product costs (1.6 and 2.7 measured, see krylov.py)
 _FORECAST = 100  # products that the bar shows before anything is known
-_FEWEST_WITH_KINKS = 16  # products, of which one may go into looking for kinks, and rows that are looked at
+_FOR_KINKS = 16  # products, of which one may go into looking for kinks along a direction
 _LOOK = 4  # steps between two looks at what was found
 _QUADRATURE = 1 / 3  # part of the wanted error that the change from half of a probe's steps to all may take
 _TILT = 2e-3  # shift of λ̂ by the gradient, relative to λ_quad, below which more about it changes nothing
@@ -88,8 +88,8 @@ class _Work:
 def deflated(problem: Problem) -> Spectrum:
     """Spectrum from the leading eigenpairs and a few probes of the rest, in the precision of the params.
 
-    Residuals, stability and smoothness at w* are not judged, kinks around it along one direction; the rank is an
-    interval.
+    Residuals, stability and smoothness at w* are not judged, kinks around it along three directions at most; the
+    rank is an interval.
 
     References:
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)), SIMAX 2017;
@@ -98,8 +98,8 @@ def deflated(problem: Problem) -> Spectrum:
     settings, dtype = problem.settings, jnp.result_type(jnp.float32, *jax.tree.leaves(problem.posterior.position))
     hessian, operator = (_cast(x, dtype) for x in (problem.hessian, problem.operator))
     products = MAX_STEPS * MAX_PROBES if settings.budget is None else (settings.budget - 1) // _GRADIENTS
-    looks = products >= _FEWEST_WITH_KINKS and hessian.rows.num_rows >= 3 * _FEWEST_WITH_KINKS
-    products -= looks
+    num_directions = min(products // _FOR_KINKS, 3) if hessian.rows.num_rows >= 3 else 0
+    products -= num_directions
     first = _FORECAST if settings.budget is None else products
     bar = tqdm(desc="spectrum", unit="product", total=first, disable=problem.hide_bar)
     with jax.enable_x64(dtype == jnp.float64), bar:
@@ -108,7 +108,7 @@ def deflated(problem: Problem) -> Spectrum:
         leading = _leading(operator, problem, work, dtype)
         measure = _gradient_measure(operator, gradient, leading, float(problem.posterior.nbeta), work)
         probes = _probes(operator, leading, settings.seed, work)
-        kinks = kinks_nearby(hessian) if looks else math.nan
+        kinks = kinks_nearby(hessian, num_directions) if num_directions else math.nan
         vectors = np.asarray(leading.vectors[: int(np.sum(leading.nodes > 0))], np.float32)
     rows, halves = ([getattr(probe, name) for probe in probes] for name in _Probe._fields)
     (nodes, weights), half = (_rows(measures, leading.nodes, operator.dim) for measures in (rows, halves))

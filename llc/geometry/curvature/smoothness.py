@@ -52,7 +52,6 @@ _RESOLVED = 100.0  # times the round-off: an exponent then has an error below 0.
 _SMOOTH_EVEN, _SMOOTH_ODD = 2, 3
 _MARGIN = 0.5
 _KINK_STEPS = slice(1, 3)  # the two distances at which kinks around w* are measured
-_FEW_ROWS = 256  # on which kinks of a large model are looked for
 _HIDDEN = 0.02  # of the curvature: rounding from which a share is not told
 _FINE, _COARSE = 2.0**-30, 2.0**-4  # relative moves that float32 does not see, and that bfloat16 does
 
@@ -97,22 +96,30 @@ def probe_smoothness(
     return Smoothness(state, even_power, odd_power, share)
 
 
-def kinks_nearby(operator: CurvatureOperator) -> float:
-    """The share of the curvature around w* that sits in kinks, along one direction and from a few hundred rows.
+def kinks_nearby(operator: CurvatureOperator, num_directions: int) -> float:
+    """The share of the curvature around w* that sits in kinks, from a third of the rows.
 
-    For large models, from a product and four gradients on at most a third of the rows, so for the price of one product
-    on all of them, in the precision that the operator is in.
+    For large models: a direction takes a product and four gradients on those rows, so the price of one product on all
+    of them, in the precision that the operator is in. Trained networks have their curvature in few rows, so that fewer
+    of them give another share each time.
+
+    Args:
+        operator: of the Hessian.
+        num_directions: up to three.
 
     Returns:
         As of `kink_share`; nan where rounding hides it.
     """
     pieces = operator.rows
-    each = max(min(_FEW_ROWS, pieces.num_rows // 3) // pieces.num_pieces, 1)
+    each = max(pieces.num_rows // 3 // pieces.num_pieces, 1)
     few = jax.tree.map(lambda x: x[:, :each], pieces.pieces)
     operator = eqx.tree_at(lambda o: o.rows, operator, replace(pieces, pieces=few, rest=None))
-    direction = jnp.asarray(directions(operator.dim)[0], operator.flat.dtype)
-    steps = jnp.asarray(_typical_size(operator) * _STEPS[_KINK_STEPS], direction.dtype)
-    missing, noise, curvature = map(np.asarray, _missing_at(operator, direction, steps))
+    dtype = operator.flat.dtype
+    steps = jnp.asarray(_typical_size(operator) * _STEPS[_KINK_STEPS], dtype)
+    missing, noise, curvature = np.zeros(2), np.zeros(2), 0.0
+    for direction in directions(operator.dim)[:num_directions]:
+        found = map(np.asarray, _missing_at(operator, jnp.asarray(direction, dtype), steps))
+        missing, noise, curvature = (np.hypot(x, y) for x, y in zip((missing, noise, curvature), found, strict=True))
     share = kink_share(missing, float(curvature))
     return share if noise.max() <= _HIDDEN * max(curvature, missing[0]) else float("nan")
 
