@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import jax
 import xarray as xr
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm.auto import tqdm
 
 import llc
@@ -122,7 +123,9 @@ class Study:
         write_whole(self.out / f"{self.name}.txt", (text.rstrip() + "\n").encode())
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)
-        write_whole(self.out / f"{self.name}.png", picture.getvalue())
+        small = io.BytesIO()  # of 256 colors: a third of the size, as all results are kept in the repository
+        Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        write_whole(self.out / f"{self.name}.png", small.getvalue())
         (self.out / f"{self.name}.jsonl").unlink(missing_ok=True)
         print(f"\nwritten: {self.out / self.name}.json, .txt, .png")
 
