@@ -17,7 +17,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.further_runs import half_step_draws, localized_draws
 from llc.calibration.pipeline import calibrate
 from llc.calibration.record import Calibration
-from llc.calibration.running import Observables, Place, Stopped, draw_cool_enough, extended
+from llc.calibration.running import Observables, Place, draw_cool_enough, extended, report_so_far
 from llc.calibration.telling import say
 from llc.posterior.arguments import require_flag, require_number, require_type
 from llc.posterior.local_posterior import LocalPosterior
@@ -26,7 +26,6 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.observables import prepare_observables
 from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.standing import Interrupted
 from llc.sampling.validation import check_key, check_posterior
 
 _MAX_RESTARTS = 2  # times that a run of an overhead-bound model may be made again with a smaller step
@@ -98,6 +97,7 @@ def estimate(
         ValueError: if a setting is out of range, the curvature at w* gives no scale, `like` is given together with
             `nbeta` or `gamma`, or the store is of a run with other settings.
         OSError: if the store can't be written; what was written before stays.
+        KeyboardInterrupt: on Ctrl-C before the first draw, or with a store.
 
     References:
         Lau et al., The local learning coefficient, arXiv 2308.12108.
@@ -131,15 +131,24 @@ def estimate(
         progress=progress,
     )
     with opened(store) as folder:
-        place = Place(folder, mesh, observables)
+        place = Place(folder, mesh, observables, under_way=[])
         try:
             return _estimated(keys, calibration, bounds, place, target_mcse, reference_loss, progress=progress)
-        except Stopped as stop:
-            if folder is not None:  # the same call goes on from there
+        except KeyboardInterrupt:
+            # With a store the same call goes on from there.
+            if folder is not None or (result := report_so_far(place, bounds)) is None:
                 raise
-            draws = stop.report.draws["posterior"].sizes["draw"]
+            draws = result.draws["posterior"].sizes["draw"]
             say(f"interrupted; the report is on the first {draws} draws of each chain", progress=progress)
-            return stop.report
+            return _with_reference(result, calibration, bounds, reference_loss)
+
+
+def _with_reference(
+    result: Report, calibration: Calibration, bounds: Bounds | None, reference_loss: float | None
+) -> Report:
+    if reference_loss is None:
+        return result
+    return report(result.draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
 
 
 def _estimated(
@@ -152,31 +161,22 @@ def _estimated(
     *,
     progress: bool | None,
 ) -> Report:
-    """The run by calibrated settings, as long as the target takes, and the shorter ones beside it.
-
-    Raises:
-        Stopped: on Ctrl-C, if there are draws by then.
-    """
+    """The run by calibrated settings, as long as the target takes, and the shorter ones beside it."""
     run = draw_cool_enough(keys.runs, calibration, bounds, place, progress=progress)
     result = extended(run, target_mcse, bounds, progress=progress)
+    result = _with_reference(result, calibration, bounds, reference_loss)
     draws = result.draws
-    if reference_loss is not None:
-        result = report(draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
-        draws = result.draws
-    try:
-        if any(check.told_by_half_step for check in result.failed):
-            half = half_step_draws(keys.half_step, run.calibration, mesh=place.mesh, progress=progress)
-            if half is not None:
-                draws[schema.HALF_STEP] = half
-                result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
-                draws = result.draws
-        open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
-        if not open_scale or not constant(draws, "gamma"):
-            return result
-        kept = place.store and place.store.run(LOCALIZED)
-        localized = localized_draws(keys.localized, run.calibration, store=kept, mesh=place.mesh, progress=progress)
-    except Interrupted as stop:  # its draws are those of the shorter run
-        raise Stopped(result, str(stop)) from None
+    if any(check.told_by_half_step for check in result.failed):
+        half = half_step_draws(keys.half_step, run.calibration, mesh=place.mesh, progress=progress)
+        if half is not None:
+            draws[schema.HALF_STEP] = half
+            result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
+            draws = result.draws
+    open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
+    if not open_scale or not constant(draws, "gamma"):
+        return result
+    kept = place.store and place.store.run(LOCALIZED)
+    localized = localized_draws(keys.localized, run.calibration, store=kept, mesh=place.mesh, progress=progress)
     draws[schema.LOCALIZED] = localized
     return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 

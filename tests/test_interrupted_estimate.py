@@ -51,4 +51,4 @@ def test_with_a_store_the_same_call_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="goes on from there") as caught:
         llc.estimate(jax.random.key(0), make_posterior(), store=tmp_path / "run.zarr", **LENGTHS)
     stored = llc.load(tmp_path / "run.zarr")
-    assert stored["posterior"].equals(caught.value.report.draws["posterior"])
+    assert stored["posterior"].equals(caught.value.partial["posterior"])

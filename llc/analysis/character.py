@@ -167,7 +167,7 @@ def _evidence(draws: xr.DataTree, mean: Estimate, variance: Estimate, quad: floa
         if finite.any():
             distance = gamma * float(squares[finite].mean()) / dim
             degree = float(slopes[finite].mean()) / mean.value
-            degree_error = math.hypot(_error(slopes), degree * mean.mcse) / mean.value
+            degree_error = math.hypot(_error(slopes), degree * mean.mcse, _unsettled(draws, dim)) / mean.value
     return Evidence(
         degree=degree,
         degree_error=degree_error,
@@ -179,6 +179,16 @@ def _evidence(draws: xr.DataTree, mean: Estimate, variance: Estimate, quad: floa
         quad_ratio=mean.value / quad if quad else math.nan,
         half_step=_half_step(draws, mean),
     )
+
+
+def _unsettled(draws: xr.DataTree, dim: float) -> float:
+    """By how much E[x·∇U] is off d, which it is once chains are stationary; 0 within its error.
+
+    Before that x·∇U, of the steps between two draws, and γ‖x‖², of the draw after them, belong to different places.
+    """
+    virial = variable(draws, SAMPLE_STATS, schema.VIRIAL)
+    off = abs(float(virial[finite_chains(virial)].mean()) - 1)
+    return dim * off if off > _SIGMAS * _error(virial) else 0.0
 
 
 def _error(values: Float[np.ndarray, "chain draw"]) -> float:

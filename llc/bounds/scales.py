@@ -107,6 +107,8 @@ class ScaleSpectrum:
             f"scales  d = {self.spectrum.dim:,}, nβ = {self.nbeta:.4g}, symmetry directions: {orbit}, {sampled}",
             str(self.order_spectrum(self.default_scales(per_decade=1))),
         ]
+        if self.spectrum.row_share < 1:
+            lines.append(f"curvature of {self.spectrum.row_share:.2g} of the rows of data: it gives no brackets")
         gammas = [g for g in 10.0 ** np.arange(6, -7, -1.0) if g >= self.smallest_gamma][-5:]
         found = [
             f"γ = {g:g}: {p.value:.4g}{f' ± {p.stderr:.1g}' if p.stderr else ''}"
@@ -145,18 +147,19 @@ class ScaleSpectrum:
             ValueError: if a scale is not positive.
         """
         scales = self.default_scales() if scales is None else np.asarray(scales, float)
-        if scales.ndim != 1 or not (np.isfinite(scales) & (scales > 0)).all():
+        if scales.ndim != 1 or not scales.size or not (np.isfinite(scales) & (scales > 0)).all():
             raise ValueError(f"order_spectrum needs a list of finite scales > 0, got {scales}.")
         rank = np.array([self.spectrum.count(scale) for scale in scales])
         rest = np.maximum(self.spectrum.dim - (self.orbit or 0) - rank, 0)
         counts, errors = zip(*(self._counts(scale) for scale in scales), strict=True)
+        known = 1.0 if self.spectrum.row_share == 1 else np.nan  # the rank of some rows bounds nothing
         return OrderSpectrum(
             scales=scales,
             distances=1 / np.sqrt(self.nbeta * scales),
             rank=rank,
             rank_stderr=np.array([self.spectrum.count_stderr(scale) for scale in scales]),
-            lower=rank / 2,
-            upper=rank / 2 + rest / 4,
+            lower=known * rank / 2,
+            upper=known * (rank / 2 + rest / 4),
             effective_dimension=np.array([2 * self.spectrum.quad(scale) for scale in scales]),
             orbit=self.orbit,
             counts=np.stack(counts),

@@ -12,6 +12,7 @@ be local then.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -59,7 +60,13 @@ def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) ->
     posterior, limit, confirmed = request.local_posterior, LOCAL, False
     raises_gamma = request.chooses_gamma and request.localization is None
     num_pilots = _FEW_PILOTS if request.price.costly else _PILOTS
-    settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
+    settings_of = partial(
+        settings_from_curvature,
+        largest=request.spectrum.largest,
+        num_steps=plan.num_steps,
+        relaxations=plan.relaxations,
+    )
+    settings = settings_of(posterior)
     pilots: list[Pilot] = []
     for pilot_key in jax.random.split(key, num_pilots):
         posterior = posterior.with_scale(gamma=settings.gamma)
@@ -73,7 +80,7 @@ def run_pilots(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan) ->
             break
         if raises_gamma:
             posterior = posterior.with_scale(gamma=2 * settings.gamma)
-            settings = settings_from_curvature(posterior, request.spectrum.largest, plan.num_steps)
+            settings = settings_of(posterior)
         else:
             if not request.price.costly:
                 limit = FAR  # a step too large keeps chains away from stiff places, so a smaller one has to confirm

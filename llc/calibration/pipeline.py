@@ -92,7 +92,6 @@ def calibrate(
     require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_flag("progress", progress, optional=True)
-    check_key(key)
     check_posterior(posterior)
     asked = RequestedLengths(
         num_chains=num_chains,
@@ -147,6 +146,8 @@ def calibrate_for(
     tell(gamma_found(request, at_center.gamma))
     batch = plan_batch(request, at_center)
     plan = plan_length(request, batch, at_center)
+    if price.costly:
+        plan = plan._replace(**length._asdict())  # where pilots are left to choose γ, it is the one that was told
     if sampler is None or request.needs_pilots:
         found, batch = _pilots(key, request, batch, plan)
         tell(pilot_found(found))

@@ -45,12 +45,14 @@ class Plan(NamedTuple):
         overhead_bound: whether the run may be made longer: a step costs little more than its overhead, and neither the
             sampler nor a number of steps was given.
         costly: the lengths of a costly model, from what steps and draws cost; None of others.
+        relaxations: T εγ over `num_steps`, from which γ is set.
     """
 
     num_steps: int
     max_length_factor: int
     overhead_bound: bool
     costly: RunLengths | None = None
+    relaxations: float = RELAXATIONS
 
 
 def within_budget(posterior: LocalPosterior, asked: RequestedLengths, sampler: Sampler | None) -> RequestedLengths:

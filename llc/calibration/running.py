@@ -20,7 +20,6 @@ from llc.calibration.record import Calibration
 from llc.calibration.telling import say
 from llc.sampling.chains import Chains
 from llc.sampling.observable import Observable
-from llc.sampling.standing import Interrupted
 
 Observables = Mapping[str, Callable[..., Any] | Observable] | None
 
@@ -30,11 +29,19 @@ _TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 
 
 
 class Place(NamedTuple):
-    """Where chains run and are kept, and what is recorded beside the loss."""
+    """Where chains run and are kept, and what is recorded beside the loss.
+
+    Attributes:
+        store: None keeps nothing.
+        mesh: devices to spread chains over.
+        observables: as of `llc.sample`.
+        under_way: the chains that were begun, with their calibrations.
+    """
 
     store: Store | None = None
     mesh: Mesh | None = None
     observables: Observables = None
+    under_way: tuple[tuple[Calibration, Chains], ...] | list[tuple[Calibration, Chains]] = ()
 
 
 class Run(NamedTuple):
@@ -43,18 +50,6 @@ class Run(NamedTuple):
     calibration: Calibration
     chains: Chains
     report: Report
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C while the draws of an estimate were made, of which there are some.
-
-    Attributes:
-        report: on the draws so far.
-    """
-
-    def __init__(self, report: Report, message: str):
-        super().__init__(message)
-        self.report = report
 
 
 def draw_cool_enough(
@@ -96,7 +91,9 @@ def _start(
         store=place.store and place.store.run(name),
         mesh=place.mesh,
     )
-    _draw(chains, max(lengths.num_draws, chains.asked), calibration, bounds, progress=progress)
+    if isinstance(place.under_way, list):
+        place.under_way.append((calibration, chains))
+    _draw(chains, max(lengths.num_draws, chains.asked), calibration, progress=progress)
     return Run(calibration, chains, _report(chains, calibration, bounds))
 
 
@@ -112,24 +109,21 @@ def _report(chains: Chains, calibration: Calibration, bounds: Bounds | None) -> 
     return result
 
 
-def _draw(
-    chains: Chains, num_draws: int, calibration: Calibration, bounds: Bounds | None, *, progress: bool | None
-) -> None:
-    """Draws of a run, up to `num_draws` of a chain.
+def report_so_far(place: Place, bounds: Bounds | None) -> Report | None:
+    """On the draws of a run that was cut short; None where there are none.
 
-    Raises:
-        Stopped: on Ctrl-C, if there are draws by then.
+    Args:
+        place: of the run.
+        bounds: as of `llc.report`.
     """
-    try:
-        _draw_and_tell(chains, num_draws, calibration, progress=progress)
-    except Interrupted as stop:
-        if not chains.num_drawn:
-            raise
-        raise Stopped(_report(chains, calibration, bounds), str(stop)) from None
+    for calibration, chains in reversed(place.under_way):
+        if chains.num_drawn:
+            return _report(chains, calibration, bounds)
+    return None
 
 
-def _draw_and_tell(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
-    """Where draws take long, λ̂ so far is told as they come in."""
+def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
+    """Draws of a run, up to `num_draws` of a chain; where each takes long, λ̂ so far is told as they come in."""
     if not calibration.costly or progress is False:
         chains.draw_until(num_draws, progress=progress)
         return
@@ -158,7 +152,7 @@ def extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, prog
         target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
     most = calibration.lengths.max_draws(_MAX_FACTOR)
     while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
-        _draw(chains, min(done + more, most), calibration, bounds, progress=progress)
+        _draw(chains, min(done + more, most), calibration, progress=progress)
         result = _report(chains, calibration, bounds)
     return result
 

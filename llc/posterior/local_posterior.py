@@ -269,12 +269,12 @@ class LocalPosterior(eqx.Module):
             return False
 
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
-        """Mean loss over `batch`, or over all the data."""
+        """Mean loss over `batch`, or over all the data; of a stream, its resident rows."""
         mean = jnp.mean(self.loss_fn(params, self.data if batch is None else batch))
         return mean if self.whole is None else mean + jnp.asarray(self.whole.added(self._select(params)), mean.dtype)
 
     def init_loss(self, rows: Int[np.ndarray, "row"] | None = None) -> float:
-        """L(w*) over all the data, or over the `rows` of these numbers, evaluated and accumulated in float64."""
+        """L(w*) over all the data, or the `rows` of these numbers, in float64; of a stream, over its resident rows."""
         with float64():
             data = self.data if rows is None else jax.tree.map(lambda x: x[rows], self.data)
             return mean_loss(self.loss_fn, as_float64(self.center), data, as_float64)

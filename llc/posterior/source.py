@@ -5,6 +5,8 @@ what all batches have in common.
 """
 
 import inspect
+import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -15,6 +17,8 @@ from jaxtyping import PyTree
 from llc.posterior.mask import path_name
 from llc.posterior.validation import native
 
+_opening = threading.Lock()
+
 Source = Iterable[PyTree] | Callable[..., Iterable[PyTree]]
 
 
@@ -22,7 +26,9 @@ def check_source(source: Any) -> None:
     """Raises ValueError if `source` is no iterable of batches and no function that returns one."""
     if is_function(source):
         return
-    if isinstance(source, dict | str | bytes) or not hasattr(source, "__iter__"):
+    arrays = isinstance(source, dict | str | bytes) or _is_array(source)
+    arrays |= isinstance(source, tuple) and len(source) > 0 and all(map(_is_array, source))
+    if arrays or not hasattr(source, "__iter__"):
         raise ValueError(
             f"source needs to be an iterable of batches, or a function that returns one, got {type(source).__name__}; "
             "arrays need no reading: give them to LocalPosterior as they are."
@@ -38,6 +44,10 @@ def check_repeatable(source: Any) -> None:
             "pass; give the loader itself, or the function that makes it: llc.stream(make_batches) instead of "
             "llc.stream(make_batches())."
         )
+
+
+def _is_array(source: Any) -> bool:
+    return hasattr(source, "shape") and hasattr(source, "dtype")
 
 
 def is_function(source: Any) -> bool:
@@ -60,6 +70,7 @@ def takes_number(source: Any) -> bool:
 
 def open_pass(source: Any, number: int) -> Iterator[PyTree]:
     """The batches of one pass, as NumPy arrays; `number` chooses their order where the source takes one."""
+    given = source
     if is_function(source):
         source = source(number) if takes_number(source) else source()
         if not hasattr(source, "__iter__"):
@@ -67,9 +78,13 @@ def open_pass(source: Any, number: int) -> Iterator[PyTree]:
                 "source needs to return an iterable of batches where it is a function, got "
                 f"{type(source).__name__}; yield the batches, or return a loader."
             )
-    elif takes_number(source):
+    if not takes_number(source) or is_function(given):
+        return (as_arrays(batch) for batch in source)
+    with _opening:  # an iterator may ask for the number at its first batch only, and threads share a source
         source.set_epoch(number)
-    return (as_arrays(batch) for batch in source)
+        iterator = iter(source)
+        first = list(itertools.islice(iterator, 1))
+    return (as_arrays(batch) for batch in itertools.chain(first, iterator))
 
 
 def as_arrays(batch: PyTree) -> PyTree:

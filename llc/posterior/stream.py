@@ -42,15 +42,17 @@ class Stream:
         self.source, self.weights, self.num_data = source, weights, num_data or 0
         self.mean_weight = 1.0
         self.known: dict[Hashable, Any] = {}
-        sample, total = Reservoir(num_resident), 0.0
-        first = next(self.batches(0), None)
+        sample, total = Reservoir(min(num_resident, num_data or num_resident)), 0.0
+        first = next((batch for batch in self.batches(0) if not _is_empty(batch)), None)
         if first is None:
-            raise ValueError("source needs at least one batch, got none.")
+            raise ValueError("source needs at least one batch with rows, got none.")
         self.form, self.batch_rows = Form(first), len(jax.tree.leaves(first)[0])
         for batch in self.rows_of_pass(0, num_data):
             sample.add(batch, self.form)
             if isinstance(batch, WeightedRows):
                 total += _checked_sum(np.asarray(batch.weights))
+        if sample.count < 2:
+            raise ValueError(f"source needs n >= 2 rows, got {sample.count}; n / log n is not defined for one.")
         self.num_data, self.resident = sample.count, sample.rows()
         if weights is not None:
             self.mean_weight = _checked_mean(total, sample.count)
@@ -78,6 +80,8 @@ class Stream:
         count = 0
         for batch in self.batches(number):
             rows = self.form.num_rows(batch, count)
+            if not rows:
+                continue
             if num_data is not None and count + rows >= num_data:
                 left = num_data - count
                 yield batch if left == rows else jax.tree.map(lambda x: x[:left], batch)  # noqa: B023
@@ -191,6 +195,11 @@ def given_data(data: PyTree, weights: PyTree) -> Given:
         raise ValueError("weights need to be None where data are a stream; give llc.stream(source, weights=fn).")
     rows, own = (*data.resident,) if isinstance(data.resident, WeightedRows) else (data.resident, None)
     return Given(rows, None if data.fits else data, data.num_data, own, normalized=True)
+
+
+def _is_empty(batch: PyTree) -> bool:
+    """Whether a batch is of arrays without rows."""
+    return any(np.ndim(leaf) and not len(leaf) for leaf in jax.tree.leaves(batch))
 
 
 def _numbers(weights: Any) -> np.ndarray:

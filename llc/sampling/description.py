@@ -116,7 +116,8 @@ class Description:
         if lengths.step_energies:
             settings["step_energies"] = True
         if weights is not None:  # rows of equal weight that would have the same error of a mean (Kish 1965)
-            settings["effective_rows"] = float(np.sum(weights) ** 2 / np.sum(weights**2))
+            share = float(np.mean(weights) ** 2 / np.mean(weights**2))
+            settings["effective_rows"] = share * self.given.num_data  # of a stream, from its resident rows
         if self.windows is not None:
             settings["stream"] = self.windows.settings(self.posterior.num_data)
         if self.measure.observables:

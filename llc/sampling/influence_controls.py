@@ -88,6 +88,11 @@ def _check(posterior: LocalPosterior, spectrum: Spectrum) -> None:
             f"{posterior.num_params:,} and {'one' if posterior.per_example else 'a mean'}; take llc.influence without "
             "controls."
         )
+    if posterior.stream is not None:
+        raise ValueError(
+            "influence_controls needs the gradient over all the data in every draw, got a stream; read the data into "
+            "arrays (llc.read_batches), or take llc.influence without controls."
+        )
     if posterior.weights is not None:
         raise ValueError(
             "influence_controls needs a posterior without weights, whose losses per example are those of loss_fn; take "

@@ -47,8 +47,8 @@ def check_stream(posterior: LocalPosterior, sampler: Sampler, lengths: RunLength
     num_resident = posterior.resident().num_data
     if sampler.needs_full_batch:
         raise ValueError(
-            f"{type(sampler).__name__} needs the full data in every step, got a stream; take SGLD, read the data into "
-            "arrays by llc.read_batches, or sample posterior.resident(), whose data are the resident rows."
+            f"{type(sampler).__name__} needs the full data in every step, got a stream; take SGLD, or read the data "
+            "into arrays by llc.read_batches."
         )
     if lengths.step_energies:
         raise ValueError(

@@ -76,7 +76,10 @@ class Plan:
 
     def lengths_for(self, settings: Mapping[str, Any]) -> RunLengths:
         """The lengths of an item, with its own where it has some."""
-        return replace(self.lengths, **{name: settings[name] for name in _OF_ITEM if name in settings})
+        own = {name: settings[name] for name in _OF_ITEM if name in settings}
+        if "sampler" in settings:  # its steps may have no energies
+            own["step_energies"] = False
+        return replace(self.lengths, **own)
 
     def sampler_for(self, posterior: LocalPosterior, largest: float, *, slower: int = 1) -> Sampler:
         """SGLD with the step that a curvature allows.

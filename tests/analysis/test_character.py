@@ -215,3 +215,15 @@ def test_a_sampler_that_leaves_a_basin(gamma, name):
     if name == "left the basin":
         assert report.verdict == "UNRESOLVED"
         assert report.character.evidence.reference > 0.9
+
+
+def test_chains_that_still_move_away_say_nothing_of_the_degree():
+    """x·∇U of the steps before a draw, and ‖x‖² of the draw: in many dimensions the lag looks like a plateau."""
+    gamma, curvatures = 30.0, np.full(200, 0.01)
+    settled = quadratic(curvatures, gamma)
+    assert character(settled).evidence.degree == pytest.approx(2)
+    moving = settled.copy()
+    moving["sample_stats"]["virial"] = moving["sample_stats"]["virial"] * 0.9  # as if ‖x‖ had been 5 % smaller
+    found = character(moving)
+    assert found.evidence.degree < 0
+    assert found.name != "left the basin"

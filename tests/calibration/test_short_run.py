@@ -1,5 +1,7 @@
 """γ of a run that a budget cuts short, on a quadratic whose λ̂ is known at every γ."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,15 @@ def test_what_was_given_is_kept():
     assert costly_length(other).relaxations == RELAXATIONS
     nuts = Request(decaying(), llc.NUTS(), asked.asked, asked.lengths, asked.spectrum, COSTLY)
     assert costly_length(nuts).num_steps == costly_length(asked).num_steps, "the rows were given"
+
+
+def test_the_run_has_that_gamma_without_eigenvectors_too():
+    """Where no localization is found, pilots choose γ; they may only raise it."""
+    given = dataclasses.replace(llc.spectrum(decaying()), vectors=None)
+    asked = RequestedLengths(num_chains=CHAINS, budget=200)
+    found = calibrate_for(jax.random.key(0), decaying(), None, asked, COSTLY, spectrum=given, progress=False)
+    expected = gamma(Request(decaying(), None, asked, asked, given, COSTLY))
+    assert found.pilots[0].gamma == pytest.approx(expected)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Data that are a stream: what is read, what stays, what is refused."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -161,3 +162,31 @@ def test_a_source_that_is_used_up_is_found_out():
 def test_a_posterior_says_how_a_stream_is_given(data, settings, said):
     with pytest.raises(ValueError, match=said):
         sources.regression(data, **settings)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (np.zeros((100, 8)), "arrays need no reading"),
+        ((np.zeros((10, 2)), np.zeros(10)), "arrays need no reading"),
+        (lambda: iter([np.zeros((1, 2))]), "n >= 2"),
+        (lambda: iter([np.zeros((0, 2))]), "batch with rows"),
+    ],
+    ids=["array", "tuple of arrays", "one row", "no rows"],
+)
+def test_what_is_no_source_of_rows_is_refused(source, told):
+    with pytest.raises(ValueError, match=told):
+        llc.stream(source)
+
+
+def test_batches_without_rows_are_left_out():
+    rows = np.arange(20.0, dtype=np.float32).reshape(10, 2)
+    found = llc.stream(lambda: iter([rows[:0], rows[:6], rows[:0], rows[6:]]), resident=10**8, n=10)
+    np.testing.assert_array_equal(found.resident, rows)
+
+
+def test_controls_of_influence_are_refused():
+    data = llc.stream(lambda: (np.full((10, 1), float(i), np.float32) for i in range(10)), resident=20)
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * ((w - x) ** 2).sum(axis=1), jnp.full(1, 4.5), data, gamma=1.0)
+    with pytest.raises(ValueError, match="got a stream"):
+        llc.influence_controls(posterior, llc.spectrum(posterior.resident()), {"all": posterior.data})

@@ -83,6 +83,8 @@ class FeatureBasis:
         return 1 / np.sum(self.unit_shares**2, axis=1)
 
     def __str__(self) -> str:
+        if not self.rank:
+            return f"0 features of {self.dim} params: to first order the outputs do not change with them"
         shares = {path: float(self.sizes @ share / self.sizes.sum()) for path, share in self.layer_shares.items()}
         return (
             f"{self.rank} features of {self.dim} params, participation {self.participation:.3g}, sizes "

@@ -62,7 +62,11 @@ class FrequencyContent:
     def mean_frequency(self) -> float:
         """Σ |κ| E_κ / Σ E_κ; nan for a constant function."""
         total = float(self.energy.sum())
-        return float(self.magnitudes @ self.energy) / total if total else float("nan")
+        return float(self.magnitudes @ self.energy) / total if total > self._roundoff else float("nan")
+
+    @property
+    def _roundoff(self) -> float:
+        return (64 * np.finfo(np.float64).eps) ** 2 * self.total
 
     @property
     def shares(self) -> Float[np.ndarray, "frequency"]:
@@ -74,6 +78,8 @@ class FrequencyContent:
         return float(self.shares[self.magnitudes > frequency].sum())
 
     def __str__(self) -> str:
+        if not self.energy.sum() > self._roundoff:
+            return f"{len(self.energy)} frequencies, a constant function"
         top = int(np.argmax(self.energy))
         return (
             f"{len(self.energy)} frequencies, mean {self.mean_frequency:.4g}; most energy at |κ| = "

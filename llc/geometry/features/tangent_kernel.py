@@ -149,7 +149,9 @@ def _labels(labels: object, num_inputs: int, output_shape: tuple[int, ...]) -> F
         values = np.asarray(labels, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"labels need to be an array of real numbers, got {type(labels).__name__}.") from error
-    if values.size != int(np.prod(wanted)) or values.shape[:1] != (num_inputs,):
+    num_outputs = int(np.prod(output_shape))
+    accepted = {wanted, (num_inputs, num_outputs)} | ({(num_inputs,)} if num_outputs == 1 else set())
+    if values.shape not in accepted:
         raise ValueError(
             f"labels need the shape of the outputs, {wanted}, got {values.shape}; give classes as one-hot rows "
             "(jax.nn.one_hot)."
