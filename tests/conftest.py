@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 
 import jax
 import pytest
@@ -16,6 +17,10 @@ _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(_CACHE), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+# A shell lets its background jobs ignore Ctrl-C, which some tests send to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tracing makes objects by the million and hardly any cycle: a collection every 700 of them is a tenth of its time.
 gc.freeze()
