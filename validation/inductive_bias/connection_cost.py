@@ -83,9 +83,9 @@ def main() -> None:
         strength = strongest(good, cost, settings.strengths, fits=settings.fits, num_starts=len(settings.seeds))
         found += f"\n  {cost}, strength {strength:g}:"
         for name, title in MEASURES.items():
-            found_change = changes[f"{cost} {name}"] = change(good, cost, strength, name)
-            parts.append(sign_part(found_change, SIGNS[name]))
-            found += f" {title} {interval(found_change)} {verdict(parts[-1:])}" + ("," if name != "llc" else "")
+            moved = changes[f"{cost} {name}"] = change(good, cost, strength, name)
+            parts.append(sign_part(moved, SIGNS[name]))
+            found += f" {title} {interval(moved)} {verdict(parts[-1:])}" + ("," if name != "llc" else "")
     found += (
         f"\nRank correlations over the {len(fitting)} of {len(good)} networks that fit (test loss < {settings.fits:g}):"
     )
@@ -123,7 +123,7 @@ def run(case: str, settings: Settings) -> Row:
         "train": float(networks.mean_loss(params, data)),
         "test": float(networks.mean_loss(params, test)),
         "connections": int(sum(np.count_nonzero(w) for w in params.values() if w.ndim == 2)),
-        "weights_modularity": _modularity(params),
+        "weights_modularity": weights_modularity(params),
         "modularity": basis.modularity,
         "rank": basis.rank,
         "features": int(np.sum(basis.sizes > settings.gamma / settings.nbeta)),
@@ -166,7 +166,7 @@ def _lengths(shape: tuple[int, int]) -> Float[np.ndarray, "in out"]:
     return np.hypot(sources[:, None] - targets, 1.0)
 
 
-def _modularity(params: Params) -> float:
+def weights_modularity(params: Params) -> float:
     """Of the graph whose nodes are inputs and units, and whose edges are |w|."""
     weights = [np.abs(w) for w in params.values() if w.ndim == 2]
     ends = np.cumsum([0, len(weights[0]), *(w.shape[1] for w in weights)])
