@@ -1,8 +1,10 @@
 """Does a cost of connections make a network simpler, and does λ̂ see it?
 
-Trains one tanh network on a small noisy regression under L2 regularization of growing strength, and looks at the
-function that each learnt: the targets of the posterior are the network's own outputs. So each network is a minimum of
-loss zero, and λ̂ is that of its function, without the regularizer. Saves a figure; about a minute on two cores.
+Trains one tanh network on a task of two separate parts, with an L1 cost on its weights of growing strength, and looks
+at the function that each learnt: the targets of the posterior are the network's own outputs. So each network is a
+minimum of loss zero, and λ̂ is that of its function, without the cost. The study, with other costs and many starts, is
+`validation/inductive_bias/connection_cost.py`, and what it found is told in docs/simplicity.md. Saves a figure; about
+a minute on two cores.
 
     uv run python examples/connection_cost.py --hidden 12
 """
@@ -24,90 +26,78 @@ import llc
 class Settings:
     """What can be set, each as a flag of the same name."""
 
+    strengths: tuple[float, ...] = (0.0, 1e-3, 1e-2)
     hidden: int = 8
-    num_data: int = 200
-    train_steps: int = 2000  # of L-BFGS on all data, to a minimum of the regularized loss
-    nbeta: float = 1e5  # far above n / log n, for a look from near the zero set; the same for all
-    gamma: float = 100.0  # localization; the same for all
+    num_data: int = 100
+    train_steps: int = 3000  # of Adam with all data, its step falling to zero
+    nbeta: float = 1e4
+    gamma: float = 100.0
     num_draws: int = 400  # of NUTS, a chain
     seed: int = 0
-    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2)  # of (strength / 2) ‖w‖², in the unit of the loss
     out: Path = Path("connection_cost.png")
 
 
-Found = dict[float, tuple[llc.BehavioralGradients, llc.Report]]  # by strength
+Found = dict[float, tuple[llc.FeatureBasis, llc.Report]]  # by strength
 Params = dict[str, jax.Array]
 
 
 def main(settings: Settings) -> Found:
     rng = np.random.default_rng(settings.seed)
-    inputs = rng.normal(size=(settings.num_data, 3)).astype(np.float32)
-    targets = np.tanh(2 * inputs[:, 0]) - np.tanh(inputs[:, 1] + inputs[:, 2]) + 0.1 * rng.normal(size=len(inputs))
-    shapes = {"in": (3, settings.hidden), "shift": (settings.hidden,), "out": (settings.hidden,), "bias": ()}
-    start = {name: (rng.normal(size=shape) / np.sqrt(3)).astype(np.float32) for name, shape in shapes.items()}
+    inputs = np.float32(rng.uniform(-1, 1, size=(settings.num_data, 4)))
+    targets = np.stack([np.sin(3 * inputs[:, 0]) + inputs[:, 1], np.sin(3 * inputs[:, 2]) + inputs[:, 3]], axis=1)
+    start = {"in": rng.normal(size=(4, settings.hidden)) / 2, "out": rng.normal(size=(settings.hidden, 2)) / 3}
     found, scale = {}, settings.gamma / settings.nbeta
-    print(f"γ/nβ = {scale:.2g}; features: rank G, of them above γ/nβ, sum of their sizes σ²/n")
-    print("strength  data loss  units  features            λ̂  λ_quad         bounds")
     keys = jax.random.split(jax.random.key(settings.seed), len(settings.strengths))
     for key, strength in zip(keys, settings.strengths, strict=True):
-        params = train(start, (inputs, targets), strength, settings.train_steps)
-        gradients = llc.behavioral_gradients(predict, params, inputs)
+        params = train(jax.tree.map(np.float32, start), (inputs, targets), strength, settings.train_steps)
         learnt = inputs, predict(params, inputs)
         posterior = llc.LocalPosterior(loss_fn, params, learnt, nbeta=settings.nbeta, gamma=settings.gamma)
         report = llc.estimate(key, posterior, sampler=llc.NUTS(), num_warmup=200, num_draws=settings.num_draws)
-        found[strength] = gradients, report
-        units = llc.unit_states(gradients, {"in": 1, "shift": 0}, {"out": 0}, tolerance=1e-2).num_distinct
-        features = f"{gradients.rank:4} {gradients.num_features(scale):4} {gradients.feature_sizes.sum():7.3f}"
+        basis = llc.feature_basis(predict, params, inputs)
+        found[strength] = basis, report
         print(
-            f"{strength:8.0e} {loss_fn(params, (inputs, targets)).mean():10.5f} {units:6} {features} "
-            f"{report.llc.value:6.2f} ± {report.llc.mcse:.2f} "
-            f"{report.quad:6.2f}  [{report.bounds.lower:5.4g}, {report.bounds.upper:5.4g}]  {report.verdict} "
-            f"{', '.join(check.name for check in report.failed)}"
+            f"cost {strength:g}: loss {loss_fn(params, (inputs, targets)).mean():.4f}, {np.sum(basis.sizes > scale)} "
+            f"features above γ/nβ = {scale:g}, modularity {basis.modularity:.2f}, λ̂ {report.llc.value:.2f} ± "
+            f"{report.llc.mcse:.2f}, λ_quad {report.quad:.2f}; {report.verdict}"
         )
-    trends = zip(*[(g.rank, g.feature_sizes.sum(), r.llc.value) for g, r in found.values()], strict=True)
-    for name, values in zip(("rank G", "the size of the features", "λ̂"), trends, strict=True):
-        print(f"{name}: from {values[0]:.4g} to {values[-1]:.4g}; falls at every step: {(np.diff(values) < 0).all()}")
     draw(found, scale).savefig(settings.out, dpi=150)
     return found
 
 
 def predict(params: Params, inputs: jax.Array) -> jax.Array:
-    return jnp.tanh(inputs @ params["in"] + params["shift"]) @ params["out"] + params["bias"]
+    return jnp.tanh(inputs @ params["in"]) @ params["out"]
 
 
 def loss_fn(params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    return 0.5 * (predict(params, batch[0]) - batch[1]) ** 2
+    return 0.5 * jnp.sum((predict(params, batch[0]) - batch[1]) ** 2, axis=1)
 
 
 def train(params: Params, data: tuple[jax.Array, jax.Array], strength: float, num_steps: int) -> Params:
     def cost(params: Params) -> jax.Array:
-        return loss_fn(params, data).mean() + 0.5 * strength * optax.tree.norm(params, squared=True)
+        return loss_fn(params, data).mean() + strength * sum(jnp.sum(jnp.abs(w)) for w in params.values())
 
     def step(_: int, carry: tuple) -> tuple:
-        params, state = carry
-        value, grad = optax.value_and_grad_from_state(cost)(params, state=state)
-        updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=cost)
-        return optax.apply_updates(params, updates), state
+        updates, state = optimizer.update(jax.grad(cost)(carry[0]), carry[1])
+        return optax.apply_updates(carry[0], updates), state
 
-    optimizer = optax.lbfgs()
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, num_steps))
     return jax.jit(lambda p: jax.lax.fori_loop(0, num_steps, step, (p, optimizer.init(p)))[0])(params)
 
 
 def draw(found: Found, scale: float) -> Figure:
-    left, right = (fig := Figure(figsize=(10, 4.2), layout="constrained")).subplots(1, 2)
-    strengths, (gradients, reports) = list(found), zip(*found.values(), strict=True)
-    for strength, (g, _) in found.items():
-        sizes = g.feature_sizes[: g.rank]
-        left.semilogy(np.arange(1, len(sizes) + 1), sizes, "o-", ms=4, label=f"{strength:g}: {len(sizes)}")
-    left.axhline(scale, color="#6E6E6E", ls="--", label="γ/nβ, seen by the sampler")
-    left.set(title="Independent features", xlabel="index", ylabel="size σ²/n")
-    left.legend(title="strength: rank G", fontsize=9)
-    errors = [2 * report.llc.mcse for report in reports]
-    right.errorbar(strengths, [report.llc.value for report in reports], errors, fmt="o-", capsize=3, label="λ̂ ± 2 mcse")
-    right.plot(strengths, [report.quad for report in reports], "s--", label=r"$\lambda_\mathrm{quad}$")
-    right.plot(strengths, [g.rank / 2 for g in gradients], "^:", color="#6E6E6E", label="rank G / 2")
-    right.set(xscale="log", ylim=(0, None), title="Learning coefficient", xlabel="strength of the regularizer")
-    right.legend(fontsize=9)
+    ax, llcs = (fig := Figure(figsize=(9, 4), layout="constrained")).subplots(1, 2)
+    for strength, (basis, _) in found.items():
+        ax.semilogy(np.arange(1, basis.rank + 1), basis.sizes, "o-", ms=3, label=f"cost {strength:g}")
+    ax.axhline(scale, color="#6E6E6E", ls="--", label="γ/nβ, seen by the sampler")
+    ax.set(title="Independent features", xlabel="index", ylabel="size σ", ylim=(1e-8, None))
+    estimates = [report.llc for _, report in found.values()]
+    errors = [2 * estimate.mcse for estimate in estimates]
+    llcs.errorbar(range(len(found)), [x.value for x in estimates], errors, fmt="o", capsize=3, label="λ̂ ± 2 mcse")
+    llcs.plot(range(len(found)), [report.quad for _, report in found.values()], "s", mfc="none", label="λ_quad")
+    llcs.set_xticks(range(len(found)), [f"{strength:g}" for strength in found])
+    llcs.set(title="Learning coefficient", xlabel="strength of the cost", ylim=(0, None))
+    ax.legend(fontsize=9)
+    llcs.legend(fontsize=9)
     return fig
 
 

@@ -7,10 +7,25 @@ import sys
 import jax
 import numpy as np
 import pytest
-from inductive_bias.networks import init, mean_loss, paired_interval, step
-from inductive_bias.verdict import FAILS, HOLDS, UNDECIDED, headline, verdict
+import scipy.stats
+from inductive_bias import connection_cost, explicit_penalties, simplicity_bias
+from inductive_bias.networks import adam, init, mean_loss, paired_interval, predict, step
+from inductive_bias.penalized import change, rank_correlation, strongest
+from inductive_bias.verdict import FAILS, HOLDS, UNDECIDED, headline, sign_part, verdict
 
-STUDIES = ("edge_of_stability", "information", "label_noise", "spectral_bias", "step_size", "tangent_alignment")
+import llc
+
+STUDIES = (
+    "connection_cost",
+    "edge_of_stability",
+    "explicit_penalties",
+    "information",
+    "label_noise",
+    "simplicity_bias",
+    "spectral_bias",
+    "step_size",
+    "tangent_alignment",
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +56,108 @@ def test_a_step_of_gradient_descent_lowers_the_loss():
     moved = step(lambda w: mean_loss(w, data), params, 0.1)
     assert mean_loss(moved, data) < mean_loss(params, data)
     assert mean_loss(step(lambda w: mean_loss(w, data), params, -0.1), data) > mean_loss(params, data)
+
+
+def test_adam_reaches_the_minimum_of_a_quadratic():
+    params = adam(lambda w, _: jax.numpy.sum((w["x"] - 2) ** 2), {"x": np.zeros(3)}, jax.random.key(0), 500, 0.05)
+    np.testing.assert_allclose(params["x"], 2, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("found", "sign", "part"),
+    [
+        ((-1.0, -2.0, -0.1), -1, True),
+        ((-1.0, -2.0, -0.1), 1, False),
+        ((0.0, -1.0, 1.0), 1, None),
+        ((1.0, 0.1, 2.0), 1, True),
+    ],
+    ids=["falls as claimed", "falls against the claim", "covers zero", "rises as claimed"],
+)
+def test_a_part_of_a_claim_needs_a_whole_interval(found, sign, part):
+    assert sign_part(found, sign) is part
+
+
+def _rows() -> list[dict]:
+    """Two penalties at two strengths, 20 starts; the strength moves both measures, the start only the first."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(20):
+        for penalty, strength in (("none", 0.0), ("a", 1.0), ("a", 2.0), ("b", 1.0)):
+            first = 10 * strength + rng.normal()
+            row = {"first": first, "second": -10 * strength + rng.normal(), "test": strength, "twice": 2 * first}
+            rows.append(row | {"penalty": penalty, "strength": strength, "seed": seed})
+    return rows
+
+
+def test_rank_correlations_are_spearmans_and_drop_what_the_penalties_explain():
+    rows = _rows()
+    value, low, high = rank_correlation(rows, "first", "second")
+    exact = scipy.stats.spearmanr([row["first"] for row in rows], [row["second"] for row in rows]).statistic
+    assert value == pytest.approx(exact)
+    assert low < value < high < -0.5
+    within = rank_correlation(rows, "first", "second", within=("penalty", "strength"))
+    assert within[1] < 0 < within[2], "nothing is left at one penalty and strength"
+    assert rank_correlation(rows, "first", "twice", within=("penalty", "strength"))[0] == pytest.approx(1)
+
+
+def test_the_change_by_a_penalty_is_taken_start_by_start():
+    mean, low, high = change(_rows(), "a", 2.0, "first")
+    assert low < 20 < high
+    assert abs(mean - 20) < 4 * np.sqrt(2 / 20)
+
+
+@pytest.mark.parametrize(("fits", "expected"), [(3.0, 2.0), (1.5, 1.0), (0.5, 1.0)], ids=["both", "one", "none fits"])
+def test_the_strongest_penalty_is_one_with_which_all_starts_fit(fits, expected):
+    rows = _rows()
+    assert strongest(rows, "a", (1.0, 2.0), fits=fits, num_starts=20) == expected
+    rows[2]["test"] = np.inf
+    assert strongest(rows, "a", (1.0, 2.0), fits=3.0, num_starts=20) == 1.0, "one start does not fit"
+
+
+def test_costs_of_connections_are_their_sums():
+    params = {"w0": np.array([[1.0, -2.0], [0.0, 3.0]]), "b0": np.ones(2), "w1": np.array([[2.0], [0.0]])}
+    assert connection_cost.connection_cost(params, "L1") == 8
+    assert connection_cost.connection_cost(params, "L2") == 9
+    assert connection_cost.connection_cost(params, "none") == 0
+    straight, across = 1.0, np.sqrt(2)  # units at ½ and 1½; the output at 1 is half a unit off
+    exact = 1 * straight + 2 * across + 3 * straight + 2 * np.hypot(0.5, 1)
+    assert connection_cost.connection_cost(params, "distance") == pytest.approx(exact)
+
+
+def test_separate_parts_have_the_modularity_of_two_groups():
+    apart = np.kron(np.eye(2), np.ones((3, 3)))
+    separate = {"w0": apart, "w1": np.kron(np.eye(2), np.ones((3, 1)))}
+    assert connection_cost.weights_modularity(separate) == pytest.approx(0.5)
+    mixed = {"w0": np.ones((6, 6)), "w1": np.ones((6, 2))}
+    assert connection_cost.weights_modularity(mixed) < 0.2
+
+
+@pytest.mark.parametrize("penalty", [name for name in explicit_penalties.PENALTIES if name != "label noise"])
+def test_a_penalty_of_strength_zero_is_none(penalty):
+    params = init(jax.random.key(0), (2, 4, 4, 1))
+    data = np.ones((5, 2), np.float32), np.zeros((5, 1), np.float32)
+    loss = explicit_penalties.penalized(params, data, 0.0, jax.random.key(1), penalty)
+    np.testing.assert_allclose(loss, mean_loss(params, data), rtol=1e-5)
+    more = explicit_penalties.penalized(params, data, 0.5, jax.random.key(1), penalty)
+    assert abs(more - loss) > 1e-3 * loss
+
+
+def test_the_gradient_penalty_is_the_geometric_complexity():
+    params = init(jax.random.key(0), (2, 4, 4, 1))
+    inputs = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    data = inputs, np.asarray(predict(params, inputs))
+    penalty = explicit_penalties.penalized(params, data, 2.0, jax.random.key(1), "gradient")
+    np.testing.assert_allclose(penalty, llc.geometric_complexity(predict, params, inputs).value, rtol=1e-4)
+    flat = explicit_penalties.penalized(params, data, 2.0, jax.random.key(1), "flatness")
+    sizes = llc.behavioral_gradients(predict, params, inputs).feature_sizes
+    np.testing.assert_allclose(flat, sizes.sum(), rtol=1e-4)
+
+
+def test_a_level_is_crossed_between_records():
+    assert simplicity_bias.crossing([1, 100], [0.0, 1.0], 0.5) == pytest.approx(10)
+    assert simplicity_bias.crossing([1, 10, 100], [0.0, 2.0, 3.0], 1.0) == pytest.approx(10**0.5)
+    assert simplicity_bias.crossing([1, 100], [0.0, 1.0], 2.0) is None
+    assert simplicity_bias.crossing([1, 100], [1.0, 2.0], 0.5) is None, "above it from the first record on"
 
 
 @pytest.mark.study

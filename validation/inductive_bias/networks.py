@@ -1,4 +1,4 @@
-"""What the studies share: a small network in plain arrays, gradient descent on it, and λ̂ of what was learnt."""
+"""What the studies share: small networks in plain arrays, descent on them, and λ̂ of what was learnt."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,12 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 
 import llc
 
 Params = dict[str, Array]
 Data = tuple[Array, Array]
+Interval = tuple[float, float, float]  # value, and the ends of its 95 % interval
 
 
 def init(key: Array, widths: tuple[int, ...], scale: float = 1.0) -> Params:
@@ -49,6 +51,20 @@ def step(loss: Callable[[Params], Array], params: Params, step_size: float | Arr
     return jax.tree.map(lambda w, g: w - step_size * g, params, jax.grad(loss)(params))
 
 
+def adam(
+    loss: Callable[[Params, Array], Array], params: Params, key: Array, num_steps: int, step_size: float
+) -> Params:
+    """After steps of Adam that fall to zero; `loss(params, key)` gets a new key at every step."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(step_size, num_steps))
+
+    def update(i: Array, carry: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
+        slope = jax.grad(loss)(carry[0], jax.random.fold_in(key, i))
+        updates, state = optimizer.update(slope, carry[1])
+        return jax.tree.map(jnp.add, carry[0], updates), state
+
+    return jax.lax.fori_loop(0, num_steps, update, (params, optimizer.init(params)))[0]
+
+
 class Measured(NamedTuple):
     """λ̂ ± mcse at one scale, and what the curvature says."""
 
@@ -72,7 +88,7 @@ def measure(key: Array, posterior: llc.LocalPosterior, *, num_draws: int = 500, 
     return Measured(float(estimate.value), float(estimate.mcse), float(quad), float(spectrum.largest), trace)
 
 
-def paired_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+def paired_interval(values: np.ndarray, seed: int = 0) -> Interval:
     """Mean over the seeds with its 95 % interval, by the bootstrap."""
     rng = np.random.default_rng(seed)
     means = np.mean(values[rng.integers(0, len(values), (4000, len(values)))], axis=1)

@@ -15,3 +15,14 @@ def verdict(parts: Sequence[bool | None]) -> str:
 def headline(parts: Sequence[bool | None], claim: str, found: str) -> str:
     """Verdict and claim in the first line, and below what was found."""
     return f"{verdict(parts)} — {claim}\n{found}\n"
+
+
+def sign_part(found: tuple[float, float, float], sign: int) -> bool | None:
+    """Whether all of an interval (value, low, high) has the claimed sign, all the other one, or neither."""
+    low, high = sorted(sign * end for end in found[1:])
+    return True if low > 0 else False if high < 0 else None
+
+
+def interval(found: tuple[float, float, float]) -> str:
+    """Value and interval as text."""
+    return f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}]"
