@@ -73,3 +73,18 @@ def test_a_sweep_follows_checkpoints_on_a_stream():
     for name, center in checkpoints.items():
         right = llc.LocalPosterior(sources.losses, center, [X, Y]).init_loss()
         assert float(table["loss"].sel(checkpoint=name)) == pytest.approx(right, rel=1e-9)
+
+
+@pytest.mark.parametrize("asked", [{"sampler": llc.NUTS()}, {"step_energies": True}], ids=["NUTS", "step_energies"])
+def test_what_a_stream_can_not_have_is_refused_before_the_work(asked):
+    """So that a spectrum, which would be the first thing to be made, is not."""
+    posterior = sources.regression(llc.stream(sources.Loader(), resident=99), gamma=None)
+    with pytest.raises(ValueError, match="got a stream"):
+        llc.calibrate(jax.random.key(0), posterior, budget=1, progress=False, **asked)
+
+
+def test_a_sampler_without_energies_of_steps_is_refused_before_the_work():
+    with pytest.raises(ValueError, match="step_energies needs a sampler"):
+        llc.calibrate(
+            jax.random.key(0), sources.regression([X, Y], gamma=None), sampler=llc.NUTS(), step_energies=True, budget=1
+        )

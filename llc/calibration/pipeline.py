@@ -39,7 +39,9 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.whole import on_resident_rows
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
+from llc.sampling.step_energies import check_step_energies
 from llc.sampling.validation import check_key, check_posterior
+from llc.sampling.windows import check_steps_of_stream
 
 
 def calibrate(
@@ -129,6 +131,10 @@ def calibrate_for(
         progress: as of `calibrate`.
     """
     given, posterior = posterior, on_resident_rows(posterior)
+    if given.stream is not None:
+        check_steps_of_stream(sampler, step_energies=asked.step_energies)
+    elif asked.step_energies and sampler is not None:
+        check_step_energies(posterior if posterior.gamma is not None else posterior.with_scale(gamma=1.0), sampler)
     _check_resident(posterior, asked)
     lengths = asked if price.costly else within_budget(posterior, asked, sampler)
     tell = partial(say, progress=progress if price.costly else False)
@@ -155,7 +161,8 @@ def calibrate_for(
         found = PilotResult(posterior.with_scale(gamma=at_center.gamma), sampler)
     calibration = _choose(request, batch, plan, found)
     doubled = batch.uses_control_variates
-    tell(lambda: run_forecast(calibration.lengths, posterior.num_data, price, doubled=doubled))
+    is_sample = request.is_sample
+    tell(lambda: run_forecast(calibration.lengths, posterior.num_data, price, doubled=doubled, is_sample=is_sample))
     scale = calibration.posterior.scale
     return replace(calibration, posterior=given.with_scale(nbeta=scale.nbeta, gamma=scale.gamma))
 

@@ -150,7 +150,7 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
     rate = at_center.step_size * at_center.gamma
     relaxed = min(math.ceil(2 / rate) if rate else _MOST_THINNING, _MOST_THINNING)
     work = None if asked.budget is None else asked.budget * OF_COSTLY_RUN / asked.num_chains
-    eval_size, cost = asked.eval_size, draw_cost(asked.eval_size, num_data)
+    eval_size, cost = asked.eval_size, draw_cost(asked.eval_size, num_data, is_sample=request.is_sample)
 
     def lengths(cost: float, eval_size: int | None) -> RunLengths:
         thinning = asked.thinning or _costly_thinning(relaxed, share, cost, work)
@@ -209,16 +209,24 @@ def step_cost(batch_size: int | None, num_data: int, *, doubled: bool) -> float:
     return (1.0 if batch_size is None else batch_size / num_data) * (2 if doubled else 1)
 
 
-def draw_cost(eval_size: int | None, num_data: int) -> float:
-    """Gradients over all the data that the evaluation of a draw costs."""
-    return 1.0 if eval_size is None else _SLOPES * eval_size / num_data
+def draw_cost(eval_size: int | None, num_data: int, *, is_sample: bool = False) -> float:
+    """Gradients over all the data that the evaluation of a draw costs.
+
+    Args:
+        eval_size: rows on which it is evaluated; None takes all.
+        num_data: of the data.
+        is_sample: whether those are the resident rows of a stream, on which a draw takes the slopes at w* too.
+    """
+    if eval_size is None and not is_sample:
+        return 1.0
+    return _SLOPES * (num_data if eval_size is None else eval_size) / num_data
 
 
-def run_cost(lengths: RunLengths, num_data: int, *, doubled: bool) -> float:
+def run_cost(lengths: RunLengths, num_data: int, *, doubled: bool, is_sample: bool = False) -> float:
     """Gradients over all the data that all chains of a run cost, the draws of the warm-up included."""
     steps = lengths.num_steps * step_cost(lengths.batch_size, num_data, doubled=doubled)
-    draws = (lengths.num_warmup_draws + lengths.num_draws) * draw_cost(lengths.eval_size, num_data)
-    return lengths.num_chains * (steps + draws)
+    of_draw = draw_cost(lengths.eval_size, num_data, is_sample=is_sample)
+    return lengths.num_chains * (steps + (lengths.num_warmup_draws + lengths.num_draws) * of_draw)
 
 
 def choose_num_draws(request: Request, plan: Plan) -> Choice[int]:

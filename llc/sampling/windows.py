@@ -45,16 +45,7 @@ def check_stream(posterior: LocalPosterior, sampler: Sampler, lengths: RunLength
     if stream is None:
         return lengths
     num_resident = posterior.resident().num_data
-    if sampler.needs_full_batch:
-        raise ValueError(
-            f"{type(sampler).__name__} needs the full data in every step, got a stream; take SGLD, or read the data "
-            "into arrays by llc.read_batches."
-        )
-    if lengths.step_energies:
-        raise ValueError(
-            "step_energies needs minibatches that are drawn independently of each other, got a stream, whose rows come "
-            "in passes; leave it False: draws are evaluated on the resident rows as before."
-        )
+    check_steps_of_stream(sampler, step_energies=lengths.step_energies)
     if lengths.eval_size is not None and lengths.eval_size > num_resident:
         raise ValueError(
             f"eval_size needs to be at most the {num_resident} resident rows, got {lengths.eval_size}; give "
@@ -69,6 +60,25 @@ def check_stream(posterior: LocalPosterior, sampler: Sampler, lengths: RunLength
         raise ValueError(f"a stream needs a run of one process, got {jax.process_count()}; give arrays.")
     rows = lengths.batch_size or min(stream.batch_rows, posterior.num_data)
     return replace(lengths, batch_size=int(rows))
+
+
+def check_steps_of_stream(sampler: Sampler | None, *, step_energies: bool | None) -> None:
+    """Raises ValueError where steps on a stream can't be what is asked for.
+
+    Args:
+        sampler: None leaves it to calibration.
+        step_energies: as of `sample`; None leaves it to calibration.
+    """
+    if sampler is not None and sampler.needs_full_batch:
+        raise ValueError(
+            f"{type(sampler).__name__} needs the full data in every step, got a stream; take SGLD, or read the data "
+            "into arrays by llc.read_batches."
+        )
+    if step_energies:
+        raise ValueError(
+            "step_energies needs minibatches that are drawn independently of each other, got a stream, whose rows come "
+            "in passes; leave it False: draws are evaluated on the resident rows as before."
+        )
 
 
 class Windows:
