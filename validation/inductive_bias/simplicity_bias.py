@@ -71,7 +71,8 @@ def main() -> None:
         f"λ̂ less that of networks that have only the complex feature: {interval(less)} {verdict(parts[1:2])} "
         f"({np.mean([p['llc'] for p in last]):.1f} and {np.mean(list(ends.values())):.1f}).\n"
         f"Simple feature wrong in {settings.wrong:.0%}: logarithm of the step at which λ̂ tells, less that at which "
-        f"the test loss tells, {_text(before['test'])} {verdict(parts[2:])}; the training loss, {_text(before['train'])}."
+        f"the test loss tells, {_text(before['test'])} {verdict(parts[2:])}; the training loss, "
+        f"{_text(before['train'])}."
     )
     claim = "networks use the simple feature and have less λ̂ for it, and λ̂ tells before the test loss what is learnt"
     points = [point | {"case": row["case"]} for row in good for point in row["points"]]
