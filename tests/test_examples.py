@@ -46,7 +46,6 @@ def test_reference():
 
 
 @pytest.mark.slow
-@pytest.mark.optimized
 def test_information_loss(tmp_path):
     """Features and λ̂ are the predicted numbers for the bits that are passed on."""
     example = _load("information_loss")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from inductive_bias import connection_cost, explicit_penalties, simplicity_bias
+from inductive_bias import connection_cost, explicit_penalties
 from inductive_bias.networks import adam, init, mean_loss, paired_interval, predict, step
 from inductive_bias.penalized import change, rank_correlation, strongest
 from inductive_bias.verdict import FAILS, HOLDS, UNDECIDED, headline, sign_part, verdict
@@ -21,7 +21,6 @@ STUDIES = (
     "explicit_penalties",
     "information",
     "label_noise",
-    "simplicity_bias",
     "spectral_bias",
     "step_size",
     "tangent_alignment",
@@ -157,13 +156,6 @@ def test_the_gradient_penalty_is_the_geometric_complexity():
     flat = explicit_penalties.penalized(params, data, 2.0, jax.random.key(1), "flatness")
     sizes = llc.behavioral_gradients(predict, params, inputs).feature_sizes
     np.testing.assert_allclose(flat, sizes.sum(), rtol=1e-4)
-
-
-def test_a_level_is_crossed_between_records():
-    assert simplicity_bias.crossing([1, 100], [0.0, 1.0], 0.5) == pytest.approx(10)
-    assert simplicity_bias.crossing([1, 10, 100], [0.0, 2.0, 3.0], 1.0) == pytest.approx(10**0.5)
-    assert simplicity_bias.crossing([1, 100], [0.0, 1.0], 2.0) is None
-    assert simplicity_bias.crossing([1, 100], [1.0, 2.0], 0.5) is None, "above it from the first record on"
 
 
 @pytest.mark.study
