@@ -27,7 +27,7 @@ class Settings:
     num_bits: int = 8
     num_outputs: int = 4
     nbeta: float = 1e4
-    gamma: float = 1.0  # γ/nβ is far below all features
+    gamma: float = 10.0  # γ/nβ is far below all features
     num_draws: int = 400  # of NUTS, a chain
     seed: int = 0
     out: Path = Path("information_loss.png")

@@ -49,12 +49,13 @@ def test_reference():
 def test_information_loss(tmp_path):
     """Features and λ̂ are the predicted numbers for the bits that are passed on."""
     example = _load("information_loss")
-    sizes = {"passed": (1, 2), "num_bits": 4, "num_outputs": 3, "num_draws": 150}
+    sizes = {"passed": (1, 2), "num_bits": 4, "num_outputs": 3, "gamma": 100.0, "num_draws": 150}
     settings = example.Settings(**sizes, out=tmp_path / "loss.png")
     found = example.main(settings)
     for passed, (basis, report) in found.items():
         assert basis.rank == report.bounds.rank == passed * (4 + 3 - passed)
-        assert abs(report.llc.value - basis.rank / 2) < 4 * report.llc.mcse + 0.05, "a few 0.01 are lost to γ/nβ"
+        assert abs(report.llc.value - report.quad) < 4 * report.llc.mcse
+        assert abs(report.quad - basis.rank / 2) < 0.01 * sum(1 / basis.sizes), "what γ/nβ takes: Σ ½ ρ / (σ + ρ)"
     (_, one), (_, two) = found.values()
     assert two.llc.value - one.llc.value > 4 * math.hypot(one.llc.mcse, two.llc.mcse)
     assert settings.out.stat().st_size > 20_000
