@@ -17,10 +17,15 @@ from llc.analysis.report import Verdict
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DEPRECATED = {"plot_curve"}  # names that go in the next release
-PAGES = [page for page in sorted(DOCS.glob("*.md")) if "```python" in page.read_text()]
+LONG = ("choosing_scale", "training_runs")  # pages whose examples sample for half a minute or more
+PAGES = [
+    pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem)
+    for page in sorted(DOCS.glob("*.md"))
+    if "```python" in page.read_text()
+]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_md_file(page, memory=True)

@@ -29,7 +29,7 @@ def _run(module, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.optimized] * (n in LONG)) for n in QUICK]
+    "name", [pytest.param(n, marks=[pytest.mark.study, pytest.mark.optimized] * (n in LONG)) for n in QUICK]
 )
 def test_quick_size(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accuracy, "QUICK", dataclasses.replace(accuracy.QUICK, cases=("(w1 w2)^2/2",)))

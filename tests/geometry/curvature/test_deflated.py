@@ -51,6 +51,7 @@ def test_quad_is_within_its_error(eigenvalues):
     np.testing.assert_allclose(found.weights.sum(axis=1), DIM)
 
 
+@pytest.mark.study
 def test_errors_cover():
     """95 % intervals of 100 seeds."""
     scale = 0.1 * DECAYING.max()
