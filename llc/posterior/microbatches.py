@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from llc.posterior.arguments import require_integer
 from llc.posterior.rows import in_pieces, num_rows
 
 
@@ -30,8 +31,7 @@ def microbatched(loss_fn: Callable[[PyTree, PyTree], Array], microbatch_size: in
         >>> loss_fn(1.0, np.arange(10.0)).shape
         (10,)
     """
-    if isinstance(microbatch_size, bool) or not isinstance(microbatch_size, int) or microbatch_size < 1:
-        raise ValueError(f"microbatch_size needs a whole number of examples >= 1, got {microbatch_size!r}.")
+    require_integer("microbatch_size", microbatch_size, least=1, most=2**31 - 1)
     return _Microbatched(loss_fn, microbatch_size)
 
 

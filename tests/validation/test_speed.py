@@ -26,7 +26,7 @@ def test_a_measurement_has_its_wall_time():
     assert found.seconds >= 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("flags", [(), ("--sweep",)], ids=["beside the peer", "chain methods"])
 def test_tables(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "QUICK", TINY)

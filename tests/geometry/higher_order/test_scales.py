@@ -204,7 +204,7 @@ def test_a_spectrum_needs_eigenvectors():
 @pytest.mark.slow
 def test_a_tanh_net_is_predicted_over_two_decades_of_gamma():
     posterior = trained_posterior("tanh 2-6-1 of three units", seed=0, num_inputs=60).with_scale(nbeta=1000.0)
-    found = _scales(posterior)
+    found = _scales(posterior, nbeta=1000.0)
     for gamma in (1000.0, 100.0, 10.0):
         draws = llc.sample(
             jax.random.key(1), posterior.with_scale(gamma=gamma), llc.NUTS(), num_warmup=300, num_draws=400
