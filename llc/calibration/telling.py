@@ -20,7 +20,7 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 
 _SIZE, _REPEATS = 1024, 3  # of the matrix products that are timed, some 10 ms each on two cores
-_EFFICIENCY = 0.4  # of their rate that gradients reach (.38 and .45 on two cores, see validation/real.py)
+_EFFICIENCY = 0.4  # of their rate that gradients reach (.38 in the spectrum of a language model, on two cores)
 
 
 def say(message: str | Callable[[], str], *, progress: bool | None) -> None:
