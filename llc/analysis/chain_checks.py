@@ -15,7 +15,7 @@ from llc.analysis.pointwise import Moments, subset_share, subset_stderr
 from llc.analysis.rounding_checks import rounding_checks
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
-from llc.analysis.step_energies import step_energies_check
+from llc.analysis.step_energies import combined_energy, step_energies_check
 from llc.bounds.shrinkage import shrink
 from llc.bounds.spectral_measure import Spectrum
 
@@ -45,7 +45,7 @@ def chain_checks(
         _finite(draws),
         _divergences(draws),
         _rhat(draws, mean),
-        _ess(mean),
+        _ess(draws, mean),
         _drift(draws),
         _virial(draws, mean, cause),
         _virial_error(draws),
@@ -98,14 +98,21 @@ def _rhat(draws: xr.DataTree, mean: Estimate) -> Check:
     return make_check("rhat", "chains", mean.rhat, _MAX_RHAT, passed=passed, seen=seen, cure=cure, cured_by_draws=True)
 
 
-def _ess(mean: Estimate) -> Check:
+def _ess(draws: xr.DataTree, mean: Estimate) -> Check:
+    """Effective draws of the mean energy; with energies of steps, as many as would give λ̂ the error that it has."""
+    number, seen = mean.ess, ""
+    combined = combined_energy(draws)
+    if combined is not None and 0 < combined.mcse < mean.mcse:
+        energy = variable(draws, POSTERIOR, schema.ENERGY)
+        number = float(energy[finite_chains(energy)].var() / combined.mcse**2)
+        seen = f" with the energies of steps, {mean.ess:.0f} without"
     return make_check(
         "ess",
         "chains",
-        mean.ess,
+        number,
         MIN_ESS,
-        passed=mean.ess >= MIN_ESS,
-        seen=f"{mean.ess:.0f} effective draws",
+        passed=number >= MIN_ESS,
+        seen=f"{number:.0f} effective draws{seen}",
         cure="too few for a reliable standard error; take more draws, a larger thinning, or a larger step_size if "
         "step_size_bias allows",
         cured_by_draws=True,

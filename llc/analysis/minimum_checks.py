@@ -79,7 +79,7 @@ def _positive(mean: Estimate) -> Check:
         mean.value,
         0,
         passed=mean.value >= 0,
-        seen=f"λ̂ = {mean.value:.4g}",
+        seen=f"mean energy {mean.value:.4g}",
         cure="the draws have lower losses than w* on average, so w* is no minimum of this loss on these data; train "
         "further",
         direction="cold",

@@ -114,8 +114,8 @@ def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
     if known:
         seen = f"{at}, of which λ̂ has {slope.share:.2g}"
         cure = (
-            f"w* is no minimum, and λ̂ = {llc.value:.4g} is right at this nβ and γ only; less the share of the slope it "
-            f"is {polished:.4g}, as after a polish within the localization's reach (a distance of "
+            f"w* is no minimum, and λ̂ is right at this nβ and γ only; without the share of the slope it is "
+            f"{slope.energy:.2g} larger, as after a polish within the localization's reach (a distance of "
             f"{slope.distance:.2g}). {alike}"
         )
     else:

@@ -31,7 +31,7 @@ from llc.calibration.run_length import (
     within_budget,
 )
 from llc.calibration.short_run import Length, costly_length
-from llc.calibration.step_energies import choose_step_energies
+from llc.calibration.step_energies import choose_step_energies, space_draws
 from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
 from llc.posterior.arguments import require_flag, require_type
@@ -196,6 +196,8 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
     warmup = choose_warmup(request, plan, thinning.value)
     rows = choose_batch_size(request, batch)
     step_energies = choose_step_energies(request, batch, found, thinning.value)
+    if plan.costly is not None and step_energies.value:
+        num_draws, thinning = space_draws(request, batch, num_draws, thinning)
     num_chains, eval_size = request.lengths.num_chains, request.lengths.eval_size
     if plan.costly is not None:
         eval_size = plan.costly.eval_size

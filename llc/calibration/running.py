@@ -14,6 +14,7 @@ from llc.analysis.report import Report
 from llc.analysis.reporting import report
 from llc.analysis.schema import variable
 from llc.analysis.series import finite_chains, plus_minus
+from llc.analysis.step_energies import combined_energy
 from llc.analysis.store import MAIN, Store
 from llc.bounds.rank import Bounds
 from llc.calibration.record import Calibration
@@ -132,7 +133,7 @@ def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress:
     for look in np.unique(np.linspace(first, num_draws, 1 + _LOOKS).astype(int)).tolist():
         chains.draw_until(look, asked=num_draws, progress=progress)
         draws = chains.so_far()
-        llc, total = mean_energy(draws), draws["posterior"].sizes["draw"]
+        llc, total = combined_energy(draws) or mean_energy(draws), draws["posterior"].sizes["draw"]
         say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain", progress=progress)
 
 

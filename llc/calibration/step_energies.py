@@ -11,14 +11,18 @@ step, which heat as `plan_batch` predicts; those within an epoch heat less where
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from llc.calibration.batch_size import Batch
 from llc.calibration.record import Choice, PilotResult, Request
+from llc.calibration.run_length import draw_cost, step_cost
 from llc.sampling.chains import Chains
 
 _NOISE = 0.5  # of the variance of a draw
+_COST_OF_DRAWS = 0.5  # of the steps between them
+_FEWEST_DRAWS = 100  # of a chain: four have then the 400 that R-hat and ESS are reliable from (Vehtari et al. 2021, §4)
 
 
 def may_have_step_energies(request: Request, batch: Batch) -> bool:
@@ -52,6 +56,32 @@ def choose_step_energies(request: Request, batch: Batch, found: PilotResult, thi
     told = f"the rows of {thinning} steps have {of_rows / of_draw:.2g} times the variance of a draw's energy"
     pays = math.isfinite(of_rows) and of_rows <= _NOISE * of_draw
     return Choice(pays, "chosen", told if pays else f"draws alone have energies; {told}", evidence)
+
+
+def space_draws(
+    request: Request, batch: Batch, num_draws: Choice[int], thinning: Choice[int]
+) -> tuple[Choice[int], Choice[int]]:
+    """Draws of a chain and steps between them, of a run whose steps have energies: as many steps with fewer draws.
+
+    Args:
+        request: what calibration started from.
+        batch: rows of a minibatch.
+        num_draws: of a chain, where draws alone have energies.
+        thinning: steps between those.
+    """
+    if "given" in {num_draws.origin, thinning.origin}:
+        return num_draws, thinning
+    num_data = request.posterior.num_data
+    of_step = step_cost(batch.rows, num_data, doubled=batch.uses_control_variates)
+    of_draw = draw_cost(request.asked.eval_size, num_data, is_sample=request.is_sample)
+    steps = num_draws.value * thinning.value
+    wanted = steps * _COST_OF_DRAWS * of_step / of_draw
+    fewer = min(max(math.ceil(wanted), _FEWEST_DRAWS), num_draws.value)
+    if fewer == num_draws.value:
+        return num_draws, thinning
+    return replace(num_draws, value=fewer), Choice(
+        steps // fewer, "chosen", "steps between draws, which cost half of what those do; every step has an energy"
+    )
 
 
 def row_variance(chains: Chains, nbeta: float) -> float:

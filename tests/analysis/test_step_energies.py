@@ -49,6 +49,18 @@ def test_the_report_leads_with_it_and_names_the_mean_energy_too():
     assert llc.combined_energy(make_draws(np.ones((4, 10)))) is None
 
 
+def test_effective_draws_count_what_the_energies_of_steps_add():
+    """60 draws a chain are too few alone; ten steps between them that forget in two are worth five draws or so."""
+    draws = with_steps(np.random.default_rng(3), num_draws=60, memory=0.3, row_noise=0.5)
+    checks = {check.name: check for check in llc.report(draws).checks}
+    assert llc.mean_energy(draws).ess < checks["ess"].threshold < checks["ess"].value
+    assert checks["ess"].value == pytest.approx(
+        draws["posterior"]["llc"].values.var() / llc.combined_energy(draws).mcse ** 2
+    )
+    alone = {check.name: check for check in llc.report(make_draws(draws["posterior"]["llc"].values)).checks}
+    assert not alone["ess"].passed
+
+
 @pytest.mark.parametrize("bias", [0.5, -0.5])
 def test_energies_of_steps_that_are_not_those_of_the_draws_fail_a_check(bias):
     report = llc.report(with_steps(np.random.default_rng(2), bias=bias))

@@ -10,8 +10,8 @@ import pytest
 import llc
 from llc.calibration.batch_size import Batch
 from llc.calibration.price import Price
-from llc.calibration.record import Pilot, PilotResult, Request
-from llc.calibration.step_energies import choose_step_energies, may_have_step_energies, row_variance
+from llc.calibration.record import Choice, Pilot, PilotResult, Request
+from llc.calibration.step_energies import choose_step_energies, may_have_step_energies, row_variance, space_draws
 from llc.sampling.chains import Chains
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 
@@ -75,3 +75,22 @@ def test_the_variance_of_rows_is_that_of_their_losses(method):
     chains = Chains(jax.random.key(0), posterior, llc.SGLD(0.01), twice, chain_method=method)
     chains.draw(2, progress=False)
     assert np.isnan(row_variance(chains, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_draws", "thinning", "origin", "expected"),
+    [
+        (5, 160, 20, "chosen", (100, 32)),
+        (5, 400, 20, "chosen", (200, 40)),
+        (50, 160, 20, "chosen", (160, 20)),
+        (5, 60, 20, "chosen", (60, 20)),
+        (5, 160, 20, "given", (160, 20)),
+    ],
+    ids=["as few as checks need", "half the cost of steps", "steps that cost more", "few as it is", "of the user"],
+)
+def test_draws_are_rarer_where_steps_have_energies_and_steps_stay_as_many(rows, num_draws, thinning, origin, expected):
+    """Of 100 rows: a step on 5 costs a twentieth of a draw, so that 40 steps cost two draws."""
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (w * x) ** 2, jnp.zeros(()), np.ones(100), gamma=1.0)
+    lengths = Choice(num_draws, origin, ""), Choice(thinning, "chosen", "")
+    found = space_draws(make_request(posterior), Batch(rows), *lengths)
+    assert tuple(choice.value for choice in found) == expected
