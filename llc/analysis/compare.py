@@ -3,8 +3,8 @@
 Two runs by the same key have the same noise and, on the same data, the same minibatches: their chains move alike, and
 the difference of a pair of draws varies far less than either of them (common random numbers). Its error comes from the
 series of differences, by chains and effective draws as that of λ̂, less the control variates of both, fitted to the
-differences: the result may differ from that of the two λ̂ by a part of their errors. Runs by different keys are
-independent, and their errors add up in quadrature.
+differences: the result may differ from that of the two λ̂ by a part of their errors. Where the steps between draws have
+energies, those are paired. Runs by different keys are independent, and their errors add up in quadrature.
 """
 
 import math
@@ -117,15 +117,24 @@ def _paired(first: xr.DataTree, second: xr.DataTree) -> tuple[float, float, floa
         return None
     energies = [x[finite[0]] for x in energies]
     differences = energies[1] - energies[0]
+    both = _alternating(*(x[finite[0]] for x in controls))
     value, mcse = float(differences.mean()), 0.0
     if np.ptp(differences) > 0:  # else the runs are the same
-        value, mcse = with_controls(differences, np.concatenate(controls, axis=-1)[finite[0]])
+        value, mcse = with_controls(differences, both)
     # Errors of evaluation rows and of rounding are not those of draws.
     others = (
         schema.constant(draws, schema.NBETA) * math.hypot(subset_stderr(draws), loss_rounding(draws))
         for draws in (first, second)
     )
     return value, math.hypot(mcse, *others), _correlation(*energies)
+
+
+def _alternating(
+    first: Float[np.ndarray, "chain draw one"], second: Float[np.ndarray, "chain draw other"]
+) -> Float[np.ndarray, "chain draw control"]:
+    """Control variates of both runs, the most useful of each first."""
+    order = np.argsort(np.concatenate([np.arange(first.shape[-1]), np.arange(second.shape[-1])]), kind="stable")
+    return np.concatenate([first, second], axis=-1)[..., order]
 
 
 def _correlation(first: Float[np.ndarray, "chain draw"], second: Float[np.ndarray, "chain draw"]) -> float:

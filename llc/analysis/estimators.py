@@ -22,11 +22,11 @@ from jaxtyping import Float
 from llc.analysis import schema
 from llc.analysis.estimate import Estimate as Estimate
 from llc.analysis.estimate import nothing, of_series
-from llc.analysis.fitting import batch_means, fitted_coefficients, fitted_error
+from llc.analysis.fitting import batch_means, fitted_coefficients, fitted_error, most_controls
 from llc.analysis.pointwise import Moments, subset_share, subset_stderr, subset_variance
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import finite_chains, monte_carlo_error
-from llc.analysis.step_energies import combined_energy
+from llc.analysis.step_energies import combined_energy, steps_and_controls
 from llc.posterior.arguments import require_number, require_type
 
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of a difference of two sums in the precision of the draws
@@ -128,11 +128,13 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
 def energy_and_controls(
     draws: xr.DataTree,
 ) -> tuple[Float[np.ndarray, "chain draw"], Float[np.ndarray, "chain draw control"]]:
-    """nβ (L(w) − L(w*)) of each draw, and its control variates: two, or none where trajectories diverged.
+    """nβ (L(w) − L(w*)) of each draw, or of the steps before it, and its control variates, as many as there are.
 
     Args:
         draws: of `llc.sample`.
     """
+    if (series := steps_and_controls(draws)) is not None:
+        return series
     llc = variable(draws, POSTERIOR, schema.ENERGY)
     diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite_chains(llc)].any()
     if diverged or not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED):
@@ -150,9 +152,11 @@ def with_controls(
         values: of finite draws.
         controls: of the same draws, with means of zero.
     """
-    if not controls.shape[-1]:
-        return float(values.mean()), monte_carlo_error(values)
     batches = batch_means(np.concatenate([values[..., None], controls], axis=-1))
+    number = most_controls(batches)
+    if not number:
+        return float(values.mean()), monte_carlo_error(values)
+    batches, controls = batches[:, : 1 + number], controls[..., :number]
     series = values - controls @ fitted_coefficients(batches)
     return float(series.mean()), max(monte_carlo_error(series), fitted_error(batches))
 

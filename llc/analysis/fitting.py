@@ -7,12 +7,18 @@ import numpy as np
 from jaxtyping import Float
 
 _BATCHES = 10  # a chain, whose means count as independent: ten effective draws each, where ESS is 100 a chain
+_BATCHES_A_CONTROL = 5  # below which the fit of a coefficient costs more than it brings
 
 
 def batch_means(values: Float[np.ndarray, "chain draw kind"]) -> Float[np.ndarray, "batch kind"]:
     """Means of consecutive draws, which are independent where the draws are not."""
     parts = np.array_split(values, min(_BATCHES, values.shape[1]), axis=1)
     return np.concatenate([part.mean(axis=1) for part in parts])
+
+
+def most_controls(batches: Float[np.ndarray, "batch kind"]) -> int:
+    """How many of the control variates the batches suffice for, the first ones first."""
+    return min(batches.shape[1] - 1, len(batches) // _BATCHES_A_CONTROL)
 
 
 def fitted_coefficients(batches: Float[np.ndarray, "batch kind"]) -> Float[np.ndarray, "control"]:

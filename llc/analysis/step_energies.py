@@ -26,13 +26,12 @@ from jaxtyping import Float
 from llc.analysis import schema
 from llc.analysis.check import Check, make_check
 from llc.analysis.estimate import Estimate, nothing, of_series
-from llc.analysis.fitting import batch_means, fitted_coefficients, fitted_error
+from llc.analysis.fitting import batch_means, fitted_coefficients, fitted_error, most_controls
 from llc.analysis.pointwise import Moments, subset_share, subset_stderr
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import finite_chains, monte_carlo_error
 from llc.posterior.arguments import require_type
 
-_BATCHES_A_CONTROL = 5  # below which the fit of a coefficient costs more than it brings
 _MAX_Z = 4.0
 
 
@@ -55,20 +54,34 @@ def combined_energy(draws: xr.DataTree) -> Estimate | None:
         'steps and draws'
     """
     schema.require(draws)
-    if not schema.has(draws, SAMPLE_STATS, schema.STEP_ENERGY):
+    series = steps_and_controls(draws)
+    if series is None:
         return None
-    energy, controls = variable(draws, SAMPLE_STATS, schema.STEP_ENERGY), _controls(draws)
+    energy, controls = series
     finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY)) & finite_chains(energy)
     finite &= np.isfinite(controls).all(axis=(1, 2))
     if not finite.any():
         return nothing("steps and draws", energy)
     batches = batch_means(np.concatenate([energy[finite][..., None], controls[finite]], axis=-1))
-    number = min(controls.shape[-1], len(batches) // _BATCHES_A_CONTROL)
+    number = most_controls(batches)
     batches, controls = batches[:, : 1 + number], controls[..., :number]
     series = np.where(finite[:, None], energy - controls @ _coefficients(batches), np.nan)
     rounding = constant(draws, schema.NBETA) * schema.optional_constant(draws, schema.LOSS_ROUNDING)
     estimate = of_series("steps and draws", series, series.mean(axis=1), stderr=rounding)
     return replace(estimate, mcse=max(estimate.mcse, math.hypot(fitted_error(batches, _coefficients), rounding)))
+
+
+def steps_and_controls(
+    draws: xr.DataTree,
+) -> tuple[Float[np.ndarray, "chain draw"], Float[np.ndarray, "chain draw control"]] | None:
+    """Mean energy of the steps before each draw, and its control variates; None where steps have no energies.
+
+    Args:
+        draws: of `llc.sample`.
+    """
+    if not schema.has(draws, SAMPLE_STATS, schema.STEP_ENERGY):
+        return None
+    return variable(draws, SAMPLE_STATS, schema.STEP_ENERGY), _controls(draws)
 
 
 def _controls(draws: xr.DataTree) -> Float[np.ndarray, "chain draw control"]:

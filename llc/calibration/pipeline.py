@@ -71,7 +71,8 @@ def calibrate(
             points, it misses their narrow arms (validation/results/accuracy.txt).
         num_chains: independent chains.
         num_warmup: steps discarded. None takes 2,000, or a tenth of the run if that is more.
-        num_draws: recorded draws a chain. None takes 2,000, and 150 of a costly model.
+        num_draws: recorded draws a chain. None takes 2,000, and of a costly model 150, or 100 to 150 where steps have
+            energies.
         thinning: steps between draws. None takes 10 steps; more (up to 1,000) of the default sampler and of MALA whose
             step adapts, where γ is so weak that the chains relax slowly and the model is small; and 1 of HMC and NUTS,
             whose steps take many gradients.

@@ -124,7 +124,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gamma", type=float, help="localization γ; default: the posterior's, or chosen")
     command.add_argument("--num-chains", type=int, default=4, help="independent chains")
     command.add_argument("--num-warmup", type=int, help="steps that are discarded; default: chosen")
-    command.add_argument("--num-draws", type=int, default=2000, help="recorded draws of each chain")
+    command.add_argument("--num-draws", type=int, help="recorded draws of each chain; default: chosen")
     command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
     command.add_argument(
@@ -156,7 +156,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="sgld only")
     command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="sgld only")
-    command.add_argument("--friction", type=float, help="sghmc and sgnht only; default: critical at h_max")
+    command.add_argument("--friction", type=float, help="sghmc and sgnht only; default: 2 √γ")
     command.add_argument("--nbeta", type=float, help=_NBETA)
     command.add_argument(
         "--gamma", type=float, help="localization γ; default: the posterior's, or from the curvature and the run length"

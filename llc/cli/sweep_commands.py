@@ -34,7 +34,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     template = inputs.load_posterior(arguments.posterior)
     name = _SAMPLERS[arguments.sampler]
     names = ("reference", "calibration", "nbeta", "gamma", "num_chains", "num_warmup", "num_draws", "thinning")
-    names += ("batch_size", "eval_size", "budget", "prefix", "out")
+    names += ("batch_size", "eval_size", "step_energies", "budget", "prefix", "out")
     settings = {name: getattr(arguments, name) for name in names}
     with ExitStack() as stack:
         executor = None

@@ -51,6 +51,11 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
     command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
     command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument(
+        "--step-energies",
+        action=argparse.BooleanOptionalAction,
+        help="also an energy of every step, from its own minibatch; default: chosen",
+    )
     command.add_argument("--budget", type=int, help="most gradients over all the data, of each checkpoint")
     command.add_argument("--seed", type=int, default=0, help="seed of all runs")
     command.add_argument("--workers", type=int, default=1, help="processes that share the checkpoints")

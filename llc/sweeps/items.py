@@ -25,7 +25,17 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.mask import normalize_mask
 from llc.posterior.validation import check_center, check_finite
 
-SETTINGS = ("nbeta", "gamma", "sampler", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size")
+SETTINGS = (
+    "nbeta",
+    "gamma",
+    "sampler",
+    "num_warmup",
+    "num_draws",
+    "thinning",
+    "batch_size",
+    "eval_size",
+    "step_energies",
+)
 _FORBIDDEN = re.compile(r"[^\w.+=@, -]|^[. ]|[. ]$")  # in a name, which is that of a file and of a group too
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

@@ -27,6 +27,7 @@ _OF_ITEM = (
     "thinning",
     "batch_size",
     "eval_size",
+    "step_energies",
 )  # lengths that an item may have of its own
 
 
@@ -78,7 +79,7 @@ class Plan:
         """The lengths of an item, with its own where it has some."""
         own = {name: settings[name] for name in _OF_ITEM if name in settings}
         if "sampler" in settings:  # its steps may have no energies
-            own["step_energies"] = False
+            own.setdefault("step_energies", False)
         return replace(self.lengths, **own)
 
     def sampler_for(self, posterior: LocalPosterior, largest: float, *, slower: int = 1) -> Sampler:

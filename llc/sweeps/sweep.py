@@ -50,6 +50,7 @@ def sweep(
     thinning: int | None = None,
     batch_size: int | None = None,
     eval_size: int | None = None,
+    step_energies: bool | None = None,
     budget: int | None = None,
     prefix: str = "",
     executor: Executor | None = None,
@@ -70,7 +71,8 @@ def sweep(
             list or by name. They are read when they are run.
         masks: components by name, each a mask as of `LocalPosterior`.
         settings: other settings by name, each a dict with some of nbeta, gamma, sampler, num_warmup, num_draws,
-            thinning, batch_size, eval_size. Checkpoints, masks and settings are combined: all products are items.
+            thinning, batch_size, eval_size, step_energies. Checkpoints, masks and settings are combined: all products
+            are items.
         reference: the item at which γ (where none was given) and the calibration are chosen; None takes the last.
         calibration: `"shared"`: lengths and batch of the reference for all, the step size by each item's curvature;
             `"each"`: pilots for every item.
@@ -83,6 +85,7 @@ def sweep(
         thinning: see num_chains.
         batch_size: see num_chains.
         eval_size: see num_chains.
+        step_energies: see num_chains.
         budget: see num_chains.
         prefix: of the params in the checkpoints' files.
         executor: any `concurrent.futures.Executor` that runs the items, such as a thread or process pool, or dask's
@@ -115,6 +118,7 @@ def sweep(
         thinning=thinning,
         batch_size=batch_size,
         eval_size=eval_size,
+        step_energies=step_energies,
         budget=budget,
     )
     wanted = Wanted(items, reference, calibration, sampler, nbeta, gamma, asked)

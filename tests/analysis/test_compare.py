@@ -99,3 +99,28 @@ def test_a_dead_chain_is_left_out_and_not_paired():
     found = compare(first, second)
     assert not found.paired
     assert math.isfinite(found.value)
+
+
+def test_energies_of_steps_are_paired_where_both_runs_have_them():
+    """Ten steps a draw, of which it is the last: z of the difference has the standard deviation 1, its error falls."""
+    found, of_draws = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(100 + seed)
+        common = rng.normal(size=(NUM_CHAINS, 100, 10))
+        runs = []
+        for shift in (0.0, 0.1):
+            steps = common + 0.3 * rng.normal(size=common.shape) + shift
+            draws = make_draws(NUM_CHAINS, 100, 0, noise=steps[..., -1])
+            offset = draws["posterior"]["llc"].values - steps[..., -1]
+            stats = draws["sample_stats"].to_dataset().drop_vars(["stein_curved", "stein_flat"], errors="ignore")
+            draws.attrs["seed"] = "[0, 1]"
+            draws["sample_stats"] = stats
+            of_draws.append(draws.copy(deep=True))
+            draws["sample_stats"] = stats.assign(step_energy=(("chain", "draw"), steps.mean(axis=-1) + offset))
+            runs.append(draws)
+        found.append(compare(*runs))
+    z = np.array([(x.value - 0.1) / x.mcse for x in found])
+    assert abs(z.mean()) < 4 / math.sqrt(60)
+    assert 0.7 < z.std() < 1.35
+    alone = [compare(first, second).mcse for first, second in zip(of_draws[::2], of_draws[1::2], strict=True)]
+    assert np.mean([x.mcse for x in found]) < 0.5 * np.mean(alone)

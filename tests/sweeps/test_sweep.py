@@ -67,6 +67,20 @@ def test_an_item_is_the_run_that_sample_makes_at_the_same_settings():
     assert np.array_equal(alone["posterior"]["llc"], draws["posterior"]["llc"])
 
 
+def test_energies_of_steps_are_paired_too():
+    """On half of the rows: chains of two checkpoints have the same minibatches, so that their noise cancels."""
+    tree = swept(2, batch_size=run.NUM_DATA // 2, step_energies=True)
+    assert all("step_energy" in draws["sample_stats"] for draws in tree["draws"].children.values())
+    table = tree.to_dataset()
+    independent = float(np.hypot(*table["mcse"].to_numpy()))
+    assert table["difference_mcse"].to_numpy()[1] < 0.8 * independent
+    assert table["difference_correlation"].to_numpy()[1] > 0.5
+    with_own = swept(2, settings={"steps": {"step_energies": True, "batch_size": run.NUM_DATA // 2}, "draws": {}})
+    found = {name: "step_energy" in draws["sample_stats"] for name, draws in with_own["draws"].children.items()}
+    assert [found[name] for name in found if "steps" in name] == [True, True]
+    assert [found[name] for name in found if "draws" in name] == [False, False]
+
+
 def test_differences_have_a_far_smaller_error_than_independent_runs_would():
     table = result().to_dataset()
     difference, error = table["difference"].to_numpy(), table["difference_mcse"].to_numpy()
