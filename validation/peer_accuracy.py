@@ -17,7 +17,7 @@ without compilation (the first call and a second), the peer's without its import
 time and others may use the machine, so that wall time is an upper bound; CPU seconds (of all threads) stand beside it.
 
     validation/peers/setup.sh FOLDER
-    LLC_PEER_PYTHON=FOLDER/bin/python python validation/peer_accuracy.py
+    LLC_PEER_PYTHON=FOLDER/devinterp/bin/python python validation/peer_accuracy.py
 """
 
 import argparse
@@ -84,8 +84,10 @@ def main() -> None:
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
-    default = os.environ.get("LLC_PEER_PYTHON", str(PEERS / ".venv" / "bin" / "python"))
-    parser.add_argument("--peer-python", default=default, help="default $LLC_PEER_PYTHON, else validation/peers/.venv")
+    default = os.environ.get("LLC_PEER_PYTHON", str(PEERS / ".venv" / "devinterp" / "bin" / "python"))
+    parser.add_argument(
+        "--peer-python", default=default, help="default $LLC_PEER_PYTHON, else the one that setup.sh makes"
+    )
 
 
 # Runs

@@ -15,9 +15,7 @@ import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 from real_networks import MLPSize, Training, mlp, train
 from speed_problems import Settings as SpeedSettings
 from speed_problems import deep_linear
@@ -56,18 +54,10 @@ class Problem(NamedTuple):
     num_steps: int
 
 
-def linear_losses(params: list[Array], batch: tuple[Array, Array]) -> Array:
-    """Squared errors of a product of matrices, one an example."""
-    x, y = batch
-    for matrix in params:
-        x = x @ matrix
-    return 0.5 * jnp.sum((x - y) ** 2, axis=1)
-
-
 def problems(settings: Settings) -> list[Problem]:
     """The two models."""
     linear = deep_linear(SpeedSettings(seed=settings.seed)).posterior
-    linear = llc.LocalPosterior(linear_losses, linear.center, linear.data, gamma=settings.linear_gamma)
+    linear = linear.with_scale(gamma=settings.linear_gamma)
     network = mlp(jax.random.key(settings.seed), settings.mlp)
     trained = list(train(jax.random.key(settings.seed + 1), network).values())[-1]
     reader = llc.LocalPosterior(network.loss_fn, trained, network.data, gamma=settings.mlp_gamma)

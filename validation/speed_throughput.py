@@ -8,33 +8,58 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from speed_bare import bare_scans
 from speed_problems import Problem, Settings
 from timing import Timing, busy_seconds, measure, progress, quietest, share_of_others
 
 import llc
 
-PEER_VARIANTS = {
-    "usual loader": ("usual", 1, None),
-    "fastest loader": ("fastest", 1, None),
-    "fastest loader, 1 thread": ("fastest", 1, 1),
-    "fastest loader, a process a core": ("fastest", os.cpu_count(), 1),
-}
+
+class Peer(NamedTuple):
+    """A variant of a peer: its environment and script, its name in the table, its loader, and how it runs."""
+
+    environment: str
+    script: str
+    tool: str
+    variant: str
+    loader: str
+    processes: int = 1
+    threads: int | None = None
 
 
-def throughput(problem: Problem, settings: Settings, peer: str | None) -> list[dict[str, Any]]:
-    """Our variants and the peer's, in turns."""
+_OLD, _NEW = (
+    ("devinterp", "devinterp_speed.py", "devinterp 1.3.2"),
+    ("devinterp2", "devinterp2_speed.py", "devinterp 2.0.1"),
+)
+_CANONICAL = "canonical", "canonical_speed.py", "canonical 0.2.7"
+PEERS = (
+    Peer(*_OLD, "usual loader", "usual"),
+    Peer(*_OLD, "fastest loader", "fastest"),
+    Peer(*_OLD, "fastest loader, 1 thread", "fastest", 1, 1),
+    Peer(*_OLD, "fastest loader, a process a core", "fastest", os.cpu_count() or 1, 1),
+    Peer(*_NEW, "chains only", "usual"),
+    Peer(*_CANONICAL, "eager", "fastest"),
+    Peer(*_CANONICAL, "compiled", "compiled"),
+)
+_RARELY = 100  # steps between the draws that check the energies of steps
+
+
+def throughput(problem: Problem, settings: Settings, peers: Path) -> list[dict[str, Any]]:
+    """Our variants, those of the peers whose environments are there, and scans that record nothing, in turns."""
     ours, runs = _ours(problem, settings)
-    theirs = [{"model": problem.name, "tool": "devinterp", "variant": name} for name in PEER_VARIANTS] if peer else []
-    for row in theirs:
-        variant = PEER_VARIANTS[row["variant"]]
-        runs[row["variant"]] = functools.partial(measure_peer, str(peer), problem.name, settings, *variant)
-    rows = [*ours, *theirs]
+    scans = bare_scans(problem, settings)
+    runs |= scans
+    bare = [{"model": problem.name, "tool": "scan", "variant": name} for name in scans]
+    there = [peer for peer in PEERS if (peers / peer.environment).is_dir()]
+    theirs = [{"model": problem.name, "tool": peer.tool, "variant": peer.variant} for peer in there]
+    runs |= {peer.variant: functools.partial(measure_peer, peers, peer, problem.name, settings) for peer in there}
+    rows = [*ours, *theirs, *bare]
     for row in rows:
         row |= {"num_params": problem.posterior.num_params, "rates": [], "others": []}
-    turns = [row for pair in itertools.zip_longest(ours, theirs) for row in pair if row]
+    turns = [row for group in itertools.zip_longest(ours, theirs, bare) for row in group if row]
     for repeat, row in itertools.product(range(settings.repeats), turns):
         timing = quietest(runs[row["variant"]], settings.tries)
         row["rates"].append(settings.num_chains * settings.num_steps / timing.seconds)
@@ -47,11 +72,14 @@ def _ours(problem: Problem, settings: Settings) -> tuple[list[dict[str, Any]], d
     """A row for each of our variants, with what its first calls cost, and the measurement of each."""
     rows, runs = [], {}
     subset = {"eval_size": settings.batch_size}
-    draws = {
+    often = {
         "draw a step": {"thinning": 1},
         f"draw every {settings.thinning}": {"thinning": settings.thinning},
         f"draw a step, {settings.batch_size} rows": {"thinning": 1} | subset,
+    }
+    draws = (often if problem.often else {}) | {
         f"draw every {settings.thinning}, {settings.batch_size} rows": {"thinning": settings.thinning} | subset,
+        "energies of all steps": {"thinning": min(_RARELY, settings.num_steps), "step_energies": True},
     }
     for (label, draw), method in itertools.product(draws.items(), ("vectorized", "sequential")):
         row = {"model": problem.name, "tool": "llc", "variant": f"{label}, {method}"}
@@ -95,20 +123,20 @@ def first_calls(problem: Problem, run: Callable[[], None]) -> dict[str, Any]:
     return {"compile_seconds": compiling, "traces": traces}
 
 
-def measure_peer(
-    python: str, model: str, settings: Settings, loader: str, processes: int, threads: int | None
-) -> Timing:
+def measure_peer(peers: Path, peer: Peer, model: str, settings: Settings) -> Timing:
     """Wall time of the peer's sampling call in a process of its own, without the start of that process."""
-    flags = {"model": model, "loader": loader, "processes": processes, "num-draws": settings.num_steps}
+    flags = {"model": model, "loader": peer.loader, "processes": peer.processes, "num-draws": settings.num_steps}
     for name in ("seed", "num_data", "batch_size", "num_chains", "step_size", "gamma"):
         flags[name.replace("_", "-")] = getattr(settings, name)
-    script = Path(__file__).parent / "peers" / "devinterp_speed.py"
-    command = [python, str(script), *(f"--{name}={value}" for name, value in flags.items())]
+    python, script = peers / peer.environment / "bin" / "python", Path(__file__).parent / "peers" / peer.script
+    command = [str(python), str(script), *(f"--{name}={value}" for name, value in flags.items())]
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
+    if peer.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(peer.threads)
     before, start = busy_seconds(), time.perf_counter()
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+    )
     others = share_of_others(before, time.perf_counter() - start)
     record = json.loads(done.stdout.splitlines()[-1])
     return Timing(record["seconds"], others)
