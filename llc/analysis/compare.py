@@ -64,7 +64,7 @@ class Comparison:
         else:
             lines.append(
                 f"{'scale':<18} NOT the same: nβ = {nbeta:.6g}, γ = {gamma:.6g} against nβ = {other[0]:.6g}, "
-                f"γ = {other[1]:.6g}, so that the difference is one of scales too; run the second again at the "
+                f"γ = {other[1]:.6g}, so the difference mixes models and scales; run the second again at the "
                 "first's (llc.estimate(…, like=report), or --nbeta and --gamma)"
             )
         if self.num_params[0] != self.num_params[1]:

@@ -112,7 +112,7 @@ def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
     at = f"‖∇L(w*)‖ = {slope.grad_norm:.2g}"
     alike = "Compare it with others at the same scale, or train w* further (llc.polish)"
     if known:
-        seen = f"{at}, of which λ̂ has {slope.share:.2g}"
+        seen = f"{at}, which changes λ̂ by {slope.share + 0.0:.2g}"
         cure = (
             f"w* is no minimum, and λ̂ = {llc.value:.4g} is right at this nβ and γ only; less the share of the slope it "
             f"is {polished:.4g}, as after a polish within the localization's reach (a distance of "
