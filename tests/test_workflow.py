@@ -26,7 +26,7 @@ def test_estimate_of_a_known_model(name):
     make, known = KNOWN[name]
     given = make()
     posterior = llc.LocalPosterior(given.loss_fn, given.center, given.data)
-    report = llc.estimate(jax.random.key(0), posterior)
+    report = llc.estimate(jax.random.key(0), posterior, num_draws=500)
     # All of it is r/2: what is flat may be suppressed at both γ, and only bounds that meet say that nothing is.
     assert report.gaussian_only
     assert report.verdict == "SCALE_DEPENDENT", str(report)

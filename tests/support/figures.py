@@ -70,18 +70,17 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
 
 
 def _extents(figure: Figure) -> list[tuple[Text, Bbox]]:
-    texts = [
-        text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and _is_shown(text)
-    ]
-    return [(text, text.get_window_extent()) for text in texts if not text.get_rotation() % 90]
+    hidden = {text for ax in figure.findobj(Axes) for text in _hidden(ax)}
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [(text, text.get_window_extent()) for text in texts if text not in hidden and not text.get_rotation() % 90]
 
 
-def _is_shown(text: Text) -> bool:
-    """Tick labels beyond the limits of their axis exist, and are not drawn."""
-    ax = text.axes
-    if ax is None or text in ax.texts:
-        return ax is None or ax.get_visible()
-    return ax.get_visible() and ax.axison and not any(text in _undrawn(axis) for axis in (ax.xaxis, ax.yaxis))
+def _hidden(ax: Axes) -> set[Text]:
+    """Texts that exist and are not drawn: of hidden axes, and labels of ticks beyond their limits."""
+    if not ax.get_visible():
+        return set(ax.findobj(Text))
+    of_axes = set(ax.xaxis.findobj(Text)) | set(ax.yaxis.findobj(Text))
+    return _undrawn(ax.xaxis) | _undrawn(ax.yaxis) if ax.axison else of_axes
 
 
 def _undrawn(axis: Axis) -> set[Text]:

@@ -19,7 +19,7 @@ from study import Column, Study, commit, table
 
 MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, sabotage, scales, temperature)
 QUICK = {module.__name__: module for module in MODULES}
-LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "scales", "temperature")
+LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "sabotage", "scales", "temperature")
 
 
 def _run(module, folder, monkeypatch):
@@ -32,7 +32,8 @@ def _run(module, folder, monkeypatch):
     "name", [pytest.param(n, marks=[pytest.mark.study, pytest.mark.optimized] * (n in LONG)) for n in QUICK]
 )
 def test_quick_size(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(accuracy, "QUICK", dataclasses.replace(accuracy.QUICK, cases=("(w1 w2)^2/2",)))
+    smallest = {"cases": ("(w1 w2)^2/2",), "samplers": ("SGLD",), "num_draws": (400,)}
+    monkeypatch.setattr(accuracy, "QUICK", dataclasses.replace(accuracy.QUICK, **smallest))
     record = _run(QUICK[name], tmp_path, monkeypatch)
     assert record["quick"]
     assert {"settings", "versions", "summary", "rows"} <= set(record)
