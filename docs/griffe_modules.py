@@ -1,12 +1,20 @@
-"""A Griffe extension: the fields of an `equinox.Module` as parameters of its constructor, as for a dataclass."""
+"""A Griffe extension: fields of an `equinox.Module` as parameters of its constructor, and w* with its star in texts."""
+
+import re
 
 import griffe
 
+_STAR = re.compile(r"(`[^`]*`|\$[^$]*\$)|(?<=\bw)\*(?!\*)")  # code and formulas stay; the other stars would be emphasis
 _OTHERS = ("NamedTuple", "Exception", "ValueError", "Protocol")
 
 
 class ModuleFields(griffe.Extension):
     """Gives `eqx.Module` classes without `__init__` the one that equinox makes."""
+
+    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
+        """Escapes the star of w*, of which two in one paragraph would set what is between them in italics."""
+        if obj.docstring is not None:
+            obj.docstring.value = _STAR.sub(lambda found: found[1] or r"\*", obj.docstring.value)
 
     def on_class(self, *, cls: griffe.Class, **_: object) -> None:
         """Adds `__init__` to a class that has fields, as soon as its members are known."""

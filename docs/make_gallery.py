@@ -4,6 +4,7 @@ uv run python docs/make_gallery.py
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -79,7 +81,7 @@ def hurried_report(posterior: llc.LocalPosterior, spectrum: llc.Spectrum) -> llc
     return llc.report(draws, spectrum=spectrum)
 
 
-def monomial_draws():
+def monomial_draws() -> xr.DataTree:
     """K = w⁴/2 at n = 1,000, where λ = 1/4."""
     loss = lambda w, _: 0.5 * w**4  # noqa: E731 - one line
     posterior = llc.LocalPosterior(loss, jnp.zeros(()), np.zeros((1000, 1)), gamma=1.0)
@@ -117,7 +119,7 @@ def tanh_net(params: dict[str, jax.Array], inputs: jax.Array) -> jax.Array:
     return with_one(hidden) @ params["third"]
 
 
-def two_groups():
+def two_groups() -> xr.DataTree:
     """A regression on 24 rows, the first half on other inputs than the second."""
     rng = np.random.default_rng(0)
     inputs = np.kron(np.eye(2), np.ones((12, 2))) * (1.5 + rng.normal(size=(24, 4)))
@@ -149,7 +151,7 @@ def scales_figure() -> Figure:
     """Twelve parameters: six curved over three decades, three of order 4, two of order 6, and one that is not used."""
     curvatures = jnp.asarray([1.0, 0.3, 0.1, 0.03, 0.01, 0.003])
 
-    def loss(w, _):
+    def loss(w: jax.Array, _: np.ndarray) -> jax.Array:
         return jnp.sum(curvatures * w[:6] ** 2) / 2 + jnp.sum(w[6:9] ** 4) + jnp.sum(w[9:11] ** 6) + 0 * w[11]
 
     posterior = llc.LocalPosterior(loss, jnp.zeros(12), np.zeros((10, 0)), nbeta=1000.0, gamma=1.0)
@@ -159,7 +161,7 @@ def scales_figure() -> Figure:
     return llc.plot_scales(scales, runs)
 
 
-def write_panel(name: str, plot) -> None:
+def write_panel(name: str, plot: Callable[[Axes], object]) -> None:
     """One panel on a figure of its own."""
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     plot(figure.add_subplot())

@@ -91,7 +91,7 @@ def trained(params: Params, data: tuple[np.ndarray, np.ndarray], settings: Setti
     """Params at some steps of AdamW."""
     optimizer = optax.adamw(settings.learning_rate, b2=0.98, weight_decay=settings.weight_decay)
 
-    def step(_, carry):
+    def step(_: jax.Array, carry: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
         params, state = carry
         gradient = jax.grad(lambda w: jnp.mean(loss_fn(w, data)))(params)
         updates, state = optimizer.update(gradient, state, params)

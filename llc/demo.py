@@ -69,13 +69,13 @@ def _init(key: PRNGKeyArray, num_inputs: int) -> tuple[Layer, ...]:
 def _train(params: PyTree, data: tuple[np.ndarray, np.ndarray]) -> PyTree:
     """Full-batch L-BFGS: the bounds need a minimum, not a small loss."""
 
-    def loss_fn(params):
+    def loss_fn(params: PyTree) -> jax.Array:
         return jnp.mean(cross_entropy(params, data))
 
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss_fn)
 
-    def step(_, carry):
+    def step(_: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
         params, state = carry
         value, grad = value_and_grad(params, state=state)
         updates, state = optimizer.update(grad, state, params, value=value, grad=grad, value_fn=loss_fn)

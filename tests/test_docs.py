@@ -17,7 +17,7 @@ from llc.analysis.report import Verdict
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DEPRECATED = {"plot_curve"}  # names that go in the next release
-LONG = ("choosing_scale", "training_runs")  # pages whose examples sample for half a minute or more
+LONG = ("choosing_scale", "quickstart", "training_runs")  # pages whose examples take half a minute or more
 PAGES = [
     pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem)
     for page in sorted(DOCS.glob("*.md"))

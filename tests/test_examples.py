@@ -32,7 +32,7 @@ def test_digits(tmp_path):
     report = example.main(settings)
     assert report.bounds.dim == 64 * 2 + 2 + 2 * 10 + 10
     assert 0 < report.llc.value < report.bounds.dim / 2
-    assert settings.out.stat().st_size > 100_000
+    assert settings.out.exists()
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_information_loss(tmp_path):
         assert abs(report.quad - basis.rank / 2) < 0.01 * sum(1 / basis.sizes), "what γ/nβ takes: Σ ½ ρ / (σ + ρ)"
     (_, one), (_, two) = found.values()
     assert two.llc.value - one.llc.value > 4 * math.hypot(one.llc.mcse, two.llc.mcse)
-    assert settings.out.stat().st_size > 20_000
+    assert settings.out.exists()
 
 
 @pytest.mark.slow
@@ -72,7 +72,7 @@ def test_connection_cost(tmp_path):
     assert np.sum(costly.sizes > scale) < np.sum(free.sizes > scale)
     assert costly.modularity > free.modularity
     assert loose.llc.value - tight.llc.value > 4 * math.hypot(tight.llc.mcse, loose.llc.mcse)
-    assert settings.out.stat().st_size > 20_000
+    assert settings.out.exists()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
@@ -93,4 +93,4 @@ def test_training_run(tmp_path):
     assert (np.diff(tree["loss"].to_numpy()) < 0).all()
     assert tree.attrs["same_scale"] == 1
     assert np.isfinite(tree["difference_mcse"].to_numpy()[1:]).all()
-    assert settings.out.stat().st_size > 50_000
+    assert settings.out.exists()

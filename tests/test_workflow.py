@@ -11,7 +11,6 @@ from exact import log_grid
 
 import llc
 from llc.analysis.verdict import judge
-from llc.sampling.validation import check_key
 from llc.workflow import split_key
 from tests.support.models import deep_linear
 
@@ -26,7 +25,7 @@ def test_estimate_of_a_known_model(name):
     make, known = KNOWN[name]
     given = make()
     posterior = llc.LocalPosterior(given.loss_fn, given.center, given.data)
-    report = llc.estimate(jax.random.key(0), posterior)
+    report = llc.estimate(jax.random.key(0), posterior, num_draws=500)
     # All of it is r/2: what is flat may be suppressed at both γ, and only bounds that meet say that nothing is.
     assert report.gaussian_only
     assert report.verdict == "SCALE_DEPENDENT", str(report)
@@ -270,19 +269,6 @@ def test_a_localization_that_hides_what_is_counted_where_the_rank_is_open(gamma,
     (check,) = (check for check in report.checks if check.name == "localization")
     assert check.passed != hidden, str(report)
     assert report.verdict == ("SCALE_DEPENDENT" if hidden else "CONSISTENT"), str(report)
-
-
-@pytest.mark.parametrize("key", [0, np.zeros(2, np.float32), jax.random.split(jax.random.key(0), 3), None])
-def test_what_is_no_key(key):
-    with pytest.raises(ValueError, match=r"key needs to be jax.random.key\(seed\), got"):
-        check_key(key)
-
-
-def test_legacy_keys_are_keys():
-    key = jax.random.PRNGKey(0)
-    draws = llc.sample(key, quadratic(gamma=1.0), llc.SGLD(1e-3), num_warmup=0, num_draws=3, progress=False)
-    assert np.isfinite(draws["posterior"]["llc"]).all()
-    check_key(np.asarray(key))
 
 
 def test_every_key_of_estimate_is_used_once():

@@ -113,12 +113,13 @@ def figure(rows: list[Row]) -> Figure:
     fig = Figure(figsize=(3.4 * columns, 2.8 * lines), layout="constrained")
     for ax, row in zip(fig.subplots(lines, columns, squeeze=False).ravel(), rows, strict=False):
         order = np.argsort(row["values"])
-        values, errors = (np.array(row[name])[order] / row["exact"] for name in ("values", "errors"))
-        missed = np.abs(values - 1) > WIDTH * errors
+        values = 100 * (np.array(row["values"])[order] / row["exact"] - 1)
+        errors = 100 * np.array(row["errors"])[order] / row["exact"]
+        missed = np.abs(values) > WIDTH * errors
         for part, color in ((~missed, "#0072B2"), (missed, "#D55E00")):
             ax.errorbar(np.flatnonzero(part), values[part], WIDTH * errors[part], fmt=".", ms=2, lw=0.6, color=color)
-        ax.axhline(1, color="black", lw=0.8)
-        ax.set(title=f"{row['case']}\n{row['coverage']:.1%} covered", xlabel="repeat, sorted", ylabel="λ̂ / exact")
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set(title=f"{row['case']}\n{row['coverage']:.1%} covered", xlabel="repeat, sorted", ylabel="error of λ̂, %")
         ax.title.set_fontsize(9)
     return fig
 

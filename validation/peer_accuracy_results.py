@@ -148,7 +148,8 @@ def _plot_result(axes: tuple[Axes, Axes, Axes], result: Row, truth: float, heigh
         right.plot(result["cpu_compiled"], height, "o", color=color, ms=5, mfc="none")
     if result["value"] is None:
         place = {"transform": left.get_yaxis_transform(), "ha": "right", "va": "center"}
-        left.text(0.99, height, "diverged", color=color, fontsize=8, **place)
+        right_of = 0.99 - 0.1 * list(TOOLS.values())[::-1].index(color)  # a column for each tool
+        left.text(right_of, height, "diverged", color=color, fontsize=8, **place)
         return
     error = 100 * result["error"] / truth
     left.errorbar(100 * result["relative"], height, xerr=error, fmt="o", color=color, ms=5, capsize=2)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 import xarray as xr
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.bound_checks import bound_checks
 from llc.analysis.cause import cause_of
 from llc.analysis.chain_checks import chain_checks
@@ -50,7 +50,7 @@ def assemble(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spec
     Raises:
         ValueError: if `draws` lacks what `llc.sample` writes.
     """
-    schema.require(draws)
+    validation.require(draws)
     moments = moments_of(draws)
     mean, variance = mean_energy(draws, moments=moments), energy_variance(draws, moments=moments)
     best = best_energy(draws, moments=moments)

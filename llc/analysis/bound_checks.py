@@ -51,8 +51,8 @@ class Allowance:
         return self.bias + self.noise + self.moved + self.finite
 
     def __str__(self) -> str:
-        moved = f" + {self.moved:.2g} that it changes with γ" if self.moved else ""
-        finite = f" + {self.finite:.2g} for terms of finite n, of order 1/log nβ" if self.finite else ""
+        moved = f" + {self.moved:.2g} (its change with γ)" if self.moved else ""
+        finite = f" + {self.finite:.2g} (terms of finite n, of order 1/log nβ)" if self.finite else ""
         return f"2 % + 3 standard errors{moved}{finite}"
 
 
@@ -89,11 +89,6 @@ def bound_checks(
                 checks.append(_below(draws, compared, bounds, sensitivity))
             checks.append(_above(draws, compared, bounds, sensitivity, spectrum))
     return tuple(check for check in checks if check is not None)
-
-
-def says_nothing(bounds: Bounds) -> bool:
-    """Whether bounds hold for any λ of a model of d parameters: 0 ≤ λ ≤ d/2."""
-    return bounds.valid and bounds.lower <= 0 and bounds.upper >= bounds.dim / 2
 
 
 def allowance(bound: float, compared: Estimate, sensitivity: Estimate | None) -> Allowance:

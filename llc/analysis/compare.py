@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.estimators import Estimate, best_energy, energy_and_controls, loss_rounding, with_controls
 from llc.analysis.pointwise import subset_stderr
 from llc.analysis.series import finite_chains, plus_minus
@@ -64,7 +64,7 @@ class Comparison:
         else:
             lines.append(
                 f"{'scale':<18} NOT the same: nβ = {nbeta:.6g}, γ = {gamma:.6g} against nβ = {other[0]:.6g}, "
-                f"γ = {other[1]:.6g}, so that the difference is one of scales too; run the second again at the "
+                f"γ = {other[1]:.6g}, so the difference mixes models and scales; run the second again at the "
                 "first's (llc.estimate(…, like=report), or --nbeta and --gamma)"
             )
         if self.num_params[0] != self.num_params[1]:
@@ -87,8 +87,8 @@ def compare(first: xr.DataTree, second: xr.DataTree) -> Comparison:
     Example:
         `print(llc.compare(llc.load("a.nc"), llc.load("b.nc")))`, or `llc compare a.nc b.nc`.
     """
-    schema.require(first)
-    schema.require(second)
+    validation.require(first)
+    validation.require(second)
     estimates = best_energy(first), best_energy(second)
     found = _paired(first, second)
     scales = tuple((schema.constant(x, schema.NBETA), schema.constant(x, schema.GAMMA)) for x in (first, second))

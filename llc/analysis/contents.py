@@ -20,7 +20,9 @@ def check_spectrum(group: xr.DataTree, where: str) -> None:
         read_beyond(str(group.attrs.get("beyond", "")))
         float(group.attrs.get("init_loss", math.nan))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{where} needs what llc.bounds writes, but has not: {short(error)}.") from error
+        raise ValueError(
+            f"{where} needs a spectrum as llc.bounds writes it, but that can not be read: {short(error)}."
+        ) from error
     pairs = {
         "nodes and weights": (spectrum.nodes, spectrum.weights),
         "gradient_nodes and gradient_weights": (spectrum.gradient_nodes, spectrum.gradient_weights),
@@ -33,7 +35,9 @@ def check_spectrum(group: xr.DataTree, where: str) -> None:
     wrong += ["matrix"] * (spectrum.matrix not in ("hessian", "ggn"))
     wrong += ["method"] * (re.fullmatch(r"[a-z_ ]+", spectrum.method) is None)
     if wrong:
-        raise ValueError(f"{where} needs a spectrum of llc.bounds; what is there as {wrong} is none.")
+        raise ValueError(
+            f"{where} needs a spectrum as llc.bounds writes it, got values of {wrong} that no spectrum has."
+        )
 
 
 def check_settings(settings: Mapping[str, Any], source: str) -> None:

@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Float
 from scipy import stats
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.schema import OBSERVABLES, POSTERIOR, constant, variable
 from llc.analysis.series import finite_chains
 
@@ -82,7 +82,7 @@ def entry_dims(draws: xr.DataTree, name: str) -> tuple[tuple[str, ...], tuple[in
     Raises:
         ValueError: if it was not recorded; the message names those that were.
     """
-    schema.require(draws)
+    validation.require(draws)
     if name == LOSS:
         return (), ()
     group = draws[OBSERVABLES].to_dataset() if OBSERVABLES in draws else xr.Dataset()

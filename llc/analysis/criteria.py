@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.estimators import Estimate
 from llc.analysis.pointwise import Moments, moments_of, pooled, subset_factor, subset_share
 from llc.analysis.schema import POSTERIOR, constant
@@ -30,7 +30,7 @@ def singular_fluctuation(draws: xr.DataTree, *, moments: Moments | None = None) 
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
-    schema.require(draws)
+    validation.require(draws)
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     num_data = constant(draws, schema.NUM_DATA)
     beta = constant(draws, schema.NBETA) / num_data
@@ -48,7 +48,7 @@ def waic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
-    schema.require(draws)
+    validation.require(draws)
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     beta = constant(draws, schema.NBETA) / constant(draws, schema.NUM_DATA)
     init_loss = constant(draws, schema.INIT_LOSS)

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.estimate import Estimate as Estimate
 from llc.analysis.estimate import nothing, of_series
 from llc.analysis.fitting import batch_means, fitted_coefficients, fitted_error, most_controls
@@ -39,7 +39,7 @@ def mean_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
-    schema.require(draws)
+    validation.require(draws)
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     energy = variable(draws, POSTERIOR, schema.ENERGY)
     stderr = float(np.hypot(subset_stderr(draws, moments=moments), loss_rounding(draws)))
@@ -68,7 +68,7 @@ def zero_variance(
     References:
         Mira, Solgi & Imparato, Zero variance Markov chain Monte Carlo for Bayesian estimators, 2013, eq. 7.
     """
-    schema.require(draws)
+    validation.require(draws)
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     if coefficients is not None:
         _check_coefficients(coefficients)
@@ -114,7 +114,7 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
-    schema.require(draws)
+    validation.require(draws)
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
     diverged = variable(draws, SAMPLE_STATS, schema.DIVERGING)[finite].any()
@@ -174,7 +174,7 @@ def two_temperatures(hot: xr.DataTree, cold: xr.DataTree) -> Estimate:
     """
     for name, draws in (("hot", hot), ("cold", cold)):
         require_type(name, draws, xr.DataTree, "a DataTree of llc.sample or llc.load")
-        schema.require(draws)
+        validation.require(draws)
     first, second = constant(hot, schema.NBETA), constant(cold, schema.NBETA)
     if not 0 < first < second:
         raise ValueError(f"two_temperatures needs two nβ, the smaller one first, got {first:g} and {second:g}.")
@@ -201,7 +201,7 @@ def energy_variance(draws: xr.DataTree, *, moments: Moments | None = None) -> Es
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
-    schema.require(draws)
+    validation.require(draws)
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     llc = variable(draws, POSTERIOR, schema.ENERGY)
     finite = llc[finite_chains(llc)]
@@ -218,7 +218,7 @@ def wbic(draws: xr.DataTree, *, moments: Moments | None = None) -> Estimate | No
         draws: of `llc.sample`.
         moments: of `moments_of(draws)`; None computes them.
     """
-    schema.require(draws)
+    validation.require(draws)
     require_type("moments", moments, Moments, "moments_of(draws)", optional=True)
     num_data = constant(draws, schema.NUM_DATA)
     if not math.isclose(constant(draws, schema.NBETA), num_data / math.log(num_data), rel_tol=1e-6):

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.store import is_store, read_store
 from llc.analysis.text import printable
 from llc.analysis.writing import check_writable as check_writable
@@ -55,7 +55,7 @@ def load(path: str | Path) -> xr.DataTree:
         raise FileNotFoundError(f"no file {path}; llc sample --out {path} writes one.")
     if is_store(path):
         draws = read_store(path)
-        schema.validate(draws, str(path))
+        validation.validate(draws, str(path))
         draws.encoding["source"] = str(path)
         return draws
     if path.is_dir():
@@ -118,7 +118,7 @@ def from_bytes(content: bytes, source: str) -> xr.DataTree:
     if "tethered" in draws.children:  # the name of the run at 3γ in files of 0.1
         draws[schema.LOCALIZED] = draws["tethered"]
         del draws["tethered"]
-    schema.validate(draws, source)
+    validation.validate(draws, source)
     draws.encoding["source"] = source
     return draws
 

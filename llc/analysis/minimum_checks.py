@@ -98,7 +98,7 @@ def _lower_loss(draws: xr.DataTree, mean: Estimate, moments: Moments | None) -> 
         deficit,
         threshold,
         passed=deficit <= threshold,
-        seen=f"draws go {deficit:.2g} below L(w*) in units of nβ·loss",
+        seen=f"the lowest draw lies {deficit:.2g} below L(w*), in units of nβ·loss",
         cure="w* is no minimum, and λ̂ is too low by at least that; train further, to a smaller gradient",
         direction="cold",
     )

@@ -12,7 +12,6 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
-from llc.analysis.bound_checks import says_nothing
 from llc.analysis.character import Character
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
@@ -194,8 +193,8 @@ def _interval(bounds: Bounds) -> tuple[str, str]:
     """The bounds of λ and where they come from, or why there are none."""
     if not bounds.valid:
         return "none", "an assumption fails at w*"
-    if says_nothing(bounds):
-        return "none worth naming", f"the rank is 0 … {bounds.rank_interval[1]:.0f}"
+    if bounds.is_vacuous:
+        return "none", f"the rank may be anything from 0 to d = {bounds.dim}, so that no λ up to d/2 is excluded"
     return f"[{bounds.lower:.4g}, {bounds.upper:.4g}]", bounds.source
 
 

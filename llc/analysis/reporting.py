@@ -4,7 +4,7 @@ import math
 
 import xarray as xr
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.assembly import assemble
 from llc.analysis.files import same
 from llc.analysis.report import Report
@@ -46,7 +46,7 @@ def report(
     """
     require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
-    schema.require(draws)
+    validation.require(draws)
     draws = draws.copy()  # shallow: the arrays are shared, the groups are not
     if reference_loss is not None:
         require_number("reference_loss", reference_loss, least=-math.inf)

@@ -112,7 +112,7 @@ def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
     at = f"‖∇L(w*)‖ = {slope.grad_norm:.2g}"
     alike = "Compare it with others at the same scale, or train w* further (llc.polish)"
     if known:
-        seen = f"{at}, of which λ̂ has {slope.share:.2g}"
+        seen = f"{at}, which changes λ̂ by {slope.share + 0.0:.2g}"
         cure = (
             f"w* is no minimum, and λ̂ is right at this nβ and γ only; without the share of the slope it is "
             f"{slope.energy:.2g} larger, as after a polish within the localization's reach (a distance of "

@@ -23,7 +23,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from llc.analysis import schema
+from llc.analysis import schema, validation
 from llc.analysis.check import Check, make_check
 from llc.analysis.estimate import Estimate, nothing, of_series
 from llc.analysis.fitting import batch_means, fitted_coefficients, fitted_error, most_controls
@@ -53,7 +53,7 @@ def combined_energy(draws: xr.DataTree) -> Estimate | None:
         >>> llc.combined_energy(draws).method
         'steps and draws'
     """
-    schema.require(draws)
+    validation.require(draws)
     series = steps_and_controls(draws)
     if series is None:
         return None

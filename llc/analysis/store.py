@@ -37,7 +37,7 @@ class Store:
         >>> store = Store("run.zarr", seconds=60)  # as `llc.sample(…, store=store)`
     """
 
-    def __init__(self, path: str | Path, *, seconds: float | int = 10.0):
+    def __init__(self, path: str | Path, *, seconds: float | int = 10.0) -> None:
         require_type("store", path, (str, Path), "the path of a folder, such as run.zarr")
         require_number("seconds", seconds, strict=False)
         self.path, self.seconds = expand(path), seconds

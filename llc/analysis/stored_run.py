@@ -42,7 +42,7 @@ class StoredRun:
         seconds: least time between two checkpoints.
     """
 
-    def __init__(self, folder: Path, store: str, seconds: float = 0.0):
+    def __init__(self, folder: Path, store: str, seconds: float = 0.0) -> None:
         self.folder, self.store, self.seconds = folder, store, seconds
         self.manifest: Manifest | None = None
 

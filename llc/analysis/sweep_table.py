@@ -159,5 +159,7 @@ def table_text(table: xr.Dataset) -> str:
 def _notes(table: xr.Dataset) -> list[str]:
     lines = [str(table.attrs[name]) for name in ("scale", "calibration", "random_numbers") if name in table.attrs]
     if not table.attrs["same_scale"]:
-        lines.append("The items are NOT at one scale (see nbeta and gamma), so that differences are of scales too.")
+        lines.append(
+            "The items are NOT at one scale (see nbeta and gamma), so their differences mix models and scales."
+        )
     return lines

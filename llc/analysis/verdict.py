@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from llc.analysis.bound_checks import allowance, says_nothing
+from llc.analysis.bound_checks import allowance
 from llc.analysis.character import Character
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
@@ -216,8 +216,8 @@ def _consistent(found: Findings) -> Judgement:
 
 
 def _interval(bounds: Bounds) -> str:
-    if says_nothing(bounds):
-        return f"bounds that say nothing (the rank is 0 … {bounds.rank_interval[1]:.0f})"
+    if bounds.is_vacuous:
+        return f"bounds that exclude nothing (the rank may be anything from 0 to {bounds.dim})"
     return f"the bounds [{bounds.lower:.4g}, {bounds.upper:.4g}]"
 
 

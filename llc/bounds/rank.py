@@ -78,9 +78,8 @@ class Bounds:
         rank = f"{low:.0f}" if self.rank_is_unique else f"{low:.0f} … {high:.0f}"
         scale = f" at γ/nβ = {self.localization_scale:.3g}" if self.localization_scale else " (no γ given: r/2)"
         error = f" ± {self.quad_stderr:.2g}" if self.quad_stderr else ""
-        interval = f"[{self.lower:.4g}, {self.upper:.4g}]" if self.valid else "do not hold here:"
         lines = [
-            f"bounds  {interval}  {self.source}",
+            f"bounds  {self.interval}  {self.source}",
             f"rank    {rank} of {self.dim}  at τ = {self.threshold:.2g}, {self.spacing}",
             f"λ_quad  {self.quad:.4g}{error}{scale}",
         ]
@@ -90,6 +89,20 @@ class Bounds:
         return "\n".join(lines)
 
     @property
+    def interval(self) -> str:
+        """[lower, upper], or in a sentence why it says nothing about λ."""
+        if not self.valid:
+            return "none: an assumption fails at w*."
+        if self.is_vacuous:
+            return f"none: the rank may be anything from 0 to d = {self.dim}, so that no λ up to d/2 is excluded."
+        return f"[{self.lower:.4g}, {self.upper:.4g}]"
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether the interval is [0, d/2]: every λ that a smooth loss of d parameters can have."""
+        return self.valid and self.lower <= 0 and self.upper >= self.dim / 2
+
+    @property
     def valid(self) -> bool:
         """Whether all assumptions hold."""
         return all(assumption.holds for assumption in self.assumptions)
@@ -97,6 +110,8 @@ class Bounds:
     @property
     def spacing(self) -> str:
         """The gap, in words for a reader."""
+        if self.gap == np.inf:
+            return "above which all eigenvalues lie"
         return f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the spectrum"
 
     @property

@@ -92,8 +92,8 @@ def choose_batch_size(request: Request, batch: Batch) -> Choice[int | None]:
     if request.asked.batch_size is not None:
         return Choice(batch.rows, "given", "given")
     if batch.rows is None:
-        return Choice(None, "chosen", "full batches have no heating", {"heating": 0.0})
-    reason = f"rows; predicted to heat the curved directions by {batch.heating:.1%}"
+        return Choice(None, "chosen", "all rows in every step, so that there is no gradient noise", {"heating": 0.0})
+    reason = f"rows; their noise is predicted to heat the curved directions by {batch.heating:.1%}"
     return Choice(batch.rows, "chosen", reason, {"heating": batch.heating})
 
 
@@ -104,7 +104,7 @@ def choose_sampler(request: Request, batch: Batch, found: PilotResult) -> Choice
     if not batch.uses_control_variates and found.trial is not None:
         return Choice(found.sampler, "chosen", found.trial.reason, found.trial.evidence)
     rows = batch.rows_without_control_variates
-    reason = f"with control variates; without, noise at w* takes batches of {rows:,} rows"
+    reason = f"with control variates; without them the noise at w* would need batches of {rows:,} rows"
     return Choice(found.sampler, "chosen", reason, {"rows_without_control_variates": rows})
 
 

@@ -161,7 +161,7 @@ class _Probe:
 
     def __init__(
         self, key: PRNGKeyArray, rows_key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, flops: float
-    ):
+    ) -> None:
         num_data = posterior.num_data
         a_row = max(flops / num_data / 3, 1.0)  # a loss is a third of a gradient
         size = int(min(_ROWS, num_data, max(_OPERATIONS / (20 * 2 * _FEWEST_PAIRS * a_row), 8)))

@@ -59,11 +59,14 @@ def exclude_momentum(request: Request, batch: Batch) -> Trial | None:
     """
     posterior = request.posterior
     if request.price.costly:
-        return Trial(None, "costs one gradient a step; momentum is not tried where pilots are costly")
+        return Trial(None, "one gradient a step; momentum is not tried, since pilot runs are costly")
     if batch.uses_control_variates:
-        return Trial(None, "with control variates; noise at w* would heat momentum most")
+        return Trial(
+            None, "with control variates; momentum is not tried, since the gradient noise at w* would heat it most"
+        )
     if is_overhead_bound(posterior, batch.rows or posterior.num_data):
-        return Trial(None, "costs one gradient a step; momentum is thrown out of narrow arms, and runs here are long")
+        why = "gradients are cheap here and it overshoots narrow valleys"
+        return Trial(None, f"one gradient a step; momentum is not tried, since {why}")
     return None
 
 
@@ -79,11 +82,11 @@ def try_momentum(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan, 
     """
     friction = _friction(found, request)
     if found.step_size is None or not found.confirmed or friction is None:
-        return Trial(None, "costs one gradient a step; pilots confirmed no step from which to try momentum")
+        return Trial(None, "one gradient a step; momentum is not tried, since the pilot runs confirmed no step size")
     step_size = found.step_size
     rows = _rows(request, batch, found, step_size, friction)
     if rows is None:
-        return Trial(None, "costs one gradient a step; minibatches would heat momentum by more than 3 %")
+        return Trial(None, "one gradient a step; minibatches would heat momentum by more than 3 %")
     limit = LOCAL if len(found.pilots) == 1 or found.pilots[0].gamma < found.pilots[-1].gamma else FAR
     pilots: list[Pilot] = []
     for trial_key in jax.random.split(key, _TRIALS):
@@ -105,7 +108,7 @@ def try_momentum(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan, 
             return _judged(sampler, pilots, found, request, batch, rows)
         step_size /= shrink_factor(pilot.stiffness, limit)
     stiffest = max(pilot.stiffness for pilot in pilots)
-    reason = f"costs one gradient a step; {_TRIALS} pilots with momentum went to places too stiff for it"
+    reason = f"one gradient a step; {_TRIALS} pilot runs with momentum reached places too stiff for it"
     return Trial(None, reason, evidence={"stiffness": stiffest, "num_trials": _TRIALS})
 
 
@@ -158,9 +161,9 @@ def _judged(
         "friction": friction,
         "heating": rows.heating,
     }
-    told = f"{gain:.2g} times the effective draws that SGLD can have for the same gradients"
+    told = f"{gain:.2g} times the effective draws of SGLD for the same number of gradients"
     if not gain >= _GAIN:
-        return Trial(None, f"costs one gradient a step; momentum had {told}", evidence=evidence)
+        return Trial(None, f"one gradient a step; momentum had only {told}", evidence=evidence)
     return Trial(sampler, told, flat_rate(step_size, friction, gamma), rows.rows, evidence)
 
 

@@ -207,12 +207,12 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
         "step_size": choose_step_size(request, found),
         "gamma": choose_gamma(request, found, num_draws.value * thinning.value),
         "nbeta": Choice(found.posterior.scale.nbeta, "posterior", "of the posterior"),
-        "num_chains": Choice(num_chains, "given", "independent, so that they can disagree"),
+        "num_chains": Choice(num_chains, "given", "independent chains, so that disagreement shows"),
         "num_warmup": warmup,
         "num_draws": num_draws,
         "thinning": thinning,
         "batch_size": rows,
-        "eval_size": Choice(eval_size, "given", "rows of L(w) − L(w*)"),
+        "eval_size": Choice(eval_size, "given", "rows on which L(w) − L(w*) of a draw is evaluated"),
         "step_energies": step_energies,
     }
     lengths = RunLengths(

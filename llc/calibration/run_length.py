@@ -233,10 +233,10 @@ def choose_num_draws(request: Request, plan: Plan) -> Choice[int]:
     """Draws of a chain, fewer than asked for where the budget is short."""
     num_draws, budget = plan.costly.num_draws if plan.costly else request.num_draws, request.lengths.budget
     if request.asked.num_draws == num_draws:
-        return Choice(num_draws, "given", "of a chain; `target_mcse` adds to them")
+        return Choice(num_draws, "given", "draws of each chain; target_mcse adds more")
     if budget is None:
-        return Choice(num_draws, "chosen", "of a chain; `target_mcse` adds to them")
-    return Choice(num_draws, "chosen", f"of a chain; no more fit in {budget:,} gradients", {"budget": budget})
+        return Choice(num_draws, "chosen", "draws of each chain; target_mcse adds more")
+    return Choice(num_draws, "chosen", f"draws of each chain; no more fit in {budget:,} gradients", {"budget": budget})
 
 
 def choose_thinning(request: Request, plan: Plan, rate: float | None) -> Choice[int]:

@@ -48,14 +48,14 @@ def choose_step_energies(request: Request, batch: Batch, found: PilotResult, thi
     if request.asked.step_energies is not None:
         return Choice(request.asked.step_energies, "given", "given")
     if not may_have_step_energies(request, batch) or batch.rows is None or not found.pilots:
-        return Choice(value=False, origin="chosen", reason="draws alone have energies")
+        return Choice(value=False, origin="chosen", reason="energies come from the draws only")
     pilot = found.pilots[-1]
     of_draw = max(float(np.mean(pilot.energies)), 0.5)
     of_rows = pilot.row_variance / (batch.rows * thinning)
     evidence = {"of_rows": of_rows, "of_draw": of_draw}
     told = f"the rows of {thinning} steps have {of_rows / of_draw:.2g} times the variance of a draw's energy"
     pays = math.isfinite(of_rows) and of_rows <= _NOISE * of_draw
-    return Choice(pays, "chosen", told if pays else f"draws alone have energies; {told}", evidence)
+    return Choice(pays, "chosen", told if pays else f"energies come from the draws only; {told}", evidence)
 
 
 def space_draws(

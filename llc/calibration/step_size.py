@@ -71,7 +71,7 @@ def choose_step_size(request: Request, found: PilotResult) -> Choice[float | Non
     stiffness = found.step_size * gamma + found.step_size * nbeta * largest
     reason = f"ε (nβ h_max + γ) = {stiffness:.2g}, stable below 4; h_max = {largest:.3g}"
     if not found.confirmed:
-        reason += f"; none of {num_pilots} pilots kept to places where that holds"
+        reason += f"; none of {num_pilots} pilot runs stayed where that holds"
     evidence = {"stiffness": stiffness, "largest": largest, "num_pilots": num_pilots, "confirmed": found.confirmed}
     return Choice(found.step_size, "chosen", reason, evidence)
 
@@ -92,7 +92,7 @@ def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice
     evidence["strengthened"] = gamma / found.pilots[0].gamma
     if len(found.pilots) > 1:
         times = evidence["strengthened"]
-        reason += f"; {len(found.pilots)} pilots asked for a localization {times:.3g} times as strong as at w*"
+        reason += f"; {len(found.pilots)} pilot runs raised γ {times:.3g}-fold, to stay where the step size is stable"
     return Choice(gamma, "chosen", reason, evidence)
 
 
@@ -104,6 +104,7 @@ def _reason(localization: Localization) -> str:
     if not localization.is_local:
         return f"at no γ up to this one is the loss quadratic (its Gaussian mean is {kappa:.2g} times λ_quad)"
     if not weaker:
-        return f"of the run's length; the loss is about quadratic there (its Gaussian mean is {kappa:.2g} times λ_quad)"
+        told = f"its Gaussian mean is {kappa:.2g} times λ_quad"
+        return f"set by the length of the run; the loss is about quadratic there ({told})"
     gamma, beyond = weaker[0]
     return f"{reason}; at γ = {gamma:.3g} it is {beyond:.2g} times" if np.isfinite(beyond) else reason

@@ -75,6 +75,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_WRONG, f"{self.prog}: {message}\n")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that are values; None, a flag that is off and an empty text say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default is False or action.default == ""
+        return action.help if nothing else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = _Parser(
@@ -102,9 +110,7 @@ def _add(
     description: str,
     flags: Callable[[argparse.ArgumentParser], None],
 ) -> None:
-    command = subparsers.add_parser(
-        name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    command = subparsers.add_parser(name, help=description, description=description, formatter_class=_HelpFormatter)
     flags(command)
 
 
@@ -149,14 +155,23 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
-        "--step-size", type=float, help="default: from the curvature (sgld, sghmc, sgnht), or adapted in the warm-up"
+        "--step-size",
+        type=float,
+        help="step size ε; default: from the curvature (sgld, sghmc, sgnht), or adapted in the warm-up",
     )
     command.add_argument(
-        "--control-variates", action="store_true", default=None, help="sgld only: less gradient noise, for noisy labels"
+        "--control-variates",
+        action="store_true",
+        default=None,
+        help="sgld only: gradients less those at w*, for less gradient noise where labels are noisy",
     )
     command.add_argument("--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="sgld only")
     command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="sgld only")
-    command.add_argument("--friction", type=float, help="sghmc and sgnht only; default: 2 √γ")
+    command.add_argument(
+        "--friction",
+        type=float,
+        help="sghmc and sgnht only: friction α; default: critical damping at the largest curvature h_max",
+    )
     command.add_argument("--nbeta", type=float, help=_NBETA)
     command.add_argument(
         "--gamma", type=float, help="localization γ; default: the posterior's, or from the curvature and the run length"

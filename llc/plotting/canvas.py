@@ -13,7 +13,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llc.analysis import schema
+from llc.analysis import validation
 from llc.posterior.arguments import require_type
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def draws_of(source: Any) -> xr.DataTree:
     draws = source if isinstance(source, xr.DataTree) else getattr(source, "draws", None)
     require_type("source", draws if source is not None else None, xr.DataTree, "draws of llc.sample, or a report")
     assert isinstance(draws, xr.DataTree)
-    schema.require(draws)
+    validation.require(draws)
     return draws
 
 

@@ -43,30 +43,9 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
     bounds, corrected, quad = (getattr(source, name, None) for name in ("bounds", "corrected", "quad"))
     symbol = canvas.symbol(source)
     llc = variable(draws, schema.POSTERIOR, schema.ENERGY)
-    num_draws, finite = llc.shape[1], finite_chains(llc)
-    shown: list[Any] = []  # what the vertical axis must hold
-    dead = []  # chain, last draw and mean there
-    for i, row in enumerate(llc):
-        x = np.arange(1, _alive(row) + 1)
-        with np.errstate(over="ignore"):  # of a chain that is about to die
-            mean = np.cumsum(row[: len(x)]) / x
-        ax.plot(*canvas.decimate(x, mean), color=canvas.chain_color(i, len(llc)), lw=0.8)
-        if finite[i]:
-            shown.append(mean[num_draws // 4 :])
-        elif len(x):
-            dead.append((i, x[-1], mean[-1]))
-    if finite.any():
-        live = llc[finite]
-        counts = np.unique(np.linspace(1, num_draws, _RUNNING_POINTS + 1).astype(int)[1:])
-        mean = np.array([live[:, :k].mean() for k in counts])
-        error = np.array([monte_carlo_error(live[:, :k]) for k in counts])
-        error[~np.isfinite(error)] = np.nan
-        ax.fill_between(counts, mean - error, mean + error, color=canvas.BLACK, alpha=0.2, lw=0)
-        of = "" if finite.all() else f" of {len(live)} of {len(llc)} chains"
-        ax.plot(counts, mean, color=canvas.BLACK, lw=2, label=f"{canvas.HAT}{of} ± standard error")
-        shown += [(mean + sign * error)[counts >= num_draws / 4] for sign in (-1, 1)]
-    else:
-        canvas.note(ax, "no chain is finite to its end")
+    num_draws = llc.shape[1]
+    shown, dead = _plot_chain_means(ax, llc)  # what the vertical axis must hold; chains that left
+    shown += _plot_mean_of_all(ax, llc)
     if bounds is not None and quad is not None and np.isfinite(quad):
         label = f"{canvas.QUAD} = {plus_minus(quad, bounds.quad_stderr)}, same γ/nβ"
         ax.axhline(quad, color=canvas.PURPLE, ls="--", lw=1.8, label=label)
@@ -82,6 +61,40 @@ def plot_running(source: xr.DataTree | Report, *, ax: Axes | None = None) -> Axe
     if bounds is not None:
         _draw_bounds(ax, bounds, corrected, symbol)
     return canvas.finish(ax, f"Running {canvas.HAT}", _draw_label(draws), f"mean of {canvas.LLC}")
+
+
+def _plot_chain_means(ax: Axes, llc: np.ndarray) -> tuple[list[Any], list[tuple[int, int, float]]]:
+    """The running mean of each chain: values that have to be seen, and (chain, last draw, mean there) of dead ones."""
+    shown: list[Any] = []
+    dead: list[tuple[int, int, float]] = []
+    finite = finite_chains(llc)
+    for i, row in enumerate(llc):
+        x = np.arange(1, _alive(row) + 1)
+        with np.errstate(over="ignore"):  # of a chain that is about to die
+            mean = np.cumsum(row[: len(x)]) / x
+        ax.plot(*canvas.decimate(x, mean), color=canvas.chain_color(i, len(llc)), lw=0.8)
+        if finite[i]:
+            shown.append(mean[llc.shape[1] // 4 :])
+        elif len(x):
+            dead.append((i, x[-1], mean[-1]))
+    return shown, dead
+
+
+def _plot_mean_of_all(ax: Axes, llc: np.ndarray) -> list[np.ndarray]:
+    """The running mean of all finite chains with its standard error; the values that have to be seen."""
+    finite, num_draws = finite_chains(llc), llc.shape[1]
+    if not finite.any():
+        canvas.note(ax, "no chain is finite to its end")
+        return []
+    live = llc[finite]
+    counts = np.unique(np.linspace(1, num_draws, _RUNNING_POINTS + 1).astype(int)[1:])
+    mean = np.array([live[:, :k].mean() for k in counts])
+    error = np.array([monte_carlo_error(live[:, :k]) for k in counts])
+    error[~np.isfinite(error)] = np.nan
+    ax.fill_between(counts, mean - error, mean + error, color=canvas.BLACK, alpha=0.2, lw=0)
+    of = "" if finite.all() else f" of {len(live)} of {len(llc)} chains"
+    ax.plot(counts, mean, color=canvas.BLACK, lw=2, label=f"{canvas.HAT}{of} ± standard error")
+    return [(mean + sign * error)[counts >= num_draws / 4] for sign in (-1, 1)]
 
 
 def _draw_bounds(ax: Axes, bounds: Bounds, corrected: Any, symbol: str) -> None:

@@ -30,7 +30,7 @@ _OF_DRAWS = {
     "autocorrelation": plot_autocorrelation,
     "distance": plot_distance,
 }
-_OF_SPECTRUM = {"spectrum": plot_spectrum, "curve": plot_effective_dimension}
+_OF_SPECTRUM = {"spectrum": plot_spectrum, "effective_dimension": plot_effective_dimension}
 _PAGE = 19.0, 13.0  # inches, of the dashboard
 _DPI = 150  # of the files
 _VERDICTS = {

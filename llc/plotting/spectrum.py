@@ -42,7 +42,7 @@ def plot_spectrum(spectrum: Spectrum | None, bounds: Bounds | None = None, *, ax
     if floor > 0:
         ax.axhline(floor, color=canvas.BLACK, ls="--", lw=1.2, label=f"τ = {floor:.2g}, {_cause(spectrum)}")
     if scale > 0:
-        visible = f"{_VISIBLE} γ/nβ = {scale:.2g}, above it seen"
+        visible = f"{_VISIBLE} γ/nβ = {scale:.2g}: seen above it"
         ax.axhline(scale, color=canvas.PURPLE, ls="-.", lw=1.2, label=visible)
     if bounds is not None:
         rank = f"rank {canvas.rank_text(bounds)}"

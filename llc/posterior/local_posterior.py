@@ -27,7 +27,7 @@ from llc.posterior.mask import Moves, normalize_mask
 from llc.posterior.microbatches import microbatched
 from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import as_float64, float64, lenient
-from llc.posterior.programs import uses_primitive
+from llc.posterior.programs import supports_jvp
 from llc.posterior.rows import mean_loss
 from llc.posterior.scale import Scale as Scale
 from llc.posterior.stream import Given, Stream, given_data
@@ -91,9 +91,8 @@ class LocalPosterior(eqx.Module):
     gamma: Float[Array, ""] | None
     mask: PyTree  # None, or one leaf for each leaf of center: True, False or the flat indices that move
     predict_fn: Callable[[PyTree, PyTree], Array] | None = eqx.field(static=True)
-    whole: Whole | None = eqx.field(
-        init=False
-    )  # L and ∇L at w* over all rows of a stream of which `data` are a sample, where they are known
+    # L and ∇L at w* over all rows of a stream of which `data` are a sample, where they are known.
+    whole: Whole | None = eqx.field(init=False)
     stream: Stream | None = eqx.field(static=True, init=False)  # where the rows come from of which `data` are a sample
     per_example: bool = eqx.field(static=True, init=False)
     precision: str = eqx.field(static=True, init=False)  # the coarsest dtype in which the loss computes
@@ -109,7 +108,7 @@ class LocalPosterior(eqx.Module):
         predict_fn: Callable[[PyTree, PyTree], Array] | None = None,
         weights: PyTree = None,
         microbatch_size: int | None = None,
-    ):
+    ) -> None:
         if microbatch_size is not None:
             loss_fn = microbatched(loss_fn, microbatch_size)
         with lenient():
@@ -132,7 +131,7 @@ class LocalPosterior(eqx.Module):
         center, data = on_common_devices(*jax.tree.map(native, (center, given.rows)))
         num_data = leading_axis(data) if given.num_data is None else given.num_data
         self.center = jax.tree.map(_strong_dtype, center)
-        rows = jax.tree.map(_as_array, data)
+        rows = jax.tree.map(lambda x: x if eqx.is_array(x) else np.asarray(x), data)
         self.nbeta = checked_scale("nbeta", num_data / math.log(num_data) if nbeta is None else nbeta)
         self.gamma = None if gamma is None else checked_scale("gamma", gamma)
         self.mask = normalize_mask(mask, self.center)
@@ -259,14 +258,7 @@ class LocalPosterior(eqx.Module):
     def supports_jvp(self) -> bool:
         """Whether the loss has derivatives along a direction. Through a `jax.custom_vjp` there are gradients only."""
         few = jax.tree.map(lambda x: x[:2], self.data)
-
-        def along(z: PyTree) -> tuple[Array, Array]:
-            return jax.jvp(lambda z: self.loss(self.params_at(z), few), (z,), (z,))
-
-        try:
-            return not uses_primitive(_NO_FORWARD_MODE, along, self.position)
-        except TypeError:  # JAX refuses some of these functions at once
-            return False
+        return supports_jvp(lambda z: self.loss(self.params_at(z), few), self.position)
 
     def loss(self, params: PyTree, batch: PyTree = None) -> Float[Array, ""]:
         """Mean loss over `batch`, or over all the data; of a stream, its resident rows."""
@@ -300,13 +292,6 @@ class LocalPosterior(eqx.Module):
         return jax.tree.map(take, self.mask, params)
 
 
-_NO_FORWARD_MODE = "custom_lin"  # the primitive that a directional derivative through a `jax.custom_vjp` leaves behind
-
-
 def _strong_dtype(leaf: Any) -> Any:
     """`leaf`, as a JAX array of strong dtype if it is an array: a weak type would change in the first step."""
     return jnp.asarray(leaf, dtypes.canonicalize_dtype(leaf.dtype)) if eqx.is_array(leaf) else leaf
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if eqx.is_array(leaf) else np.asarray(leaf)

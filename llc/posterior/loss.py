@@ -32,7 +32,7 @@ _ROWS = 2  # of the batch on which the program is read; its values play no part
 class Loss:
     """`fn(params, batch)` with its `fingerprint`; called like the function."""
 
-    def __init__(self, fn: Callable[[PyTree, PyTree], Array], fingerprint: str):
+    def __init__(self, fn: Callable[[PyTree, PyTree], Array], fingerprint: str) -> None:
         self.fn = fn
         self.fingerprint = fingerprint
 

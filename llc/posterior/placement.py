@@ -35,11 +35,6 @@ def is_committed(tree: PyTree) -> bool:
     return any(_is_committed(x) for x in jax.tree.leaves(tree))
 
 
-def is_spread(tree: PyTree) -> bool:
-    """Whether an array of `tree` lies on several devices."""
-    return any(_is_committed(x) and len(x.sharding.device_set) > 1 for x in jax.tree.leaves(tree))
-
-
 def _is_committed(x: object) -> bool:
     return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.committed
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
+
+_NO_FORWARD_MODE = "custom_lin"  # the primitive that a directional derivative through a `jax.custom_vjp` leaves behind
 
 
 def bytes_alive(fn: Callable[..., PyTree], *args: PyTree) -> int:
@@ -88,6 +90,14 @@ def primitives(jaxpr: Jaxpr) -> Iterator[str]:
         yield equation.primitive.name
         for part in _parts(equation):
             yield from primitives(part)
+
+
+def supports_jvp(fn: Callable[[PyTree], Array], at: PyTree) -> bool:
+    """Whether `fn` has derivatives along a direction at `at`. Through a `jax.custom_vjp` there are gradients only."""
+    try:
+        return not uses_primitive(_NO_FORWARD_MODE, lambda z: jax.jvp(fn, (z,), (z,)), at)
+    except TypeError:  # JAX refuses some of these functions at once
+        return False
 
 
 def uses_primitive(name: str, fn: Callable[..., PyTree], *args: PyTree) -> bool:

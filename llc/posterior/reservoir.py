@@ -17,7 +17,7 @@ class Reservoir:
         size: rows that are kept.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int) -> None:
         self.size, self.count = size, 0
         self.random = np.random.default_rng(0)
         self.places = np.zeros(0, np.int64)  # numbers of the rows that are kept

@@ -18,7 +18,7 @@ class RowReader:
         number_of: the number that chooses the order of a pass.
     """
 
-    def __init__(self, stream: Stream, number_of: Callable[[int], int] = lambda number: number):
+    def __init__(self, stream: Stream, number_of: Callable[[int], int] = lambda number: number) -> None:
         self.stream, self.number_of = stream, number_of
         self.position, self._batches, self._rest = -1, iter(()), None  # of no rows yet
 

@@ -110,7 +110,7 @@ class Form:
         ValueError: if that has no arrays with the examples along the leading axis.
     """
 
-    def __init__(self, first: PyTree):
+    def __init__(self, first: PyTree) -> None:
         leaves, self.structure = jax.tree.flatten(first)
         self.shapes = _shapes(first)
         if not leaves or any(np.ndim(x) == 0 for x in leaves):

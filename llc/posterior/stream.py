@@ -38,7 +38,7 @@ class Stream:
 
     def __init__(
         self, source: Source, weights: Callable[[PyTree], Any] | None, num_data: int | None, num_resident: int
-    ):
+    ) -> None:
         self.source, self.weights, self.num_data = source, weights, num_data or 0
         self.mean_weight = 1.0
         self.known: dict[Hashable, Any] = {}

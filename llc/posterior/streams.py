@@ -53,7 +53,7 @@ def read_batches(source: Iterable[PyTree] | Callable[..., Iterable[PyTree]], *, 
 class _Reading:
     """Batches so far, of one structure."""
 
-    def __init__(self, first: PyTree, num_data: int | None):
+    def __init__(self, first: PyTree, num_data: int | None) -> None:
         self.wanted, self.count, self.checked = num_data, 0, 0
         self.form = Form(first)
         self.columns: list[list[np.ndarray]] = [[] for _ in jax.tree.leaves(first)]

@@ -25,22 +25,18 @@ from llc.analysis.segments import join
 from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.local_posterior import LocalPosterior
-from llc.posterior.whole import with_whole
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.description import Description, full_products
 from llc.sampling.draws import Recorder, Sums
 from llc.sampling.kernel import Sampler
-from llc.sampling.loop import LoopSettings
+from llc.sampling.loop import loop_settings
 from llc.sampling.measure import make_measure
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
 from llc.sampling.placement import (
     agreed,
-    checked_mesh,
-    choose_method,
-    mesh_of,
-    on_device,
+    choose_devices,
     place_keys,
     place_posterior,
     to_host,
@@ -49,10 +45,9 @@ from llc.sampling.programs import Programs
 from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, held_back
-from llc.sampling.validation import check_gradient, check_key, check_memory, check_posterior, check_settings
+from llc.sampling.validation import check_gradient, check_key, check_posterior, ready_to_sample
 from llc.sampling.windows import Windows, check_stream
 
-_CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 _SMALL = 1000  # numbers of observables in a draw, above which a segment holds no more draws than it has
 _NUM_SEGMENTS = 40  # progress steps of a run, at least; each costs one dispatch and one read of its draws
 
@@ -92,70 +87,54 @@ class Chains:
         observables: Mapping[str, Callable[..., Any] | Observable] | None = None,
         store: StoredRun | None = None,
         mesh: Mesh | None = None,
-    ):
+    ) -> None:
         check_key(key)
         check_posterior(posterior)
-        lengths = check_stream(posterior, sampler, lengths, mesh)
-        self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
-        check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
-        self.posterior = self.posterior if posterior.stream is None else on_device(with_whole(posterior))
-        check_memory(self.posterior, lengths, keep_params=keep_params)
-        self.given = posterior  # w* in its own precision
-        self.sampler, self.lengths = sampler, lengths
-        if mesh is None:
-            self.method = choose_method(chain_method, posterior, lengths.num_chains)
-            mesh = mesh_of(self.method, lengths.num_chains)
-        else:
-            mesh, self.method = checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
-        check_gradient(self.posterior, lengths, side_by_side=self.method == "vectorized")
-        self.posterior = place_posterior(self.posterior, mesh, spread_rows=lengths.batch_size is None)
+        self.sampler, self.lengths = sampler, check_stream(posterior, sampler, lengths, mesh)
+        ready = ready_to_sample(posterior, sampler, self.lengths, keep_params=keep_params)
+        mesh, self.method = choose_devices(mesh, chain_method, posterior, self.lengths)
+        check_gradient(ready, self.lengths, side_by_side=self.method == "vectorized")
+        self.posterior = place_posterior(ready, mesh, spread_rows=self.lengths.batch_size is None)
         step_key, subset_key, init_key = jax.random.split(key, 3)
-        recorded = prepare_observables(observables, self.posterior, lengths)
-        kept = sum(one.center.size for one in recorded.values() if not one.moments)
-        self.measure = make_measure(subset_key, self.posterior, lengths, spectrum, recorded)
+        recorded = prepare_observables(observables, self.posterior, self.lengths)
+        self.measure = make_measure(subset_key, self.posterior, self.lengths, spectrum, recorded)
         self.rounding = LossRounding(self.posterior, self.measure)
-        self._windows = None
-        if posterior.stream is not None:
-            apart = self.method == "sequential"
-            self._windows = Windows(key, posterior.stream, lengths, self.posterior.data, mesh=mesh, apart=apart)
-        self._description = Description(
-            self.given,
-            self.posterior,
-            sampler,
-            lengths,
-            self.measure,
-            self.rounding,
-            method=self.method,
-            seed=np.asarray(jax.random.key_data(key)).tolist(),
-            windows=self._windows,
+        self._windows = self._stream_windows(key, mesh)
+        parts = posterior, self.posterior, sampler, self.lengths, self.measure, self.rounding
+        self._description = Description(*parts, method=self.method, key=key, windows=self._windows)
+        self.warmup = self.lengths.num_warmup_draws
+        self._pace = Pace(max(1, math.ceil((self.warmup + self.lengths.num_draws) / _NUM_SEGMENTS)))
+        large = keep_params or sum(one.center.size for one in recorded.values() if not one.moments) > _SMALL
+        limit = self._pace.limit
+        self.settings = loop_settings(
+            self.lengths, posterior.num_data, limit, method=self.method, large=large, keep_params=keep_params, mesh=mesh
         )
-        self.warmup = lengths.num_warmup_draws
-        self.size = max(1, math.ceil((self.warmup + lengths.num_draws) / _NUM_SEGMENTS))
-        least = 1 if keep_params or kept > _SMALL else _CAPACITY
-        self.settings = LoopSettings(
-            batch_size=None if lengths.batch_size == posterior.num_data else lengths.batch_size,
-            capacity=max(least, 2 ** math.ceil(math.log2(self.size))),  # few different ones: a program each
-            keep_params=keep_params,
-            vectorize=self.method != "sequential",
-            mesh=mesh,
-            independent_batches=lengths.step_energies,
-        )
-        self.keys = place_keys(step_key, lengths.num_chains, self.method, mesh)
+        self.keys = place_keys(step_key, self.lengths.num_chains, self.method, mesh)
         self._programs = Programs(self.keys, self.posterior, sampler, self.measure, self.settings)
         # A sampler that does not adapt starts the same whatever the length: one program for all.
-        adaptation = self.warmup * lengths.thinning if sampler.adapts_in_warmup else 0
-        init_keys = place_keys(init_key, lengths.num_chains, self.method, mesh)
-        self._standing = self._programs.start(init_keys, adaptation, Recorder(self.warmup, lengths.num_draws))
-        self._pace = Pace(self.size)
+        adaptation = self.warmup * self.lengths.thinning if sampler.adapts_in_warmup else 0
+        init_keys = place_keys(init_key, self.lengths.num_chains, self.method, mesh)
+        self._standing = self._programs.start(init_keys, adaptation, Recorder(self.warmup, self.lengths.num_draws))
         self._measured = 0  # draws after which rounding was measured
-        self._keeper = None
+        self._keeper: Keeper | None = None
         if store is not None:
             deciding = {"spectrum": spectrum, "method": self.method, "keep_params": keep_params}
-            settings = deciding_settings(key, posterior, sampler, lengths, observables=recorded, **deciding)
-            self._keeper = Keeper(store, settings)
-            self._standing = self._keeper.resumed(self._standing, vectorize=self.settings.vectorize)
-            self.rounding.squares = list(self._keeper.manifest.squares)
-            self._measured = self._keeper.manifest.measured
+            settings = deciding_settings(key, posterior, sampler, self.lengths, observables=recorded, **deciding)
+            self._resume(Keeper(store, settings))
+
+    def _stream_windows(self, key: PRNGKeyArray, mesh: Mesh | None) -> Windows | None:
+        """Minibatches of data that are a stream; None of arrays."""
+        stream, apart = self.posterior.stream, self.method == "sequential"
+        if stream is None:
+            return None
+        return Windows(key, stream, self.lengths, self.posterior.data, mesh=mesh, apart=apart)
+
+    def _resume(self, keeper: Keeper) -> None:
+        """Goes on from the last checkpoint of a store, if it has one."""
+        self._keeper = keeper
+        self._standing = keeper.resumed(self._standing, vectorize=self.settings.vectorize)
+        self.rounding.squares = list(keeper.manifest.squares)
+        self._measured = keeper.manifest.measured
 
     @property
     def states(self) -> list[Any]:

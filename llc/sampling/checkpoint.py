@@ -47,7 +47,7 @@ class Keeper:
         ValueError: if the run is there with other settings, or runs on several hosts.
     """
 
-    def __init__(self, run: StoredRun, settings: dict[str, Any]):
+    def __init__(self, run: StoredRun, settings: dict[str, Any]) -> None:
         if jax.process_count() > 1:
             raise ValueError(
                 f"store needs a run of one process, got {jax.process_count()}; leave store out, and llc.save the draws "

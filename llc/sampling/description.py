@@ -9,6 +9,7 @@ from importlib.metadata import version
 import jax
 import numpy as np
 import xarray as xr
+from jaxtyping import PRNGKeyArray
 
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
@@ -45,7 +46,7 @@ class Description:
         measure: what draws are measured with.
         rounding: of their losses.
         method: how chains run.
-        seed: the data of the run's key.
+        key: of the run.
         windows: of data that are a stream; None of arrays.
     """
 
@@ -59,11 +60,12 @@ class Description:
         rounding: LossRounding,
         *,
         method: str,
-        seed: list[int],
+        key: PRNGKeyArray,
         windows: Windows | None,
-    ):
+    ) -> None:
         self.given, self.posterior, self.sampler, self.lengths = given, posterior, sampler, lengths
-        self.measure, self.rounding, self.method, self.seed, self.windows = measure, rounding, method, seed, windows
+        self.measure, self.rounding, self.method, self.windows = measure, rounding, method, windows
+        self.seed = np.asarray(jax.random.key_data(key)).tolist()
 
     def tree(self, recorder: Recorder, *, num_draws: int) -> xr.DataTree:
         """The draws that a recorder holds, as `sample` returns them, of `num_draws` after the warm-up in all."""

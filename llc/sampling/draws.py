@@ -74,7 +74,7 @@ class Recorder:
         num_draws: how many draws are asked for at first; a block of moments takes a fifth of them.
     """
 
-    def __init__(self, warmup: int, num_draws: int):
+    def __init__(self, warmup: int, num_draws: int) -> None:
         self.warmup = warmup
         self.end, self.capacity = 0, warmup + num_draws
         self.buffers: list[np.ndarray] = []  # the leaves of `Draw`, with leading axes (chain, draw)

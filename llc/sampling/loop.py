@@ -1,5 +1,6 @@
 """The compiled part of sampling: a segment of draws, of one chain or of all at once; nothing leaves the device."""
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -17,7 +18,10 @@ from llc.sampling.measure import Measure, evaluate_draw
 from llc.sampling.minibatch import Window, independent_minibatch, minibatch
 from llc.sampling.observables import differences, kept_draws, start_comoments
 from llc.sampling.placement import over_chains, split_rows
+from llc.sampling.run_lengths import RunLengths
 from llc.sampling.step_energies import StepEnergies
+
+_CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
 
 
 class LoopSettings(NamedTuple):
@@ -38,6 +42,37 @@ class LoopSettings(NamedTuple):
     vectorize: bool
     mesh: Mesh | None = None
     independent_batches: bool = False
+
+
+def loop_settings(
+    lengths: RunLengths,
+    num_data: int,
+    most_draws: int,
+    *,
+    method: str,
+    large: bool,
+    keep_params: bool,
+    mesh: Mesh | None,
+) -> LoopSettings:
+    """The settings of a run's loop, few different ones, since each is a program of its own.
+
+    Args:
+        lengths: of the run.
+        num_data: n; a batch of so many rows is all the data.
+        most_draws: of a segment.
+        method: how chains run; all but "sequential" ones are side by side.
+        large: whether a draw is so large that a segment should hold no more of them than it takes.
+        keep_params: as of `sample`.
+        mesh: over which chains are spread; None is one device.
+    """
+    return LoopSettings(
+        batch_size=None if lengths.batch_size == num_data else lengths.batch_size,
+        capacity=max(1 if large else _CAPACITY, 2 ** math.ceil(math.log2(most_draws))),
+        keep_params=keep_params,
+        vectorize=method != "sequential",
+        mesh=mesh,
+        independent_batches=lengths.step_energies,
+    )
 
 
 class Span(NamedTuple):

@@ -48,7 +48,7 @@ class _Hamiltonian(Sampler):
         """Whether the step size is found in the warm-up: where none was given."""
         return self.step_size is None
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         require_number("step_size", self.step_size, optional=True)
         require_number("target_accept", self.target_accept)
         for name in ("adapt_mass", "dense_mass"):
@@ -136,7 +136,7 @@ class HMC(_Hamiltonian):
     adapt_mass: bool = True
     dense_mass: bool = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         require_integer("num_steps", self.num_steps, least=1, optional=True)
         require_number("trajectory_length", self.trajectory_length)
 
@@ -176,7 +176,7 @@ class NUTS(_Hamiltonian):
     adapt_mass: bool = True
     dense_mass: bool = False
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         require_integer("max_tree_depth", self.max_tree_depth, least=1)
 
     def _settings(self) -> "_Settings":

@@ -47,7 +47,7 @@ class Observable:
     moments: bool | None = None
     covariance_with: Sequence[str] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not callable(self.fn):
             raise ValueError(f"Observable needs fn to be a function of (params) or (params, batch), got {self.fn!r}.")
         for name in ("dims", "covariance_with"):

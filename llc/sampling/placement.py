@@ -28,6 +28,20 @@ _SIDE_BY_SIDE, _RUNNING, _WAITING = 8, 10, 2
 _SHARE = 0.8  # of the free memory
 
 
+def choose_devices(
+    mesh: Mesh | None, chain_method: str, posterior: LocalPosterior, lengths: RunLengths
+) -> tuple[Mesh | None, str]:
+    """The mesh that chains are spread over, None on one device, and the method by which they run.
+
+    Raises:
+        ValueError: if mesh, method, chains, rows and memory do not fit each other.
+    """
+    if mesh is not None:
+        return checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
+    method = choose_method(chain_method, posterior, lengths.num_chains)
+    return mesh_of(method, lengths.num_chains), method
+
+
 def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int) -> str:
     """`chain_method`, or the fastest one for `"auto"`.
 

@@ -83,7 +83,7 @@ class Diagonal(Constant):
 
     scales: PyTree
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_positive("Diagonal", self.scales)
 
     def init(self, position: PyTree) -> None:
@@ -129,7 +129,7 @@ class Curvature(Constant):
     vectors: Float[Array, "curved dim"]
     scales: Float[Array, "curved"]
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         _check_positive("Curvature", self.scales)
         vectors, scales = self.vectors, self.scales
         right = all(
@@ -202,7 +202,7 @@ class RMSProp(Preconditioner):
     decay: float = 0.99
     eps: float = 0.1
 
-    def __check_init__(self):
+    def __check_init__(self) -> None:
         require_number("decay", self.decay, least=-math.inf)
         require_number("eps", self.eps, least=-math.inf)
         if not 0 <= self.decay < 1:

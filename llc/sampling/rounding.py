@@ -33,7 +33,7 @@ _COSTLY = 1e8  # parameters times rows, above which one is: two losses of all ro
 class LossRounding:
     """Errors of recorded differences, collected over the first positions where chains stood."""
 
-    def __init__(self, posterior: LocalPosterior, measure: Measure):
+    def __init__(self, posterior: LocalPosterior, measure: Measure) -> None:
         self.posterior, self.measure = posterior, measure
         self.squares: list[float] = []
 

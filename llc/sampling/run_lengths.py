@@ -42,7 +42,7 @@ class _Lengths:
     eval_size: int | None = None
     step_energies: bool | None = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_flag("step_energies", self.step_energies, optional=isinstance(self, RequestedLengths))
         for field in fields(self):
             if field.name not in ("batch_size", "eval_size", "step_energies"):  # see check_rows

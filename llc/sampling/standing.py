@@ -51,7 +51,7 @@ def held_back() -> Iterator[None]:
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C while chains ran. They are whole, and can go on from the last segment that ended."""
 
-    def __init__(self, draws_so_far: Callable[[], xr.DataTree | None], how_to_go_on: str = ""):
+    def __init__(self, draws_so_far: Callable[[], xr.DataTree | None], how_to_go_on: str = "") -> None:
         super().__init__(f"sampling was interrupted{how_to_go_on}")
         self._draws_so_far = draws_so_far
 

@@ -10,8 +10,10 @@ from llc.posterior.keys import check_key as check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
 from llc.posterior.rows import alive_bytes, shapes_of
+from llc.posterior.whole import with_whole
 from llc.sampling.draws import parameter_name
 from llc.sampling.kernel import Sampler
+from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.step_energies import check_step_energies
 
@@ -26,6 +28,17 @@ def check_posterior(posterior: object) -> None:
     """Raises ValueError if `posterior` is not a LocalPosterior."""
     if not isinstance(posterior, LocalPosterior):
         raise ValueError(f"posterior needs to be an llc.LocalPosterior, got {type(posterior).__name__}.")
+
+
+def ready_to_sample(
+    posterior: LocalPosterior, sampler: Sampler, lengths: RunLengths, *, keep_params: bool
+) -> LocalPosterior:
+    """The posterior on the device, in JAX's precision; of a stream, with L(w*) and ∇L(w*) over all its rows."""
+    ready = on_device(posterior)
+    check_settings(ready, sampler, lengths, keep_params=keep_params)
+    ready = ready if posterior.stream is None else on_device(with_whole(posterior))
+    check_memory(ready, lengths, keep_params=keep_params)
+    return ready
 
 
 def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengths, *, keep_params: bool) -> None:

@@ -105,7 +105,7 @@ class Windows:
         *,
         mesh: Mesh | None = None,
         apart: bool = False,
-    ):
+    ) -> None:
         self.stream, self.mesh, self.apart = stream, mesh, apart
         self.dtypes = jax.tree.map(lambda x: np.dtype(x.dtype), like)
         self.seed = np.asarray(jax.random.key_data(key)).ravel().tolist()

@@ -36,7 +36,7 @@ class Store:
         ValueError: if it is a file, or a folder of something else.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = expand(path)
         self.is_zarr = self.path.suffix == ".zarr"
         if self.path.exists() and not self.path.is_dir():

@@ -149,7 +149,7 @@ class Wanted:
     gamma: float | None
     asked: RequestedLengths
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = [item.name for item in self.items]
         if self.reference is not None and self.reference not in names:
             raise ValueError(f"reference needs the name of an item, one of {names}, got {self.reference!r}.")

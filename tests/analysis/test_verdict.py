@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from llc.analysis.bound_checks import says_nothing
 from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.verdict import Findings, judge
@@ -153,6 +152,6 @@ def test_what_is_not_corrected_is_not_called_so():
     ],
 )
 def test_bounds_that_any_model_of_four_parameters_has_say_nothing(of, nothing):
-    assert says_nothing(of) == nothing
+    assert of.is_vacuous == nothing
     interval = f"[{of.lower:.4g}, {of.upper:.4g}]"
     assert (interval in judge(findings(of=of, moved=0.0)).reason) == (of.valid and not nothing)

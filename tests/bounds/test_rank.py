@@ -25,6 +25,14 @@ def test_known_ranks_and_learning_coefficients(name):
     assert bounds.quad <= model.rank / 2 + 1e-6
 
 
+@pytest.mark.parametrize(("upper", "vacuous"), [(3.0, True), (2.9, False)])
+def test_an_interval_of_any_possible_value_is_not_printed(upper, vacuous):
+    bounds = llc.rank_bounds(spectrum_of(np.array([1.0, 1.0, 0.5, 0.5, 0.1, 0.0])))
+    bounds = dataclasses.replace(bounds, lower=0.0, upper=upper, rank_interval=(0.0, 6.0))
+    assert bounds.is_vacuous == vacuous
+    assert ("[" in str(bounds).splitlines()[0]) != vacuous
+
+
 def test_no_gap_gives_an_interval():
     """Eigenvalues over twenty decades: from what the sampler sees at 10 γ/nβ to the floor."""
     eigenvalues = 10.0 ** -np.arange(0, 20, 0.5)

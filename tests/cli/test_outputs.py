@@ -12,18 +12,10 @@ import llc
 from llc import cli
 from llc.cli import outputs
 from tests.support.files import full_draws
-from tests.test_cli import MODEL
 
 QUICK = ("--num-warmup", "20", "--num-draws", "50", "--step-size", "0.001")
 BOUNDS = ("bounds", "model.py:posterior", "--out", "run.nc")
 SAMPLE = ("sample", "model.py:posterior", "--out", "run.nc", *QUICK)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "model.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def meanwhile(monkeypatch, change):

@@ -119,7 +119,9 @@ def test_figures_of_a_real_run_from_a_file(sampled, tmp_path, monkeypatch):
     report = assemble(draws, bounds=bounds, spectrum=spectrum)
     folder = tmp_path / "runs" / "figures"
     paths = llc.save_figures(report, folder)
-    assert sorted(paths) == sorted(folder / f"{name}.png" for name in ("report", *PANELS, "spectrum", "curve"))
+    assert sorted(paths) == sorted(
+        folder / f"{name}.png" for name in ("report", *PANELS, "spectrum", "effective_dimension")
+    )
     assert sorted(folder.iterdir()) == sorted(paths)
     for path in paths:
         assert matplotlib.image.imread(path).shape[:2] == ((520, 760) if path.stem == "report" else (160, 280))

@@ -279,10 +279,6 @@ def test_mask_of_a_model_with_functions_in_it():
 # ---- L(w*) ------------------------------------------------------------------------------------------------------
 
 
-def per_example_regression(w, batch):
-    return 0.5 * jnp.sum((batch["x"] @ w["w"] + w["b"] - batch["y"]) ** 2, axis=1)
-
-
 def test_init_loss_on_some_rows():
     rows = np.array([1, 4, 5])
     expected = regression_in_numpy(center(), jax.tree.map(lambda x: x[rows], DATA))

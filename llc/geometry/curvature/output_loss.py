@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import as_float64
@@ -113,11 +113,13 @@ def _part(name: str, batch: PyTree) -> Callable[[Array, PyTree], Array]:
 
 
 @eqx.filter_jit
-def _at_moved_params(posterior: LocalPosterior, rows: PyTree, names: tuple[str, ...], num_moves: int):
-    """Losses (move, row), outputs (move, row, output) and convex parts (move, name, row)."""
+def _at_moved_params(
+    posterior: LocalPosterior, rows: PyTree, names: tuple[str, ...], num_moves: int
+) -> tuple[Float[Array, "move row"], Float[Array, "move row output"], Float[Array, "move name row"]]:
+    """Losses, outputs and convex parts."""
     predict_fn: Any = posterior.predict_fn
 
-    def at(key):
+    def at(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
         params = _moved(posterior, key)
         losses = jax.lax.map(
             lambda row: jnp.mean(posterior.loss_fn(params, jax.tree.map(lambda x: x[None], row))), rows
@@ -166,10 +168,13 @@ def _check_callable(posterior: LocalPosterior, rows: PyTree, output_loss: Callab
 
 
 @eqx.filter_jit
-def _with_callable(posterior: LocalPosterior, rows: PyTree, output_loss: Callable):
+def _with_callable(
+    posterior: LocalPosterior, rows: PyTree, output_loss: Callable
+) -> tuple[Float[Array, "move"], Float[Array, "move"]]:
+    """Mean losses, and what `output_loss` makes of the outputs."""
     predict_fn: Any = posterior.predict_fn
 
-    def at(key):
+    def at(key: PRNGKeyArray) -> tuple[Array, Array]:
         params = _moved(posterior, key)
         return jnp.mean(posterior.loss_fn(params, rows)), jnp.mean(output_loss(predict_fn(params, rows), rows))
 

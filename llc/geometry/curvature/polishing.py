@@ -148,13 +148,17 @@ def _numpy(params: PyTree) -> PyTree:
 
 
 @eqx.filter_jit
-def _loss_and_gradient(operator: CurvatureOperator, flat: Float[Array, "dim"]):
+def _loss_and_gradient(
+    operator: CurvatureOperator, flat: Float[Array, "dim"]
+) -> tuple[Float[Array, ""], Float[Array, "dim"]]:
     here = displaced(operator, flat)
     return here.loss(), here.gradient()
 
 
 @eqx.filter_jit
-def _step(operator: CurvatureOperator, flat: Float[Array, "dim"], gradient: Float[Array, "dim"], damping: Array):
+def _step(
+    operator: CurvatureOperator, flat: Float[Array, "dim"], gradient: Float[Array, "dim"], damping: Array
+) -> Float[Array, "dim"]:
     here = displaced(operator, flat)
     solve = jax.scipy.sparse.linalg.cg
     return solve(lambda v: here.product(v) + damping * v, -gradient, tol=_CG_TOLERANCE, maxiter=_CG_STEPS)[0]

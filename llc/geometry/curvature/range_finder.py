@@ -103,5 +103,5 @@ def _probes(operator: CurvatureOperator, key: Array) -> Float[Array, "block dim"
 
 
 @eqx.filter_jit
-def _images(operator: CurvatureOperator, key: Array):
+def _images(operator: CurvatureOperator, key: Array) -> Float[Array, "block dim"]:
     return jax.lax.map(operator.product, _probes(operator, key), batch_size=COLUMNS)

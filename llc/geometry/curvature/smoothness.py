@@ -194,7 +194,9 @@ def _gradients(operator: CurvatureOperator, direction: np.ndarray, steps: np.nda
 
 
 @eqx.filter_jit
-def _gradients_at(operator: CurvatureOperator, direction: Float[Array, "dim"], steps: Float[Array, "step"]):
+def _gradients_at(
+    operator: CurvatureOperator, direction: Float[Array, "dim"], steps: Float[Array, "step"]
+) -> Float[Array, "step dim"]:
     return jax.lax.map(lambda step: _moved(operator, step * direction).gradient(), steps)
 
 
@@ -204,7 +206,7 @@ def _finite(operator: CurvatureOperator, offset: np.ndarray) -> bool:
 
 
 @eqx.filter_jit
-def _losses_at(operator: CurvatureOperator, offsets: Float[Array, "offset dim"]):
+def _losses_at(operator: CurvatureOperator, offsets: Float[Array, "offset dim"]) -> Float[Array, "offset"]:
     return jax.lax.map(lambda offset: _moved(operator, offset).loss(), offsets)
 
 

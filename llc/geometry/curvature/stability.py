@@ -70,7 +70,7 @@ def _chunk(
 def _curvatures(
     operator: CurvatureOperator, vectors: Float[Array, "chunk dim"], steps: Float[Array, "chunk dim"]
 ) -> Float[Array, "chunk"]:
-    def curvature(pair):
+    def curvature(pair: tuple[Array, Array]) -> Array:
         vector, step = pair
         return vector @ displaced(operator, operator.flat + step).product(vector)
 

@@ -23,21 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from llc.geometry.curvature.operators import (
     JacobianOperator,
     jacobian_operator,
-    require_predict_fn,
 )
+from llc.geometry.features.kernels import output_gradients
 from llc.posterior.arguments import require_callable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 from llc.posterior.validation import check_data, check_finite
 
 _DENSE_BYTES = 4 * 2**30
-_AT_ONCE = 32  # inputs, or columns of H, whose gradients are computed at a time
 FLOOR = 16.0  # round-off of G, measured on nets of 2 to 9 layers: up to 4 ε σ_max
 _DEPENDENT = 1e-10  # 1 − leverage; round-off leaves 1e-15
 _MIXED = 1e-8  # ‖Gᵀv − J v‖ / ‖J v‖ where the outputs of an input depend on the other inputs of its batch
@@ -92,7 +90,8 @@ class BehavioralGradients:
             )
         probe = np.random.default_rng(0).normal(size=self.dim)
         with float64():
-            matrix = np.asarray(_rows(self.operator)).reshape(-1, self.dim).T
+            gradients = output_gradients(self.operator, self.operator.rows.joined())
+            matrix = np.asarray(gradients).reshape(-1, self.dim).T
         exact = self.transpose_product(probe)
         if not np.linalg.norm(probe @ matrix - exact) <= _MIXED * np.linalg.norm(exact):
             raise ValueError(
@@ -223,17 +222,3 @@ def _product(operator: JacobianOperator, vector: Array) -> Array:
 @eqx.filter_jit
 def _transpose_product(operator: JacobianOperator, cotangent: Array) -> Array:
     return operator.transpose_product(cotangent)
-
-
-@eqx.filter_jit
-def _rows(operator: JacobianOperator) -> Float[Array, "input k dim"]:
-    """Gradients of all outputs of each input, an input at a time."""
-    posterior = operator.posterior
-    predict_fn = require_predict_fn(posterior)
-    flat, unravel = ravel_pytree(posterior.position)
-
-    def of_input(row: PyTree) -> Float[Array, "k dim"]:
-        batch = jax.tree.map(lambda x: x[None], row)
-        return jax.jacrev(lambda z: predict_fn(posterior.params_at(unravel(z)), batch).ravel())(flat)
-
-    return jax.lax.map(of_input, operator.rows.joined(), batch_size=_AT_ONCE)

@@ -52,7 +52,7 @@ def grouped_kernels(
 
         def block(start: int) -> tuple[slice, np.ndarray]:
             part = jax.tree.map(lambda x: x[start : start + length], inputs)
-            rows = np.asarray(_jacobian(operator, part)).reshape(-1, operator.dim)[:, order]
+            rows = np.asarray(output_gradients(operator, part)).reshape(-1, operator.dim)[:, order]
             return slice(start * per_input, start * per_input + len(rows)), rows
 
         for start in range(0, operator.num_inputs, length):
@@ -68,7 +68,8 @@ def grouped_kernels(
 
 
 @eqx.filter_jit
-def _jacobian(operator: JacobianOperator, inputs: PyTree) -> Float[Array, "input k dim"]:
+def output_gradients(operator: JacobianOperator, inputs: PyTree) -> Float[Array, "input k dim"]:
+    """Gradients of all outputs of each input, some inputs at a time."""
     posterior = operator.posterior
     predict_fn = require_predict_fn(posterior)
     flat, unravel = ravel_pytree(posterior.position)

@@ -141,7 +141,9 @@ def _compressed(tangents: np.ndarray) -> np.ndarray:
 class _Arrays:
     """The parameters that move, array by array: at w*, at the points of verification, and the gradients there."""
 
-    def __init__(self, posterior: LocalPosterior, center: np.ndarray, points: np.ndarray, gradients: np.ndarray):
+    def __init__(
+        self, posterior: LocalPosterior, center: np.ndarray, points: np.ndarray, gradients: np.ndarray
+    ) -> None:
         moving = jax.tree.leaves(posterior.position)
         mask = [True] * len(moving)
         if posterior.mask is not None:

@@ -119,7 +119,7 @@ def selected_covariance(
 
     Raises:
         ValueError: if a setting is out of range, if w* is 0 and `sigma` None, if most losses are not finite, or if it
-            is hopeless: too many parameters, or too few winners for one direction (N ≈ 16 d).
+            can not show a single direction: too many parameters, or too few winners (N ≈ 16 d).
 
     References:
         Shir & Yehudayoff, On the covariance-Hessian relation in evolution strategies, arXiv 1806.03674.
@@ -140,15 +140,15 @@ def selected_covariance(
 
 
 def checked_winners(posterior: LocalPosterior, num_candidates: int, num_winners: int | None) -> int:
-    """R, by default what `selected_covariance` says; raises ValueError where it is hopeless."""
+    """R, by default what `selected_covariance` says; raises ValueError where no direction could be seen."""
     dim = posterior.num_params
     require_integer("num_candidates", num_candidates, least=2)  # 5 is best for the rank
     require_integer("num_winners", num_winners, least=1, optional=True)
     cure = "let fewer parameters move (mask), or take llc.spectrum (Hessian-vector products)"
     if dim > _MAX_PARAMS:
         raise ValueError(
-            f"the covariance of selected samples is hopeless beyond {_MAX_PARAMS:,} parameters (about 16 losses a "
-            f"parameter and direction of the rank, and matrices of d²), got d = {dim:,}; {cure}."
+            f"the covariance of selected samples needs too many losses beyond {_MAX_PARAMS:,} parameters (about 16 "
+            f"losses a parameter and direction of the rank, and matrices of d²), got d = {dim:,}; {cure}."
         )
     # Winners that show one direction of a flat spectrum, and C of full rank with room below the bulk.
     need = max(math.ceil(1 / flat_rank(dim, num_candidates, 1)), 4 * dim)
@@ -158,7 +158,7 @@ def checked_winners(posterior: LocalPosterior, num_candidates: int, num_winners:
     if num_winners < need:
         raise ValueError(
             f"num_winners needs at least {need:,} to show one direction of d = {dim:,} at num_candidates = "
-            f"{num_candidates}, got {num_winners:,}: hopeless below; draw more winners, {cure}."
+            f"{num_candidates}, got {num_winners:,}: with fewer no direction stands out; draw more winners, {cure}."
         )
     return num_winners
 

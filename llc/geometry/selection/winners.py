@@ -233,10 +233,10 @@ class SelectedSamples:
         message = ""
         if slope > -0.9:
             need = next((m for m in (500 * 2**k for k in range(12)) if shape_slope(m, rank) <= -0.9), None)
+            wanted = "which no number of candidates gives" if need is None else f"num_candidates ≈ {need:,}"
             message = (
                 f"the shape of the inverse needs a slope of log C on log h below −0.9, "
-                f"{'hopeless' if need is None else f'num_candidates ≈ {need:,}'} for rank {rank}, "
-                f"got {slope:.2f} at num_candidates = {self.num_candidates}; "
+                f"{wanted} for rank {rank}, got {slope:.2f} at num_candidates = {self.num_candidates}; "
                 "use Hessian-vector products, or read the curvatures as C^(1/slope)."
             )
         return InverseHessian(matrix / np.trace(matrix), rank, slope, message)

@@ -39,7 +39,7 @@ def function(module: torch.nn.Module, fn: TorchFunction) -> Callable[[PyTree, Py
 class _Function:
     """See `function`. Two of the same module and function are equal, so that posteriors share what is compiled."""
 
-    def __init__(self, module: torch.nn.Module, fn: TorchFunction):
+    def __init__(self, module: torch.nn.Module, fn: TorchFunction) -> None:
         self.module, self.fn = module, fn
         self._call = _Call(module, fn)
         buffers = {name: value for name, value in module.named_buffers() if not value.dtype.is_floating_point}
@@ -90,7 +90,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 class _Call(torch.nn.Module):
     """`fn` of a module, as a module, in which `functional_call` can exchange the parameters."""
 
-    def __init__(self, module: torch.nn.Module, fn: TorchFunction):
+    def __init__(self, module: torch.nn.Module, fn: TorchFunction) -> None:
         super().__init__()
         self.module, self.fn = module, fn
 

@@ -436,8 +436,8 @@ def test_ladder_without_a_plateau():
         (lambda: _flat(3, 1), {}, "sigma needs to be given where w\\* = 0"),
         (lambda: _flat(3, 1), {"sigma": 0.0}, "sigma needs a finite number > 0"),
         (lambda: _flat(3, 1), {"sigma": 0.1, "num_candidates": 1}, "num_candidates needs an integer >= 2"),
-        (lambda: _flat(100, 1), {"sigma": 0.1, "num_winners": 300}, "num_winners needs at least 400 .* hopeless"),
-        (lambda: _flat(5000, 1), {"sigma": 0.1}, "hopeless beyond 4,096 .* got d = 5,000; .* llc.spectrum"),
+        (lambda: _flat(100, 1), {"sigma": 0.1, "num_winners": 300}, "num_winners needs at least 400"),
+        (lambda: _flat(5000, 1), {"sigma": 0.1}, "beyond 4,096 .* got d = 5,000; .* llc.spectrum"),
     ],
     ids=["no scale", "sigma", "m", "R", "d"],
 )

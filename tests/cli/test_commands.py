@@ -1,3 +1,5 @@
+"""The commands, from files to files, and what they refuse."""
+
 import json
 import os
 import subprocess
@@ -9,35 +11,10 @@ import xarray as xr
 
 import llc
 from llc import cli
-from llc.cli.parser import parser
 from tests.analysis.test_estimators import make_draws
+from tests.support.commands import MODEL
 
-MODEL = """
-import jax.numpy as jnp
-import numpy as np
-import llc
-
-def regression():
-    inputs = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
-    return llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(3), inputs, gamma=1.0)
-
-posterior = regression()
-number = 3
-
-def saddle():
-    def loss_fn(w, x):
-        return 0.5 * w[0] ** 2 + 0.25 * (w[1] ** 2 - 1) ** 2 + 0 * jnp.sum(x)
-
-    return llc.LocalPosterior(loss_fn, jnp.zeros(2), np.zeros((500, 1)), gamma=1.0)
-"""
 QUICK = ("--num-warmup", "500", "--num-draws", "1000")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "model.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_bounds_sample_report(folder, capsys):
@@ -64,27 +41,6 @@ def test_observables_of_the_model_file_are_recorded(folder, capsys):
     (folder / "model.py").write_text(MODEL + "\nobservables = [1]\n")
     assert cli.main(["sample", "model.py:posterior", *flags]) == 3
     assert "observables" in capsys.readouterr().err
-
-
-def test_calibrate_names_settings_that_sample_takes(folder, capsys):
-    flags = ["--num-draws", "100", "--figure", "calibration.png"]
-    assert cli.main(["calibrate", "model.py:posterior", *flags]) == 0
-    *table, line, _, last = capsys.readouterr().out.strip().splitlines()
-    assert last == "Figure: calibration.png"
-    assert (folder / "calibration.png").stat().st_size > 4_000
-    assert any(row.split()[:2] == ["gamma", "1"] for row in table)
-    words = line.split()
-    assert words[:3] == ["llc", "sample", "model.py:posterior"]
-    assert parser().parse_args(words[1:]).num_draws == 100
-
-
-def test_calibrate_repeats_what_was_given(folder, capsys):
-    flags = ["--nbeta", "5", "--num-warmup", "1234567", "--num-draws", "100", "--out", "run.nc"]
-    assert cli.main(["calibrate", "model.py:posterior", *flags]) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("llc sample"))
-    arguments = parser().parse_args(line.split()[1:])
-    assert (arguments.nbeta, arguments.num_warmup, str(arguments.out)) == (5.0, 1234567, "run.nc")
-    assert set(llc.load("run.nc").children) == {"curvature"}
 
 
 @pytest.mark.parametrize(
@@ -329,6 +285,6 @@ def test_demo(folder, capsys, monkeypatch):
     assert "160 parameters, 300 images" in printed
     for name in ("λ̂", "λ_quad", "λ_corr", "bounds", "checks: "):
         assert name in printed
-    assert (folder / "llc-demo.png").stat().st_size > 100_000
+    assert (folder / "llc-demo.png").exists()
     cli.main(["report", "llc-demo.nc"])
     assert capsys.readouterr().out.strip() in printed
