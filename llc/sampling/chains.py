@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from llc.analysis.segments import join
 from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.whole import with_whole
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
@@ -49,7 +50,7 @@ from llc.sampling.programs import Programs
 from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, held_back
-from llc.sampling.validation import check_gradient, check_key, check_memory, check_posterior, check_settings
+from llc.sampling.validation import check_gradient, check_key, check_memory, check_settings
 from llc.sampling.windows import Windows, check_stream
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
@@ -94,7 +95,7 @@ class Chains:
         mesh: Mesh | None = None,
     ):
         check_key(key)
-        check_posterior(posterior)
+        require_differentiable(posterior)
         lengths = check_stream(posterior, sampler, lengths, mesh)
         self.posterior = on_device(posterior)  # w* in float64 is sampled in JAX's precision
         check_settings(self.posterior, sampler, lengths, keep_params=keep_params)
