@@ -20,13 +20,14 @@ from llc.calibration.record import Calibration
 from llc.calibration.running import Observables, Place, draw_cool_enough, extended, report_so_far
 from llc.calibration.telling import say
 from llc.posterior.arguments import require_flag, require_number, require_type
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import lenient
 from llc.sampling.kernel import Sampler
 from llc.sampling.observables import prepare_observables
 from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.validation import check_key, check_posterior
+from llc.sampling.validation import check_key
 
 _MAX_RESTARTS = 2  # times that a run of an overhead-bound model may be made again with a smaller step
 
@@ -109,7 +110,7 @@ def estimate(
     require_flag("progress", progress, optional=True)
     _check_target(target_mcse)
     check_key(key)
-    check_posterior(posterior)
+    require_differentiable(posterior)
     # What can't be recorded is refused before the pilots run.
     at_first = RunLengths(num_chains=num_chains, num_warmup=0, num_draws=1, thinning=1)
     with lenient():

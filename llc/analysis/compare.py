@@ -18,6 +18,7 @@ from llc.analysis import schema, validation
 from llc.analysis.estimators import Estimate, best_energy, energy_and_controls, loss_rounding, with_controls
 from llc.analysis.pointwise import subset_stderr
 from llc.analysis.series import finite_chains, plus_minus
+from llc.posterior.arguments import require_type
 
 _SAME = 1e-6  # relative difference of two nβ or γ that are one scale
 
@@ -87,8 +88,9 @@ def compare(first: xr.DataTree, second: xr.DataTree) -> Comparison:
     Example:
         `print(llc.compare(llc.load("a.nc"), llc.load("b.nc")))`, or `llc compare a.nc b.nc`.
     """
-    validation.require(first)
-    validation.require(second)
+    for name, draws in (("first", first), ("second", second)):
+        require_type(name, draws, xr.DataTree, "draws of llc.sample or llc.load")
+        validation.require(draws)
     estimates = best_energy(first), best_energy(second)
     found = _paired(first, second)
     scales = tuple((schema.constant(x, schema.NBETA), schema.constant(x, schema.GAMMA)) for x in (first, second))

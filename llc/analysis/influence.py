@@ -19,6 +19,7 @@ from llc.analysis import schema
 from llc.analysis.covariance import LOSS, Pooled, covariance, entry_dims, means, pooled, stretches
 from llc.analysis.influence_controls import controlled_covariance
 from llc.analysis.schema import constant
+from llc.posterior.arguments import require_flag, require_type
 
 
 def influence(draws: xr.DataTree, first: str, second: str, *, controls: xr.Dataset | None = None) -> xr.Dataset:
@@ -50,6 +51,8 @@ def influence(draws: xr.DataTree, first: str, second: str, *, controls: xr.Datas
         `llc.influence(llc.sample(…, observables={"train": loss_fn, "query": llc.Observable(loss_fn, data=queries)}),
         "train", "query")`
     """
+    require_type("first", first, str, "the name of an observable")
+    require_type("second", second, str, "the name of an observable")
     for name in (first, second):
         entry_dims(draws, name)
     if controls is None:
@@ -77,6 +80,9 @@ def loss_kernel(draws: xr.DataTree, first: str, second: str | None = None, *, co
     References:
         Adam et al., The loss kernel, arXiv 2509.26537.
     """
+    require_type("first", first, str, "the name of an observable")
+    require_type("second", second, str, "the name of an observable", optional=True)
+    require_flag("correlation", correlation)
     second = first if second is None else second
     if correlation:
         return _dataset(draws, first, second, _correlation(draws, first, second), units="correlation")

@@ -28,6 +28,7 @@ from llc.analysis import schema
 from llc.analysis.covariance import LOSS, STRETCHES, Pooled, Stretch, entry_dims, kept_series, pooled, stretches
 from llc.analysis.files import same
 from llc.analysis.schema import constant
+from llc.posterior.arguments import require_type
 
 _LINEAR = 0.1  # departure relative to the linear response that still passes for linear
 _ERRORS = 3.0  # standard errors of the departure that pass
@@ -71,17 +72,16 @@ def susceptibility(
     Example:
         `llc.susceptibility(draws, "code", component=draws_of_head)`
     """
+    require_type("whole", whole, xr.DataTree, "draws of llc.sample or llc.load")
+    require_type("component", component, xr.DataTree, "draws of llc.sample or llc.load", optional=True)
+    require_type("shift", shift, str, "the name of an observable")
+    require_type("reference", reference, str, "the name of an observable", optional=True)
+    sizes = _checked_shifts(shifts)
     dims, shape = entry_dims(whole, shift)
     component = whole if component is None else component
     _check_pair(whole, component, shift, shape)
     if reference is not None and math.prod(entry_dims(whole, reference)[1]) != 1:
         raise ValueError(f"susceptibility needs a reference of one number, got {reference!r} of more.")
-    try:
-        sizes = np.asarray(shifts, np.float64).ravel()
-    except (TypeError, ValueError):
-        sizes = np.array([np.nan])
-    if not (np.isfinite(sizes).all() and (sizes != 0).all()):
-        raise ValueError(f"susceptibility needs shifts that are finite and not 0, got {shifts!r}.")
     result = _at_zero(whole, component, shift, reference)
     attributes = {name: constant(whole, name) for name in (schema.NBETA, schema.GAMMA, schema.NUM_DATA)}
     dataset = xr.Dataset(
@@ -104,6 +104,17 @@ def susceptibility(
     variables = dict(zip(names, found.values(), strict=True)) | {"linear": fits}
     axes = ("shift", *dims)
     return dataset.assign({k: (axes, x.reshape(-1, *shape)) for k, x in variables.items()}).assign_coords(shift=sizes)
+
+
+def _checked_shifts(shifts: object) -> Float[np.ndarray, "shift"]:
+    """The shifts h as numbers."""
+    try:
+        sizes = np.asarray(shifts).ravel()
+    except ValueError:  # of lists of different lengths
+        sizes = np.array([None])
+    if sizes.dtype.kind not in "iuf" or not (np.isfinite(sizes).all() and (sizes != 0).all()):
+        raise ValueError(f"susceptibility needs shifts that are finite numbers and not 0, got {shifts!r}.")
+    return sizes.astype(np.float64)
 
 
 def _check_pair(whole: xr.DataTree, component: xr.DataTree, shift: str, shape: tuple[int, ...]) -> None:

@@ -35,12 +35,13 @@ from llc.calibration.step_energies import choose_step_energies, space_draws
 from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
 from llc.posterior.arguments import require_flag, require_type
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.whole import on_resident_rows
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.step_energies import check_step_energies
-from llc.sampling.validation import check_key, check_posterior
+from llc.sampling.validation import check_key
 from llc.sampling.windows import check_steps_of_stream
 
 
@@ -91,11 +92,10 @@ def calibrate(
         ValueError: if a setting is out of range or the curvature at w* gives no scale.
     """
     check_key(key)
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_flag("progress", progress, optional=True)
-    check_posterior(posterior)
     asked = RequestedLengths(
         num_chains=num_chains,
         num_warmup=num_warmup,

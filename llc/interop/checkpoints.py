@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from llc.analysis.writing import expand
+from llc.posterior.arguments import require_type
 from llc.posterior.mask import path_name
 
 _PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".joblib", ".dill", ".npy")
@@ -49,6 +50,8 @@ def load_params(path: str | Path, like: PyTree, *, prefix: str = "") -> PyTree:
         ...     load_params(f"{folder}/step_1.npz", like)["layer"]["weight"].sum().item()
         6.0
     """
+    require_type("path", path, (str, Path), "the path of a file or folder")
+    require_type("prefix", prefix, str, "the name of a part of the file")
     path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint {path}.")
@@ -68,12 +71,16 @@ def save_params(path: str | Path, params: PyTree) -> None:
         params: a pytree; its leaves that are no arrays are left out.
 
     Raises:
-        ValueError: if the path does not end in `.npz`.
+        ValueError: if the path does not end in `.npz`, or if params have no arrays, or one that is not of numbers.
     """
     path = expand(path)
     if path.suffix != ".npz":
         raise ValueError(f"save_params needs a path that ends in .npz, got {str(path)!r}.")
     leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(params, eqx.is_array))
+    wrong = {path_name(where): str(leaf.dtype) for where, leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.number)}
+    wrong = {name: dtype for name, dtype in wrong.items() if dtype != "bool"}
+    if wrong or not leaves:
+        raise ValueError(f"params need at least one array, and arrays of numbers only, got {wrong or 'none'}.")
     # NumPy has no bfloat16; float32 holds each of its numbers.
     arrays = {path_name(where) or _ROOT: np.asarray(_plain(leaf)) for where, leaf in leaves}
     content = io.BytesIO()
@@ -177,7 +184,7 @@ def _fitting(array: Any, leaf: Any, name: str, source: str) -> Any:
     """An array in the dtype of the leaf that it replaces, if it has its shape and is of real numbers."""
     if np.shape(array) != np.shape(leaf):
         raise ValueError(
-            f"{source} needs shape {np.shape(leaf)} at {name}, got {np.shape(array)}; is it another model?"
+            f"{source} needs shape {np.shape(leaf)} at {name}, got {np.shape(array)}; is like of another model?"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{source} needs real floating-point numbers at {name}, got {array.dtype}.")

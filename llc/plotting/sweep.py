@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from llc.plotting import canvas
+from llc.posterior.arguments import require_type
 
 _SIZE = 12.0, 7.0  # inches
 _ERRORS = 2  # standard errors that bars show
@@ -46,6 +47,7 @@ def plot_sweep(source: xr.DataTree | xr.Dataset) -> Figure:
     Args:
         source: of `llc.sweep`, or its table.
     """
+    require_type("source", source, (xr.DataTree, xr.Dataset), "what llc.sweep gives, or its table")
     table = source.to_dataset() if isinstance(source, xr.DataTree) else source
     figure = Figure(figsize=_SIZE, layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)

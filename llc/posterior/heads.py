@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, PyTree
 
+from llc.posterior.arguments import require_integer
 from llc.posterior.mask import matching_paths, path_name
 
 _OUTPUT = {"o", "out", "output", "to_out", "c_proj", "proj", "dense", "linear", "wo", "w_o", "b_o"}
@@ -72,8 +73,14 @@ def head_mask(
         ([2, 3, 6, 7, 10, 11], [2, 3])
     """
     heads = _checked_heads(head, num_heads, fused)
+    require_integer("axis", axis, least=-32, most=32, optional=True)
+    names = [pattern] if isinstance(pattern, str) else list(pattern) if isinstance(pattern, Sequence | Mapping) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"pattern needs a path of an array, several, or a dict from paths to axes, got {pattern!r}.")
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     leaves = {name: leaf for name, leaf in leaves.items() if eqx.is_array(leaf)}
+    if not leaves:
+        raise ValueError(f"params need arrays with heads, got none in {type(params).__name__}.")
     places = _places(leaves, pattern, num_heads, axis, fused)
     _check_lengths(leaves, places, num_heads)
 
@@ -85,11 +92,11 @@ def head_mask(
 
 
 def _checked_heads(head: int | Sequence[int], num_heads: int, fused: int | None) -> list[int]:
-    for name, value in (("num_heads", num_heads), ("fused", 1 if fused is None else fused)):
-        if not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} needs a whole number >= 1, got {value!r}.")
-    heads = [head] if isinstance(head, int | np.integer) else list(head)
-    if not heads or not all(isinstance(h, int | np.integer) and 0 <= h < num_heads for h in heads):
+    require_integer("num_heads", num_heads, least=1)
+    require_integer("fused", fused, least=1, optional=True)
+    heads = list(head) if isinstance(head, Sequence | np.ndarray | range) else [head]
+    whole = all(isinstance(h, int | np.integer) and not isinstance(h, bool) for h in heads)
+    if not heads or not whole or not all(0 <= h < num_heads for h in heads):
         raise ValueError(f"head needs numbers from 0 to num_heads - 1 = {num_heads - 1}, got {head!r}.")
     return [int(h) for h in heads]
 

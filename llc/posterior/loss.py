@@ -7,11 +7,12 @@ function that has changed meets no old constant.
 """
 
 import hashlib
+import itertools
 import re
 import warnings
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,17 +25,29 @@ from jaxtyping import Array, PyTree
 from llc.posterior.programs import inner_programs, primitives
 from llc.posterior.tables import fresh_tables
 
+# JAX keeps what it traced of functions within the loss (jitted ones, bodies of loops, branches, checkpoints) by their
+# identity too, and of each user context apart: each program has its own, and so has each look at what the program is.
+_PROGRAM = jax.make_user_context()
+_LOOKS = itertools.count()
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 _JITTED = type(jax.jit(lambda: 0)), type(eqx.filter_jit(lambda: 0))
+_LONG = 300  # characters of another program's message
 _ROWS = 2  # of the batch on which the program is read; its values play no part
 
 
 class Loss:
-    """`fn(params, batch)` with its `fingerprint`; called like the function."""
+    """`fn(params, batch)` with its `fingerprint`; called like the function.
 
-    def __init__(self, fn: Callable[[PyTree, PyTree], Array], fingerprint: str) -> None:
+    Attributes:
+        fn: the function.
+        fingerprint: as of `Program`.
+        no_gradient: as of `Program`.
+    """
+
+    def __init__(self, fn: Callable[[PyTree, PyTree], Array], fingerprint: str, no_gradient: str | None = None) -> None:
         self.fn = fn
         self.fingerprint = fingerprint
+        self.no_gradient = no_gradient
 
     @property
     def __wrapped__(self) -> Callable[[PyTree, PyTree], Array]:
@@ -42,7 +55,7 @@ class Loss:
 
     def __call__(self, params: PyTree, batch: PyTree) -> PyTree:
         """What `fn` gives, with its NumPy tables in the precision of now."""
-        with fresh_tables(self.fn, params), warnings.catch_warnings():
+        with _PROGRAM(self.fingerprint), fresh_tables(self.fn, params), warnings.catch_warnings():
             # A float64 table is float32 here without a word, as it would be in a loss of its own.
             warnings.filterwarnings("ignore", message="Explicitly requested dtype")
             return self.fn(params, batch)
@@ -76,14 +89,14 @@ def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree, n
         ValueError: if it has other constants the next time that it is traced.
     """
     fn = _traced_function(fn)
-    first = fingerprint(fn, params, data)
-    if first != fingerprint(fn, params, data):
+    first = program_of(fn, params, data)
+    if first.fingerprint != program_of(fn, params, data).fingerprint:
         raise ValueError(
             f"{name} needs to be a fixed function of (params, batch), but traced twice it is two different programs: "
             "it probably draws from np.random or random, reads a clock, or counts its calls, and JAX would freeze "
             "what it got once. Draw what is random before, with a fixed seed, and put it into data."
         )
-    return Loss(fn, first)
+    return Loss(fn, *first)
 
 
 def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree, PyTree], Array]:
@@ -95,12 +108,23 @@ def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree,
     return fn
 
 
-def fingerprint(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
-    """A digest of the program of `fn` and of its gradient, with all constants; equal programs have equal digests.
+class Program(NamedTuple):
+    """What a function does.
 
-    Nothing is compiled or computed. Where the gradient can't be traced it is that of `fn` alone. Where that can't
-    either (what evaluates it says why), or calls back to Python, whose doings are not seen, it is `fn`'s own.
+    Attributes:
+        fingerprint: a digest of the program of the function and of its gradient, with all constants; equal programs
+            have equal digests. Where the gradient can't be traced it is that of the function alone. Where that can't
+            either (what evaluates it says why), or calls back to Python, whose doings are not seen, it is of the
+            function's own.
+        no_gradient: why JAX has no gradient of a function that it can trace; None if it has one.
     """
+
+    fingerprint: str
+    no_gradient: str | None = None
+
+
+def program_of(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> Program:
+    """The program of `fn`; nothing is compiled or computed."""
     arrays, rest = eqx.partition(params, eqx.is_inexact_array)
     args = jax.tree.map(_like, (arrays, jax.tree.map(lambda x: x[:_ROWS], data)))
 
@@ -116,20 +140,24 @@ def fingerprint(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: Py
 
         return jax.grad(total, has_aux=True)(arrays)
 
+    no_gradient = None
     for traced in (with_gradient, forward):
         try:
-            with warnings.catch_warnings(action="ignore"):  # what they say is said where the loss is evaluated
+            with (
+                _PROGRAM(next(_LOOKS)),
+                warnings.catch_warnings(action="ignore"),
+            ):  # what they say is said where the loss is evaluated
                 closed = jax.make_jaxpr(traced)(*args)
-        except Exception:  # the user's function may raise anything
+        except Exception as error:  # the user's function may raise anything
+            no_gradient = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:_LONG]}"
             continue
         digest = hashlib.blake2b(_ADDRESS.sub("", str(closed.jaxpr)).encode(), digest_size=16)
         for value in [*closed.consts, *_constants(closed.jaxpr)]:
             digest.update(_bytes(value))
         calls_host = any(primitive_name.endswith("callback") for primitive_name in primitives(closed.jaxpr))
-        return (
-            f"{digest.hexdigest()}{f' of {id(fn)}' if calls_host else ''}"  # what the host does is not in the program
-        )
-    return f"unknown of {id(fn)}"
+        name = f"{digest.hexdigest()}{f' of {id(fn)}' if calls_host else ''}"  # what the host does is not in it
+        return Program(name, no_gradient)
+    return Program(f"unknown of {id(fn)}")
 
 
 def _constants(jaxpr: Jaxpr) -> list[Any]:

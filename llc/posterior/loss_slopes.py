@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 
 from llc.posterior.mask import path_name
 
+_SHOWN = 6  # leaves in a message
 _LEAVES = 32  # with zero gradient that are looked at one by one
 _DIRECTIONS = 2  # along all leaves at once
 _STRIDES = (0.3, 0.15, -0.3)  # of the size of a leaf: by these a function of steps changes, whatever its width
@@ -65,6 +66,19 @@ def wrong_slope(slopes: Slopes) -> str | None:
         if i in silent and _has_steps(slopes, direction, i):
             return _steps_message(name or "params")
     return _message("params", *found[0]) if found else None
+
+
+def undefined_slope(gradient: PyTree) -> str | None:
+    """What is wrong with a gradient where the loss is finite, and the cure; None if all of it is finite."""
+    leaves = jax.tree_util.tree_leaves_with_path(gradient)
+    wrong = [path_name(path) or "params" for path, leaf in leaves if not np.isfinite(leaf).all()]
+    if not wrong:
+        return None
+    return (
+        f"loss_fn needs a finite gradient at w*, but that of {wrong[:_SHOWN]} is nan or infinite, where the loss is "
+        "finite: a square root, a norm or a power at 0, or a jnp.where whose other branch is not finite there. Add a "
+        "small number under the root, or give that branch a safe argument by another jnp.where within it."
+    )
 
 
 def _mismatch(slopes: Slopes, direction: PyTree) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from llc.posterior.arguments import require_integer
+from llc.posterior.arguments import require_callable, require_integer
 from llc.posterior.rows import in_pieces, num_rows
 
 
@@ -31,6 +31,7 @@ def microbatched(loss_fn: Callable[[PyTree, PyTree], Array], microbatch_size: in
         >>> loss_fn(1.0, np.arange(10.0)).shape
         (10,)
     """
+    require_callable("loss_fn", loss_fn, "a function of (params, batch)")
     require_integer("microbatch_size", microbatch_size, least=1, most=2**31 - 1)
     return _Microbatched(loss_fn, microbatch_size)
 

@@ -25,17 +25,27 @@ def float64() -> Iterator[None]:
     """A context with float64 switched on, after which the user's global JAX configuration is as it was.
 
     Raises:
+        ValueError: as of `either_precision`.
+    """
+    with either_precision(), jax.enable_x64(True), lenient():  # noqa: FBT003
+        yield
+
+
+@contextlib.contextmanager
+def either_precision() -> Iterator[None]:
+    """A context in which the loss is traced.
+
+    Raises:
         ValueError: if the body fails because `loss_fn` uses a wide NumPy array that `tables` does not find. JAX 0.12
             remembers such an array in the precision in which it is used first, and fails to use it in the other one.
     """
     try:
-        with jax.enable_x64(True), lenient():  # noqa: FBT003
-            yield
+        yield
     except (TypeError, jax.errors.JaxRuntimeError) as error:
         if "requires arguments to have the same dtypes" in str(error) or "RuntimeProgramInputMismatch" in str(error):
             raise ValueError(
-                "loss_fn needs to work in float32 and in float64, but it fails in float64: it probably uses a NumPy "
-                "array of int64 or float64 where it can't be found (inside of a library's object). Make that array "
+                "loss_fn needs to work in float32 and in float64, but not in one after the other: it probably uses a "
+                "NumPy array of int64 or float64 where it can't be found (inside of a library's object). Make it "
                 "int32 or float32, x.astype(np.float32), or pass it as part of data."
             ) from error
         raise

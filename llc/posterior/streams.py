@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from llc.posterior.arguments import require_integer
 from llc.posterior.memory import require_memory
 from llc.posterior.source import Form, check_source, open_pass
 
@@ -34,8 +35,7 @@ def read_batches(source: Iterable[PyTree] | Callable[..., Iterable[PyTree]], *, 
         >>> read_batches({"x": np.full((2, 3), i)} for i in range(4))["x"].shape
         (8, 3)
     """
-    if num_data is not None and num_data < 1:
-        raise ValueError(f"num_data needs a number of examples >= 1, got {num_data}.")
+    require_integer("num_data", num_data, least=1, optional=True)
     check_source(source)
     batches = open_pass(source, 0)
     first = next(batches, None)

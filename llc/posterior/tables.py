@@ -8,8 +8,11 @@ function gets views while it is traced. The tables are found where functions kee
 of what it keeps.
 """
 
+import collections
 import contextlib
+import copy
 import functools
+import gc
 import itertools
 import sys
 import sysconfig
@@ -25,7 +28,10 @@ _WIDE = {np.dtype(name) for name in ("int64", "uint64", "float64", "complex128")
 _MOST = 2000  # objects that are looked at: a function that holds a data set of Python objects has to end
 _LONG = 100  # entries of a container that are looked at
 _ROOTS = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})  # of libraries
-_HOLDERS = (functools.partial, types.SimpleNamespace)  # types of the standard library that hold what is the user's
+_HOLDERS = (  # types of libraries that hold what is the user's
+    *(functools.partial, types.SimpleNamespace, types.MappingProxyType, dict, list, tuple, set, frozenset),
+    *(collections.deque, collections.ChainMap, collections.UserDict, collections.UserList, np.ndarray),
+)
 _CACHED = type(functools.cache(lambda: 0))
 _LOCK = threading.RLock()
 
@@ -61,7 +67,7 @@ def tables(*holders: Any) -> list[tuple[Setter, Any]]:
         for put, part in _parts(value, names):
             if _holds_table(part) or _is_cached(part):
                 found.append((put, part))
-            if not isinstance(part, str | bytes | int | float | complex | np.ndarray | jax.Array | None):
+            if not isinstance(part, str | bytes | int | float | complex | jax.Array | None) and not _of_numbers(part):
                 todo.append((part, names))
     return found
 
@@ -71,6 +77,11 @@ def _holds_table(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.dtype in _WIDE
     return isinstance(value, tuple) and any(_holds_table(part) for part in value)
+
+
+def _of_numbers(value: Any) -> bool:
+    """Whether it is an array that can't hold objects."""
+    return isinstance(value, np.ndarray) and value.dtype != object
 
 
 def _is_cached(value: Any) -> bool:
@@ -92,10 +103,19 @@ def _viewing(cached: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(cached)
     def call(*args: Any, **kwargs: Any) -> Any:
-        result = cached(*args, **kwargs)
-        return _viewed(result) if _holds_table(result) else result
+        return _views_within(cached(*args, **kwargs))
 
     return call
+
+
+def _views_within(value: Any) -> Any:
+    """`value`, made anew with views where it is a table or a container with one."""
+    if isinstance(value, dict | list):
+        made = copy.copy(value)
+        for name, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            made[name] = _views_within(part)
+        return made
+    return _viewed(value) if _holds_table(value) else value
 
 
 def _names_in(value: Any) -> frozenset[str]:
@@ -143,12 +163,16 @@ def _parts(value: Any, names: frozenset[str]) -> Iterator[tuple[Setter, Any]]:
         yield from _of_dict(vars(value), names)
     elif isinstance(value, dict):
         yield from _of_dict(value, None)
-    elif isinstance(value, list):
-        yield from ((functools.partial(value.__setitem__, i), part) for i, part in enumerate(value[:_LONG]))
+    elif isinstance(value, types.MappingProxyType):
+        yield from ((_nowhere, part) for part in gc.get_referents(value))  # the dict behind it
+    elif isinstance(value, list | collections.deque | np.ndarray):
+        entries = value.ravel() if isinstance(value, np.ndarray) else value
+        for i, part in enumerate(list(itertools.islice(entries, _LONG))):
+            yield functools.partial(entries.__setitem__, i), part
     elif isinstance(value, tuple | set | frozenset):
         yield from ((_nowhere, part) for part in itertools.islice(value, _LONG))
     elif isinstance(value, type):
-        yield from ((functools.partial(setattr, value, name), part) for name, part in list(vars(value).items()))
+        yield from _of_class(value)
     else:
         yield from _of_object(value)
 
@@ -162,6 +186,17 @@ def _of_function(fn: types.FunctionType, names: frozenset[str]) -> Iterator[tupl
     yield from _of_dict(fn.__globals__, names)
     if (wrapped := getattr(fn, "__wrapped__", None)) is not None:
         yield _nowhere, wrapped
+
+
+def _of_class(value: type) -> Iterator[tuple[Setter, Any]]:
+    yield from ((_nowhere, other) for other in (type(value), *value.__bases__))
+    for name, part in list(vars(value).items()):
+        put = functools.partial(setattr, value, name)
+        if isinstance(part, staticmethod | classmethod):
+            kind = type(part)
+            yield (lambda new, put=put, kind=kind: put(kind(new))), part.__func__
+        else:
+            yield put, part
 
 
 def _of_dict(entries: dict[Any, Any], names: frozenset[str] | None) -> Iterator[tuple[Setter, Any]]:

@@ -20,6 +20,10 @@ _CURES = {  # by the name of the error, so that its library need not be imported
         "first, and split it outside of loss_fn: graph, params, rest = nnx.split(model, nnx.Param, …), with "
         "nnx.merge(graph, params, rest) within."
     ),
+    "UnexpectedTracerError": (
+        " — it keeps a state from call to call (a key that it splits, an array that it updates). A loss needs to be a "
+        "fixed function of (params, batch): put what is random, or changes, into data."
+    ),
     "TracerArrayConversionError": " — NumPy can't compute with params or batch; take the functions of jax.numpy.",
     "TracerBoolConversionError": " — a Python condition can't depend on params or batch; take jnp.where.",
     "ConcretizationTypeError": " — params and batch have no values yet; take jnp.where, and no float() or int().",
@@ -30,6 +34,7 @@ _NO_DROPOUT = (
 )
 _ANY_SIZE = " — batches are of any size; take it from the batch (len(x), reshape to -1)."
 _SHOWN = 8  # leaves in a message
+_LONG = 300  # characters of another program's message
 _FIRST_ROWS = 64  # on which the shape of the loss is found
 
 
@@ -241,7 +246,9 @@ def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center
     """What to raise of a loss that fails in float64 on all the data; what names its cure stays as it is."""
     if isinstance(error, ValueError) and str(error).startswith(("loss_fn needs", "batch needs")):
         return error
-    seen = f"raises {type(error).__name__}: {_first_line(error)}"
+    seen = f"raises {type(error).__name__}: {_first_line(error)[:_LONG]}"
+    if isinstance(error, jax.errors.UnexpectedTracerError):
+        return ValueError(f"loss_fn needs to be a fixed function, but it {seen}{_CURES[type(error).__name__]}")
     if _works(loss_fn, center, data):
         return ValueError(
             "loss_fn needs to work in float64 too, in which L(w*) and curvature are computed, but there it "

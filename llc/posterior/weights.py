@@ -34,6 +34,11 @@ class Weighted:
 
     fn: Callable[[PyTree, PyTree], Array]
 
+    @property
+    def no_gradient(self) -> str | None:
+        """As of `loss.Loss`."""
+        return getattr(self.fn, "no_gradient", None)
+
     def __call__(self, at: PyTree, batch: PyTree) -> Float[Array, "row"]:
         """Weighted losses of the rows of `batch`."""
         if not isinstance(batch, WeightedRows):

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from llc.analysis.segments import join
 from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.description import Description, full_products
@@ -45,7 +46,7 @@ from llc.sampling.programs import Programs
 from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, held_back
-from llc.sampling.validation import check_gradient, check_key, check_posterior, ready_to_sample
+from llc.sampling.validation import check_gradient, check_key, ready_to_sample
 from llc.sampling.windows import Windows, check_stream
 
 _SMALL = 1000  # numbers of observables in a draw, above which a segment holds no more draws than it has
@@ -89,7 +90,7 @@ class Chains:
         mesh: Mesh | None = None,
     ) -> None:
         check_key(key)
-        check_posterior(posterior)
+        require_differentiable(posterior)
         self.sampler, self.lengths = sampler, check_stream(posterior, sampler, lengths, mesh)
         ready = ready_to_sample(posterior, sampler, self.lengths, keep_params=keep_params)
         mesh, self.method = choose_devices(mesh, chain_method, posterior, self.lengths)

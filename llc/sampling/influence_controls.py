@@ -21,10 +21,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from llc.bounds.spectral_measure import Spectrum
+from llc.posterior.arguments import require_type
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
 from llc.posterior.precision import as_float64, float64
-from llc.sampling.observable import Observable
+from llc.sampling.observable import Observable, check_rows
 
 _MOST_PARAMS = 2000  # whose Hessian of a single row is a dense matrix with its eigenvalues, row by row
 _MOST_FORMS = 16  # squares that a loss is written by
@@ -64,10 +66,15 @@ def influence_controls(posterior: LocalPosterior, spectrum: Spectrum, sets: Mapp
         llc.influence(draws, "train", "query", controls=controls.forms)
         ```
     """
+    require_differentiable(posterior)
+    require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum")
+    require_type("sets", sets, Mapping, "a dict of data, or None, by the name of their observable")
     _check(posterior, spectrum)
     root, inverse = _roots(posterior, spectrum)
     observables, variables = {}, {}
     for name, data in sets.items():
+        if data is not None:
+            check_rows(data, f"sets[{name!r}]")
         gradients, hessians = _derivatives(posterior, posterior.data if data is None else data, root)
         values, vectors = np.linalg.eigh(hessians)
         order = np.argsort(-np.abs(values), axis=1)

@@ -34,7 +34,7 @@ class Observable:
             size of one times that of the other); for what is kept as moments.
 
     Raises:
-        ValueError: if `fn` is not callable, or dims are no different names.
+        ValueError: if `fn` is not callable, data are no rows, or dims are no different names.
 
     Example:
         >>> Observable(lambda params, batch: batch @ params, data=np.eye(3), dims=("query",)).dims
@@ -50,9 +50,11 @@ class Observable:
     def __post_init__(self) -> None:
         if not callable(self.fn):
             raise ValueError(f"Observable needs fn to be a function of (params) or (params, batch), got {self.fn!r}.")
+        if self.data is not None:
+            check_rows(self.data, "data")
         for name in ("dims", "covariance_with"):
             value = getattr(self, name)
-            if value is None:
+            if value is None and name == "dims":
                 continue
             listed = isinstance(value, Sequence) and not isinstance(value, str)
             names = tuple(value) if listed else (value,)
@@ -106,17 +108,12 @@ def _as_record(name: object, given: object) -> Observable:
     return Observable(given)
 
 
-def data_of(name: str, record: Observable, posterior: LocalPosterior) -> PyTree:
-    """The data that an observable is evaluated on, where they run; None of a function of the params alone.
-
-    Raises:
-        ValueError: if they are no arrays with one leading axis.
-    """
+def data_of(record: Observable, posterior: LocalPosterior) -> PyTree:
+    """The data that an observable is evaluated on, where they run; None of a function of the params alone."""
     if record.data is None:
         if _takes(record.fn, 1):
             return None
         return posterior.data.rows if isinstance(posterior.data, WeightedRows) else posterior.data
-    _check_data(name, record.data)
     return jax.device_put(on_common_devices(posterior.center, jax.tree.map(_as_array, record.data))[1])
 
 
@@ -131,16 +128,12 @@ def _takes(fn: Callable[..., Any], number: int) -> bool:
     return True
 
 
-def _check_data(name: str, data: PyTree) -> None:
-    try:
-        check_data(data)
-    except ValueError as error:
-        raise ValueError(f"observable {name!r}: {error}") from error
+def check_rows(data: PyTree, name: str) -> None:
+    """Raises ValueError if `data` are no arrays of numbers with one leading axis of at least one row."""
+    check_data(data, name)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
     if not shapes or () in shapes or len({shape[0] for shape in shapes if shape}) != 1 or shapes[0][0] == 0:
-        raise ValueError(
-            f"observable {name!r} needs data with one leading axis of at least one row, got shapes {shapes[:8]}."
-        )
+        raise ValueError(f"{name} needs arrays with one leading axis of at least one row, got shapes {shapes[:8]}.")
 
 
 def _as_array(leaf: Any) -> Any:

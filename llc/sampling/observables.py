@@ -86,7 +86,7 @@ def prepare_observables(
 def _prepare(
     name: str, record: Observable, posterior: LocalPosterior, lengths: RunLengths, *, needs_moments: bool
 ) -> Recorded:
-    center, data = posterior.params_at(posterior.position), data_of(name, record, posterior)
+    center, data = posterior.params_at(posterior.position), data_of(record, posterior)
     fn = fixed(OfParams(record.fn) if data is None else record.fn, center, data, f"observable {name!r}")
     size = math.prod(_shape(name, fn, center, data).shape)
     _require(name, size, lengths, moments=record.moments is not False)  # before that much is computed

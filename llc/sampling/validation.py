@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import jax
 from jaxtyping import PyTree
 
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.keys import check_key as check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
@@ -24,12 +25,6 @@ _CURE = "microbatch_size=… of LocalPosterior, a smaller batch_size, fewer num_
 _BYTES_OF_A_ROW = 160  # of a chain: five blocks of three moments or more, on the host twice and once on the device
 
 
-def check_posterior(posterior: object) -> None:
-    """Raises ValueError if `posterior` is not a LocalPosterior."""
-    if not isinstance(posterior, LocalPosterior):
-        raise ValueError(f"posterior needs to be an llc.LocalPosterior, got {type(posterior).__name__}.")
-
-
 def ready_to_sample(
     posterior: LocalPosterior, sampler: Sampler, lengths: RunLengths, *, keep_params: bool
 ) -> LocalPosterior:
@@ -43,7 +38,7 @@ def ready_to_sample(
 
 def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengths, *, keep_params: bool) -> None:
     """Raises ValueError if a setting of `sample` is out of range or does not fit the sampler, naming it."""
-    check_posterior(posterior)
+    require_differentiable(posterior)
     posterior.check_precision()
     lengths.check_rows(posterior.num_data)
     if not isinstance(sampler, Sampler):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from llc.analysis.reporting import report
 from llc.analysis.sweep_table import Row, sweep_table
 from llc.calibration.price import affordable_spectrum
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.draws import describe
 from llc.sampling.kernel import Sampler
@@ -108,8 +108,8 @@ def sweep(
     """
     check_key(key)
     require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
-    if calibration not in ("shared", "each"):
-        raise ValueError(f"calibration needs 'shared' or 'each', got {calibration!r}.")
+    require_option("calibration", calibration, ("shared", "each"))
+    require_type("reference", reference, str, "the name of an item", optional=True)
     items = make_items(posteriors, checkpoints=checkpoints, masks=masks, settings=settings, prefix=prefix)
     asked = RequestedLengths(
         num_chains=num_chains,

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from llc.geometry.curvature.operators import curvature_operator
 from llc.geometry.curvature.symmetric import SymmetricOperator
-from llc.posterior.arguments import require_integer, require_type
+from llc.posterior.arguments import require_integer
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
 from llc.posterior.precision import float64
@@ -55,7 +56,7 @@ def quadrature(operator: SymmetricOperator, start: Any, num_matvecs: int) -> Mea
 
 def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: int = 0) -> float:
     """h_max of the Hessian at w*, from one Lanczos run over all the data, in float64."""
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     require_integer("num_matvecs", num_matvecs, least=1)
     require_integer("seed", seed, least=0, most=2**32 - 1)
     with float64():

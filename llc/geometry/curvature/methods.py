@@ -24,7 +24,8 @@ from llc.geometry.curvature.range_finder import range_finder
 from llc.geometry.curvature.residuals import first_order
 from llc.geometry.curvature.sketch import sketch_size, sketched
 from llc.geometry.curvature.smoothness import directions
-from llc.posterior.arguments import require_option, require_type
+from llc.posterior.arguments import require_option
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 from llc.posterior.whole import on_resident_rows
@@ -95,7 +96,7 @@ def spectrum(
         Ubaru, Chen & Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature, SIMAX 2017.
         Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 2011.
     """
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     if isinstance(method, str) and method == "block":
         warnings.warn("method 'block' is called 'range_finder' now.", DeprecationWarning, stacklevel=2)
         method = "range_finder"

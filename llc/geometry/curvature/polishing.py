@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from llc.geometry.curvature.dense import materialize
 from llc.geometry.curvature.methods import top_eigenvalue
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator, displaced, gauss_newton_operator
-from llc.posterior.arguments import require_flag, require_integer, require_type
+from llc.posterior.arguments import require_flag, require_integer
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -78,7 +79,7 @@ def polish(posterior: LocalPosterior, *, max_steps: int = 100, progress: bool | 
     References:
         Nocedal & Wright, Numerical Optimization, 2006, chapter 10.
     """
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     require_integer("max_steps", max_steps, least=1)
     require_flag("progress", progress, optional=True)
     if max_steps < 1:

@@ -13,7 +13,7 @@ import scipy.linalg
 from llc.geometry.curvature.dense import materialize
 from llc.geometry.curvature.operators import curvature_operator, gauss_newton_operator, jacobian_operator
 from llc.geometry.features.behavioral_gradients import FLOOR, BehavioralGradients, relative_rounding
-from llc.posterior.arguments import require_type
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -65,7 +65,7 @@ def hessian_identity(posterior: LocalPosterior) -> HessianIdentity:
     Raises:
         ValueError: if the loss is another one or there are no outputs.
     """
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     if posterior.predict_fn is None:
         raise ValueError("hessian_identity needs outputs, got a posterior without predict_fn; give predict_fn=….")
     if posterior.weights is not None:

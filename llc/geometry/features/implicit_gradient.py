@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, PyTree
 
 from llc.geometry.curvature.lanczos import top_eigenvalue
 from llc.geometry.curvature.operators import CurvatureOperator, curvature_operator
-from llc.posterior.arguments import require_integer, require_number, require_type
+from llc.posterior.arguments import require_integer, require_number
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
@@ -103,7 +104,7 @@ def implicit_gradient_penalty(
         >>> round(found.penalty, 6), round(found.stability, 6)
         (0.1, 0.05)
     """
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     require_number("step_size", step_size)
     require_integer("batch_size", batch_size, least=1, most=posterior.num_data, optional=True)
     sharpness = top_eigenvalue(posterior, num_matvecs=num_matvecs, seed=seed)

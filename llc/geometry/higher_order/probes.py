@@ -58,6 +58,7 @@ from llc.geometry.higher_order.records import (
 from llc.geometry.higher_order.splitting import order, remainder_profile, split, vanishes
 from llc.geometry.higher_order.symmetry import Generator, symmetry_dimension
 from llc.posterior.arguments import require_flag, require_type
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
@@ -105,7 +106,7 @@ def higher_bounds(
         Watanabe 2009, Algebraic geometry and statistical learning theory, Theorem 6.5 (splitting lemma).
     """
     check_key(key)
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
     require_flag("progress", progress, optional=True)

@@ -28,6 +28,7 @@ from llc.geometry.higher_order.excess import Excess, excess_loss, rounding, typi
 from llc.geometry.higher_order.profiles import Stiff, beside, orthonormal, relaxed_profiles
 from llc.geometry.higher_order.symmetry import Generator, symmetry_dimension
 from llc.posterior.arguments import require_flag, require_integer, require_number, require_type
+from llc.posterior.gradients import require_differentiable
 from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
@@ -124,7 +125,7 @@ def _check(
     progress: bool | None,
 ) -> None:
     check_key(key)
-    require_type("posterior", posterior, LocalPosterior, "an llc.LocalPosterior")
+    require_differentiable(posterior)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_integer("num_directions", num_directions, least=2)
     require_number("reach", reach, optional=True)
