@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
-from llc.analysis.advice import was_chosen
+from llc.analysis.advice import larger_batch, was_chosen
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate
 from llc.analysis.minimum_checks import assumption_check
@@ -267,9 +267,8 @@ def _too_high(draws: xr.DataTree, spectrum: Spectrum | None) -> str:
             if isinstance(step_size, (int, float))
             else "heating by the step (lower step_size)"
         )
-        batch_size = settings.get("batch_size", num_data)
-        if batch_size < num_data:
-            causes.append(f"heating by minibatches (take batch_size = {min(4 * batch_size, num_data):.0f})")
+        if settings.get("batch_size", num_data) < num_data:
+            causes.append(f"heating by minibatches ({larger_batch(draws)})")
     return f"{', '.join([*causes, 'a wrong L(w*)'])}, or another basin"
 
 

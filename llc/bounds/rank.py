@@ -97,6 +97,8 @@ class Bounds:
     @property
     def spacing(self) -> str:
         """The gap, in words for a reader."""
+        if self.gap == np.inf:
+            return "no eigenvalue below it"
         return f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the spectrum"
 
     @property

@@ -94,15 +94,20 @@ def choose_localization(
     probe = _Probe(points_key, rows_key, posterior, spectrum, flops)
     gamma = max(_STRONGEST * probe.nbeta * spectrum.largest, weakest)
     tried = [(gamma, probe.anharmonicity(gamma))]
-    while tried[-1][1] <= MAX_ANHARMONICITY and tried[-1][0] > weakest:
+    # Where the strongest γ leave so little loss that it is lost in rounding, the first κ mean nothing: go on down.
+    while (tried[-1][1] <= MAX_ANHARMONICITY or not _some_local(tried)) and tried[-1][0] > weakest:
         gamma = max(tried[-1][0] / _STEP, weakest)
         tried.append((gamma, probe.anharmonicity(gamma)))
-    if tried[-1][1] > MAX_ANHARMONICITY and len(tried) > 1:
+    if tried[-1][1] > MAX_ANHARMONICITY and _some_local(tried):
         tried += _refined(probe, tried[-2], tried[-1])
     local = [pair for pair in tried if pair[1] <= MAX_ANHARMONICITY]
     gamma, anharmonicity = min(local) if local else tried[0]
     profile = tuple(sorted(tried, reverse=True))
     return Localization(gamma, anharmonicity, profile, _weaker(probe, gamma, weakest) if local else math.nan)
+
+
+def _some_local(tried: list[tuple[float, float]]) -> bool:
+    return any(anharmonicity <= MAX_ANHARMONICITY for _, anharmonicity in tried)
 
 
 def _weaker(probe: "_Probe", gamma: float, weakest: float) -> float:

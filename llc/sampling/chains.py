@@ -29,6 +29,7 @@ from llc.posterior.whole import with_whole
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.description import Description, full_products
 from llc.sampling.draws import Recorder, Sums
+from llc.sampling.gradient_pieces import in_fitting_pieces
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import LoopSettings
 from llc.sampling.measure import make_measure
@@ -49,7 +50,7 @@ from llc.sampling.programs import Programs
 from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, held_back
-from llc.sampling.validation import check_gradient, check_key, check_memory, check_posterior, check_settings
+from llc.sampling.validation import check_key, check_memory, check_posterior, check_settings
 from llc.sampling.windows import Windows, check_stream
 
 _CAPACITY = 64  # draws that a segment can hold, at least, so that short and long runs share a program
@@ -107,7 +108,7 @@ class Chains:
             mesh = mesh_of(self.method, lengths.num_chains)
         else:
             mesh, self.method = checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
-        check_gradient(self.posterior, lengths, side_by_side=self.method == "vectorized")
+        self.posterior = in_fitting_pieces(self.posterior, lengths, method=self.method)
         self.posterior = place_posterior(self.posterior, mesh, spread_rows=lengths.batch_size is None)
         step_key, subset_key, init_key = jax.random.split(key, 3)
         recorded = prepare_observables(observables, self.posterior, lengths)
