@@ -192,12 +192,6 @@ class LocalPosterior(eqx.Module):
         object.__setattr__(posterior, "stream", None)
         return posterior
 
-    def with_microbatches(self, microbatch_size: int) -> "LocalPosterior":
-        """The same posterior with a loss that is computed `microbatch_size` rows at a time (see `llc.microbatched`)."""
-        posterior = copy.copy(self)
-        object.__setattr__(posterior, "loss_fn", microbatched(self.loss_fn, microbatch_size))
-        return posterior
-
     @property
     def num_params(self) -> int:
         """d, the number of parameters that move."""

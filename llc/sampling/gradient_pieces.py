@@ -1,5 +1,6 @@
 """Gradients of a step in pieces that fit in memory, found from the values that they keep alive; nothing is computed."""
 
+import copy
 import os
 from collections.abc import Callable, Hashable
 
@@ -8,6 +9,7 @@ from jaxtyping import PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
+from llc.posterior.microbatches import microbatched
 from llc.posterior.rows import alive_bytes, num_rows, rows_that_fit, shapes_of
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.validation import CURE
@@ -34,8 +36,15 @@ def in_fitting_pieces(posterior: LocalPosterior, lengths: RunLengths, *, method:
         gradient, program = _gradient(posterior)
         size = rows_that_fit(gradient, posterior.data, rows, times=float(at_once), budget=_budget(), program=program)
         if size < rows:
-            posterior = posterior.with_microbatches(size)
+            posterior = in_pieces_of(posterior, size)
     check_gradient(posterior, lengths, side_by_side=method == "vectorized")
+    return posterior
+
+
+def in_pieces_of(posterior: LocalPosterior, size: int) -> LocalPosterior:
+    """The same posterior with a loss that is computed `size` rows at a time."""
+    posterior = copy.copy(posterior)
+    object.__setattr__(posterior, "loss_fn", microbatched(posterior.loss_fn, size))
     return posterior
 
 

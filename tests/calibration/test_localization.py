@@ -128,13 +128,14 @@ def test_the_weaker_gamma_goes_a_tenth_of_the_way_to_the_loss_at_zero():
 
 
 def test_a_loss_that_is_nowhere_quadratic_is_told():
-    """|x| has no quadratic part: at the strongest γ its Gaussian mean is still far more than λ_quad."""
+    """|x| has no quadratic part: κ grows as √γ at strong γ, and as 1/√γ at weak ones; the least is taken."""
     posterior = llc.LocalPosterior(
         lambda w, _: jnp.sum(jnp.abs(w)), jnp.zeros(DIM), np.zeros((NUM_DATA, 1), np.float32)
     )
     found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
     assert not found.is_local
-    assert found.gamma == max(gamma for gamma, _ in found.profile)
+    assert found.anharmonicity == min(kappa for _, kappa in found.profile)
+    assert min(gamma for gamma, _ in found.profile) < found.gamma < max(gamma for gamma, _ in found.profile)
 
 
 def test_a_loss_in_whose_rounding_the_strongest_gamma_are_lost():

@@ -10,7 +10,7 @@ import pytest
 
 import llc
 from llc.posterior.memory import free_memory
-from llc.sampling.gradient_pieces import check_gradient, in_fitting_pieces
+from llc.sampling.gradient_pieces import check_gradient, in_fitting_pieces, in_pieces_of
 from llc.sampling.run_lengths import RunLengths
 
 GIB = 2**30
@@ -62,7 +62,7 @@ def test_pieces_keep_what_they_should():
 def test_a_gradient_beyond_the_memory_names_microbatch_size():
     """And the same one in pieces is no error: the negative control."""
     posterior = of_size(10 * free_memory() / GIB / 1000, 1000)
-    for given, refused in ((posterior, True), (posterior.with_microbatches(1), False)):
+    for given, refused in ((posterior, True), (in_pieces_of(posterior, 1), False)):
         with pytest.raises(ValueError, match="microbatch_size") if refused else contextlib.nullcontext():
             check_gradient(given, lengths(), side_by_side=True)
 
@@ -79,6 +79,6 @@ def test_chains_in_pieces_are_those_of_the_whole_batch():
     settings = {"num_chains": 2, "num_warmup": 10, "num_draws": 10}
     energies = [
         llc.sample(jax.random.key(0), p, llc.SGLD(1e-2), **settings)["posterior"]["llc"].to_numpy()
-        for p in (posterior, posterior.with_microbatches(16))
+        for p in (posterior, in_pieces_of(posterior, 16))
     ]
     np.testing.assert_allclose(energies[0], energies[1], rtol=1e-3, atol=1e-4)  # some hundred roundings of float32
