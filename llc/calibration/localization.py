@@ -112,7 +112,7 @@ def choose_localization(
 
 
 def _nearest(probe: "_Probe", tried: list[tuple[float, float]]) -> tuple[float, float]:
-    """The (γ, κ) of least κ of a loss that is nowhere quadratic, no more than a tenth of the way to the loss at zero."""
+    """The (γ, κ) of least κ of a loss that is quadratic nowhere, at most a tenth of the way to the loss at zero."""
     zero = reference_loss(probe.posterior)
     limit = math.inf if zero is None else _OF_CHANCE * (zero - probe.posterior.init_loss())
     limit = limit if limit > 0 else math.inf  # w* is no better than zero

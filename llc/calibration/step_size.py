@@ -103,7 +103,9 @@ def _reason(localization: Localization) -> str:
     reason = f"the weakest at which the loss is about quadratic (its Gaussian mean is {kappa:.2g} times λ_quad)"
     weaker = [pair for pair in localization.profile if pair[0] < localization.gamma]
     if not localization.is_local:
-        return f"the loss is quadratic at no γ, and nearest to that here (its Gaussian mean is {kappa:.2g} times λ_quad)"
+        return (
+            f"the loss is quadratic at no γ, and nearest to that here (its Gaussian mean is {kappa:.2g} times λ_quad)"
+        )
     if localization.is_of_length:
         return f"of the run's length; the loss is about quadratic there (its Gaussian mean is {kappa:.2g} times λ_quad)"
     gamma, beyond = weaker[0]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llc.analysis.advice import larger_batch, more_rows
-from llc.analysis.chain_checks import chain_checks
 from llc.analysis.cause import Cause
+from llc.analysis.chain_checks import chain_checks
 from tests.analysis.test_verdict import number
 from tests.support.runs import make_draws
 

@@ -51,9 +51,7 @@ def test_a_step_takes_pieces_where_its_gradients_take_more_than_two_gib(batch_si
 def test_pieces_keep_what_they_should():
     """A chain's piece is a power of two of rows, smaller with more chains side by side."""
     posterior = of_size(0.01)
-    sizes = [
-        in_fitting_pieces(posterior, lengths(num_chains=n), method="vectorized").loss_fn.size for n in (1, 2, 4)
-    ]
+    sizes = [in_fitting_pieces(posterior, lengths(num_chains=n), method="vectorized").loss_fn.size for n in (1, 2, 4)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] >= 2 * sizes[2]
     assert all(size & (size - 1) == 0 for size in sizes)

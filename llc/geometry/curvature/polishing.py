@@ -60,14 +60,15 @@ class Polished:
 
     @property
     def ran_away(self) -> bool:
-        """Whether it moved ten times as far as w* was from zero: the loss may fall for ever, as of separable classes."""
+        """Whether it moved more than ten times ‖w*‖: the loss may fall for ever, as of separable classes."""
         return self.distance > _FAR * self.norm > 0
 
     def __str__(self) -> str:
         state = "converged" if self.converged else "not converged"
         away = (
-            f"; that is {self.distance / self.norm:.0f} times as far as w* was from zero. The loss may fall for ever, as "
-            "of classes that can be separated, and has no minimum then: add a weight decay to it, or stay at the given w*"
+            f"; that is {self.distance / self.norm:.0f} times as far as w* was from zero. The loss may fall for ever, "
+            "as of classes that can be separated, and has no minimum then: add a weight decay to it, or stay at the "
+            "given w*"
             if self.ran_away
             else ""
         )
