@@ -107,7 +107,7 @@ def best_energy(draws: xr.DataTree, *, moments: Moments | None = None) -> Estima
     else `zero_variance`, or the mean energy where there is none, where it has the larger error, or where trajectories
     diverged.
 
-    Control variates help as far as the loss is quadratic. Where it is far from that, their coefficients are badly known:
+    Control variates help as far as the loss is quadratic. Where it is far from that, their coefficients are uncertain:
     at a logistic regression on separable data, which has no minimum, the error was .063 with them and .010 without.
 
     Trajectories that diverge miss the narrow arms of a singular minimum. The energy is nearly the same in them, so its
