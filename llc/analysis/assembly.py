@@ -66,7 +66,7 @@ def assemble(draws: xr.DataTree, *, bounds: Bounds | None = None, spectrum: Spec
     cause = cause_of(draws, mean, variance)
     checks = (
         *chain_checks(draws, mean, spectrum, moments, cause),
-        *minimum_checks(draws, mean, variance, bounds, spectrum, moments, cause),
+        *minimum_checks(draws, best, mean, variance, bounds, spectrum, moments, cause),
         *bound_checks(
             draws, mean, bounds, spectrum, corrected or best, corrected=corrected is not None, sensitivity=sensitivity
         ),

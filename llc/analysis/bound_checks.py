@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema
-from llc.analysis.advice import was_chosen
+from llc.analysis.advice import larger_batch, was_chosen
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate
 from llc.analysis.minimum_checks import assumption_check
@@ -161,6 +161,8 @@ def _chosen_gamma(draws: xr.DataTree) -> str:
     alike = "compare λ̂ with others at the same scale (`llc.estimate(…, like=report)`)"
     if draws.attrs.get(schema.GAMMA_ORIGIN) == "run length":
         return f"γ = {gamma:.4g} is the weakest that a run of this length affords; take more steps, or {alike}"
+    if draws.attrs.get(schema.GAMMA_ORIGIN) == "nearest to quadratic":
+        return f"the loss is quadratic at no γ, and nearest to that at γ = {gamma:.4g}; {alike}"
     return f"γ = {gamma:.4g} is the weakest at which the loss is about quadratic; {alike}"
 
 
@@ -262,9 +264,8 @@ def _too_high(draws: xr.DataTree, spectrum: Spectrum | None) -> str:
             if isinstance(step_size, (int, float))
             else "heating by the step (lower step_size)"
         )
-        batch_size = settings.get("batch_size", num_data)
-        if batch_size < num_data:
-            causes.append(f"heating by minibatches (take batch_size = {min(4 * batch_size, num_data):.0f})")
+        if settings.get("batch_size", num_data) < num_data:
+            causes.append(f"heating by minibatches ({larger_batch(draws)})")
     return f"{', '.join([*causes, 'a wrong L(w*)'])}, or another basin"
 
 

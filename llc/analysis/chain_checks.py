@@ -7,7 +7,7 @@ import xarray as xr
 from scipy import stats
 
 from llc.analysis import schema
-from llc.analysis.advice import stronger_gamma
+from llc.analysis.advice import larger_batch, more_rows, stronger_gamma
 from llc.analysis.cause import Cause, virial_at_half_step
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate, zero_variance
@@ -179,11 +179,17 @@ def _cooling(draws: xr.DataTree, cause: Cause, value: float) -> str:
     """What to change of chains that are too hot: the step, if half of it is known to heat less."""
     hot, half = "the chains are hotter than the posterior; ", virial_at_half_step(draws)
     if math.isnan(half):
-        return f"{hot}lower step_size or raise batch_size"
+        return f"{hot}lower step_size{_or_raise_batch(draws)}"
     seen = f"{hot}at half the step x·∇U/d is {half:.3f}; {cause.seen}; "
     if half - 1 < _LESS * (value - 1):
         return f"{seen}lower step_size"
-    return f"{seen}take more draws and warm-up, or raise batch_size"
+    return f"{seen}take more draws and warm-up{_or_raise_batch(draws)}"
+
+
+def _or_raise_batch(draws: xr.DataTree) -> str:
+    """Minibatches heat, all the data do not."""
+    num_data = constant(draws, schema.NUM_DATA)
+    return f", or {larger_batch(draws)}" if schema.settings_of(draws).get("batch_size", num_data) < num_data else ""
 
 
 def _virial_error(draws: xr.DataTree) -> Check:
@@ -218,7 +224,7 @@ def _virial_curved(draws: xr.DataTree, moments: Moments | None) -> Check | None:
         threshold,
         passed=abs(value - 1) <= threshold,
         seen=f"x·A∇U / tr A = {value:.3f} in the curved directions, 1 is exact",
-        cure="the sampler heats them; lower step_size or raise batch_size"
+        cure=f"the sampler heats them; lower step_size{_or_raise_batch(draws)}"
         if value > 1
         else "the chains have not filled them; take more draws and warm-up",
     )
@@ -259,7 +265,7 @@ def _evaluation_rows(draws: xr.DataTree) -> Check | None:
         _MIN_ROWS,
         passed=rows >= _MIN_ROWS,
         seen=f"the losses of draws were evaluated on {rows:.0f} of {constant(draws, schema.NUM_DATA):.0f} rows",
-        cure=f"the standard error is too small with so few; raise eval_size to at least {_MIN_ROWS}",
+        cure=f"the standard error is too small with so few; {more_rows(draws, _MIN_ROWS)}",
     )
 
 

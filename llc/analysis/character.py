@@ -126,7 +126,17 @@ def character_of(draws: xr.DataTree, mean: Estimate, variance: Estimate, quad: f
     if evidence.is_held:
         shown = f"the average direction shows {max(evidence.share, 0.0):.0%} of its own"
         return Character("localization only", evidence, f"variance / mean of the energy: {shown}")
-    return Character("local", evidence, _told(evidence))
+    return Character("local", evidence, _told(evidence) + _too_warm(evidence, mean))
+
+
+def _too_warm(evidence: Evidence, mean: Estimate) -> str:
+    """That nβ is so small that even a model which has learnt nothing has a λ̂ little larger; empty elsewhere."""
+    if not evidence.reference > _FAR:
+        return ""
+    return (
+        f"; what has learnt nothing has λ̂ = {mean.value / evidence.reference:.2g}: for a λ̂ of what was learnt raise "
+        "nbeta, or divide a squared error by twice the variance of its noise"
+    )
 
 
 def character_checks(draws: xr.DataTree, character: Character | None) -> tuple[Check, ...]:

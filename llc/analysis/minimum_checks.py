@@ -28,6 +28,7 @@ _SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every e
 
 def minimum_checks(
     draws: xr.DataTree,
+    best: Estimate,
     mean: Estimate,
     variance: Estimate,
     bounds: Bounds | None,
@@ -39,7 +40,8 @@ def minimum_checks(
 
     Args:
         draws: of one run.
-        mean: the mean energy λ̂.
+        best: λ̂ as the report has it.
+        mean: the mean energy, another estimate of λ̂.
         variance: the energy variance.
         bounds: on the asymptotic λ, if the geometry is known.
         spectrum: of the Hessian, if known.
@@ -48,7 +50,7 @@ def minimum_checks(
     """
     assumed = () if bounds is None else tuple(assumption_check(a) for a in bounds.assumptions if a.kind == "minimum")
     slope = slope_of(draws, spectrum)
-    sloping = slope_check(slope, mean)
+    sloping = slope_check(slope, best)
     return (
         _positive(mean),
         _lower_loss(draws, mean, moments),
@@ -79,7 +81,7 @@ def _positive(mean: Estimate) -> Check:
         mean.value,
         0,
         passed=mean.value >= 0,
-        seen=f"mean energy {mean.value:.4g}",
+        seen=f"the mean energy is {mean.value:.4g}",
         cure="the draws have lower losses than w* on average, so w* is no minimum of this loss on these data; train "
         "further",
         direction="cold",

@@ -168,7 +168,8 @@ def _number_lines(report: Report) -> list[str]:
         lines.append(_row("character", report.character.name, report.character.reason))
     if report.findings.symbol == "λ_corr" and report.corrected is not None:
         value = plus_minus(report.corrected.value, report.corrected.mcse)
-        lines.append(_row("λ_corr", value, "λ̂ corrected for γ, to be compared with the bounds"))
+        compared = ", to be compared with the bounds" if bounds is not None and bounds.valid else ""
+        lines.append(_row("λ_corr", value, f"λ̂ corrected for γ{compared}"))
     lines += _sensitivity_lines(report)
     if bounds is not None:
         lines += _geometry_lines(report, bounds)

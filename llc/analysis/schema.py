@@ -34,7 +34,7 @@ CENTER_GRADIENT = "center_gradient"  # ‖∇L(w*)‖ over the parameters that m
 
 # Attributes of the root.
 SETTINGS, CALIBRATION = "settings", "calibration"
-GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length" or "quadratic loss"
+GAMMA_ORIGIN = "gamma_origin"  # "given", or what calibration chose it by: "run length", "quadratic loss", …
 WEAKER_GAMMA = "weaker_gamma"  # a number: another γ that calibration names; not in every file
 
 CONSTANT_NAMES = (

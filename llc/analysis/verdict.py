@@ -119,7 +119,7 @@ def _refused(found: Findings) -> Judgement | None:
     hot = energies if all(check.direction == "hot" for check in energies) else []
     if chains or hot:
         short = all(check.cured_by_draws for check in (*chains, *hot))
-        seen = "there are too few draws to trust the chains" if short else "the chains do not sample their posterior"
+        seen = "there are too few draws to trust the chains" if short else "the chains are not to be trusted"
         return Judgement("UNRESOLVED", f"{seen}{_names([*chains, *hot])}")
     return None
 

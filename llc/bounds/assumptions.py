@@ -80,9 +80,9 @@ def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: 
 def note_of(spectrum: Spectrum) -> str:
     """What a reader of the bounds should know about them at this point; empty if there is nothing."""
     if spectrum.unstable_eigenvalues.size:
-        found = spectrum.unstable_eigenvalues
+        count = spectrum.unstable_eigenvalues.size
         return (
-            f"{found.size} curvature{'s' * (found.size > 1)} up to {found.max():.2g} "
+            f"{count} curvature{'s' if count > 1 else ''}, up to {spectrum.unstable_eigenvalues.max():.2g}, "
             "would change by more than a third after a Newton step. w* is not at a minimum but beside one, perhaps a "
             "degenerate one; move it there by llc.polish"
         )

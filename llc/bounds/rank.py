@@ -111,7 +111,7 @@ class Bounds:
     def spacing(self) -> str:
         """The gap, in words for a reader."""
         if self.gap == np.inf:
-            return "above which all eigenvalues lie"
+            return "no eigenvalue below it"
         return f"gap of {self.gap:.1f} decades" if self.gap >= _GAP_DECADES else "no gap in the spectrum"
 
     @property

@@ -228,7 +228,8 @@ class Spectrum:
     def newton_decrement(self, localization_scale: float) -> float:
         """½ gᵀ (H₊ + γ/nβ)⁻¹ g: the decrease of the loss by a damped Newton step, in nats per example."""
         curvature = np.maximum(np.maximum(self.gradient_nodes, 0) + localization_scale, np.finfo(np.float64).tiny)
-        return float(0.5 * np.sum(self.gradient_weights / curvature))
+        with np.errstate(over="ignore"):  # without localization, along a direction without curvature: inf
+            return float(0.5 * np.sum(self.gradient_weights / curvature))
 
     def to_dataset(self) -> xr.Dataset:
         """As an xarray Dataset, for the `curvature` group of a DataTree."""

@@ -67,6 +67,11 @@ class Localization(NamedTuple):
     weaker: float = math.nan
 
     @property
+    def is_of_length(self) -> bool:
+        """Whether the loss is about quadratic at the weakest γ that the length of the run allows."""
+        return self.is_local and all(gamma >= self.gamma for gamma, _ in self.profile)
+
+    @property
     def is_local(self) -> bool:
         """Whether the Gaussian at γ lies where the loss is quadratic, to a factor of 2."""
         return self.anharmonicity <= MAX_ANHARMONICITY
@@ -94,15 +99,33 @@ def choose_localization(
     probe = _Probe(points_key, rows_key, posterior, spectrum, flops)
     gamma = max(_STRONGEST * probe.nbeta * spectrum.largest, weakest)
     tried = [(gamma, probe.anharmonicity(gamma))]
-    while tried[-1][1] <= MAX_ANHARMONICITY and tried[-1][0] > weakest:
+    # Where the strongest γ leave so little loss that it is lost in rounding, the first κ mean nothing: go on down.
+    while (tried[-1][1] <= MAX_ANHARMONICITY or not _some_local(tried)) and tried[-1][0] > weakest:
         gamma = max(tried[-1][0] / _STEP, weakest)
         tried.append((gamma, probe.anharmonicity(gamma)))
-    if tried[-1][1] > MAX_ANHARMONICITY and len(tried) > 1:
+    if tried[-1][1] > MAX_ANHARMONICITY and _some_local(tried):
         tried += _refined(probe, tried[-2], tried[-1])
     local = [pair for pair in tried if pair[1] <= MAX_ANHARMONICITY]
-    gamma, anharmonicity = min(local) if local else tried[0]
+    gamma, anharmonicity = min(local) if local else _nearest(probe, tried)
     profile = tuple(sorted(tried, reverse=True))
     return Localization(gamma, anharmonicity, profile, _weaker(probe, gamma, weakest) if local else math.nan)
+
+
+def _nearest(probe: "_Probe", tried: list[tuple[float, float]]) -> tuple[float, float]:
+    """The (γ, κ) of least κ of a loss that is quadratic nowhere, at most a tenth of the way to the loss at zero."""
+    zero = reference_loss(probe.posterior)
+    limit = math.inf if zero is None else _OF_CHANCE * (zero - probe.posterior.init_loss())
+    limit = limit if limit > 0 else math.inf  # w* is no better than zero
+
+    def excess(gamma: float, kappa: float) -> float:
+        return kappa * probe.spectrum.quad(gamma / probe.nbeta) / probe.nbeta
+
+    near = [pair for pair in tried if math.isfinite(pair[1]) and not excess(*pair) > limit]
+    return min(near, key=lambda pair: pair[1]) if near else tried[0]
+
+
+def _some_local(tried: list[tuple[float, float]]) -> bool:
+    return any(anharmonicity <= MAX_ANHARMONICITY for _, anharmonicity in tried)
 
 
 def _weaker(probe: "_Probe", gamma: float, weakest: float) -> float:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from llc.bounds.spectral_measure import Spectrum
-from llc.calibration.localization import Localization
+from llc.calibration.localization import MAX_ANHARMONICITY, Localization
 from llc.calibration.price import Price
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
@@ -204,12 +204,14 @@ class Calibration:
         return replace(self, sampler=sampler, lengths=lengths, choices=choices)
 
     @property
-    def gamma_origin(self) -> Literal["given", "run length", "quadratic loss"]:
+    def gamma_origin(self) -> Literal["given", "run length", "quadratic loss", "nearest to quadratic"]:
         """Whether γ was given, or what it was chosen by."""
         choice = self.choices["gamma"]
         if choice.origin != "chosen":
             return "given"
-        return "quadratic loss" if "anharmonicity" in choice.evidence else "run length"
+        if "anharmonicity" not in choice.evidence or choice.evidence.get("of_length"):
+            return "run length"
+        return "quadratic loss" if choice.evidence["anharmonicity"] <= MAX_ANHARMONICITY else "nearest to quadratic"
 
     @property
     def num_steps(self) -> int:

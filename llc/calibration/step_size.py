@@ -87,6 +87,7 @@ def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice
     found_local = request.localization
     if found_local is not None and gamma == found_local.gamma:
         evidence |= {"anharmonicity": found_local.anharmonicity, "weaker": found_local.weaker}
+        evidence["of_length"] = int(found_local.is_of_length)
         return Choice(gamma, "chosen", _reason(found_local), evidence)
     reason = f"a flat direction relaxes {evidence['relaxations']:.0f} times over the run"
     evidence["strengthened"] = gamma / found.pilots[0].gamma
@@ -102,8 +103,10 @@ def _reason(localization: Localization) -> str:
     reason = f"the weakest at which the loss is about quadratic (its Gaussian mean is {kappa:.2g} times λ_quad)"
     weaker = [pair for pair in localization.profile if pair[0] < localization.gamma]
     if not localization.is_local:
-        return f"at no γ up to this one is the loss quadratic (its Gaussian mean is {kappa:.2g} times λ_quad)"
-    if not weaker:
+        return (
+            f"the loss is quadratic at no γ, and nearest to that here (its Gaussian mean is {kappa:.2g} times λ_quad)"
+        )
+    if localization.is_of_length:
         told = f"its Gaussian mean is {kappa:.2g} times λ_quad"
         return f"set by the length of the run; the loss is about quadratic there ({told})"
     gamma, beyond = weaker[0]

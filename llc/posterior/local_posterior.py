@@ -72,6 +72,8 @@ class LocalPosterior(eqx.Module):
             the sum of the counts. Default: 1.
         microbatch_size: rows at a time of a loss whose gradient on a batch does not fit in memory: the gradient is the
             sum over pieces of so many rows, equal up to rounding, for about 4/3 of the time (see `llc.microbatched`).
+            Default: sampling takes pieces by itself where the gradients of a step would need more than 2 GiB, or a
+            quarter of the memory that is free or of a GPU's.
 
     Raises:
         ValueError: if the data, the params, the loss at w*, nβ, γ, the mask or the weights can't define a posterior.

@@ -197,7 +197,8 @@ def _compare_examples(
         raise ValueError(
             "loss_fn needs the loss of an example to depend on that example alone, but in half of the batch it changes "
             f"by {worst:.3g}: batch normalization in training mode (use the running averages), dropout (switch it "
-            "off), or negatives, weights or normalizers that are taken from the batch (put them into data)."
+            "off), or negatives, weights or normalizers that are taken from the batch (as of a contrastive loss: put "
+            "fixed negatives of each row, its weights and normalizers into data)."
         )
 
 

@@ -29,6 +29,7 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.description import Description, full_products
 from llc.sampling.draws import Recorder, Sums
+from llc.sampling.gradient_pieces import in_fitting_pieces
 from llc.sampling.kernel import Sampler
 from llc.sampling.loop import loop_settings
 from llc.sampling.measure import make_measure
@@ -46,7 +47,7 @@ from llc.sampling.programs import Programs
 from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.standing import Interrupted, held_back
-from llc.sampling.validation import check_gradient, check_key, ready_to_sample
+from llc.sampling.validation import check_key, ready_to_sample
 from llc.sampling.windows import Windows, check_stream
 
 _SMALL = 1000  # numbers of observables in a draw, above which a segment holds no more draws than it has
@@ -94,7 +95,7 @@ class Chains:
         self.sampler, self.lengths = sampler, check_stream(posterior, sampler, lengths, mesh)
         ready = ready_to_sample(posterior, sampler, self.lengths, keep_params=keep_params)
         mesh, self.method = choose_devices(mesh, chain_method, posterior, self.lengths)
-        check_gradient(ready, self.lengths, side_by_side=self.method == "vectorized")
+        ready = in_fitting_pieces(ready, self.lengths, method=self.method)
         self.posterior = place_posterior(ready, mesh, spread_rows=self.lengths.batch_size is None)
         step_key, subset_key, init_key = jax.random.split(key, 3)
         recorded = prepare_observables(observables, self.posterior, self.lengths)

@@ -4,13 +4,11 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
-from jaxtyping import PyTree
 
 from llc.posterior.gradients import require_differentiable
 from llc.posterior.keys import check_key as check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
-from llc.posterior.rows import alive_bytes, shapes_of
 from llc.posterior.whole import with_whole
 from llc.sampling.draws import parameter_name
 from llc.sampling.kernel import Sampler
@@ -20,8 +18,7 @@ from llc.sampling.step_energies import check_step_energies
 
 _BYTES_OF_A_DRAW = 200  # of a chain: eleven numbers in float32, and in float64
 _COPIES = 1.3  # of the params: what is recorded, and the buffers of a segment
-_FUSED = 0.5  # of the values that a gradient computes: what stays in memory, at least, as others are fused away
-_CURE = "microbatch_size=… of LocalPosterior, a smaller batch_size, fewer num_chains, or chain_method='sequential'"
+CURE = "microbatch_size=… of LocalPosterior, a smaller batch_size, fewer num_chains, or chain_method='sequential'"
 _BYTES_OF_A_ROW = 160  # of a chain: five blocks of three moments or more, on the host twice and once on the device
 
 
@@ -82,29 +79,6 @@ def check_memory(posterior: LocalPosterior, lengths: RunLengths, *, keep_params:
         )
 
 
-def check_gradient(posterior: LocalPosterior, lengths: RunLengths, *, side_by_side: bool) -> None:
-    """Raises ValueError if the gradient of a minibatch can't fit in the memory that is free, naming what to change.
-
-    Args:
-        posterior: where chains run.
-        lengths: of the run.
-        side_by_side: whether all chains take their gradients at once.
-    """
-    rows = lengths.batch_size or posterior.num_data
-
-    def gradient(batch: PyTree) -> PyTree:
-        return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
-
-    program = ("gradient", posterior.loss_fn, shapes_of(posterior.center), shapes_of(posterior.position))
-    alive = alive_bytes(gradient, posterior.data, rows, program) or 0
-    num_chains = lengths.num_chains if side_by_side else 1
-    require_memory(
-        int(_FUSED * alive * num_chains),
-        f"the gradients of {num_chains} chains, on {rows:,} rows each,",
-        _CURE if side_by_side else "microbatch_size=… of LocalPosterior, or a smaller batch_size",
-    )
-
-
 @contextlib.contextmanager
 def told_what_to_change() -> Iterator[None]:
     """A device that runs out of memory says which settings take less.
@@ -117,7 +91,7 @@ def told_what_to_change() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise MemoryError(f"the device has too little memory for the chains; take {_CURE}.") from error
+        raise MemoryError(f"the device has too little memory for the chains; take {CURE}.") from error
 
 
 def _check_params(posterior: LocalPosterior, sampler: Sampler, *, keep_params: bool) -> None:

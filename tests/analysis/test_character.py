@@ -131,6 +131,15 @@ CASES = {  # draws, λ_quad, character
 }
 
 
+@pytest.mark.parametrize(("to_reference", "warm"), [(0.02, True), (1.0, False), (None, False)])
+def test_a_quadratic_that_reaches_chance_says_what_the_most_is(to_reference, warm):
+    found = character(quadratic(CURVED, 1.0, to_reference=to_reference), quad_of(CURVED, 1.0))
+    assert found.name == "local"
+    assert ("nbeta" in found.reason) == warm
+    if warm:
+        assert f"{NBETA * to_reference:.2g}" in found.reason
+
+
 @pytest.mark.parametrize(("draws", "quad", "name"), CASES.values(), ids=CASES)
 def test_the_character_of_a_run(draws, quad, name):
     assert character(draws(), quad).name == name

@@ -296,6 +296,20 @@ def test_two_temperatures_need_no_init_loss():
         llc.two_temperatures(runs[0], other)
 
 
+def test_control_variates_that_raise_the_error_are_left_out():
+    """With rare large values, whose few batches bend the coefficients: the mean energy has the smaller error."""
+    rng = np.random.default_rng(7)
+    energy = rng.gamma(1.5, size=(4, 500))
+    draws = make_draws(energy)
+    stats, dims = draws["sample_stats"].to_dataset(), ("chain", "draw")
+    draws["constant_data"] = draws["constant_data"].to_dataset().assign(trace_curved=0.0)
+    curved = rng.standard_t(1.2, size=(4, 500))  # no part of the energy, and next to no variance
+    draws["sample_stats"] = stats.assign(stein_curved=(dims, curved), stein_flat=(dims, 0 * energy))
+    assert llc.zero_variance(draws).mcse > llc.mean_energy(draws).mcse
+    assert llc.best_energy(draws) == llc.mean_energy(draws)
+    assert llc.report(draws).llc.method == "mean energy"
+
+
 def test_control_variates_are_left_out_after_a_divergence():
     rng = np.random.default_rng(6)
     energy = rng.gamma(1.5, size=(4, 500))

@@ -128,13 +128,28 @@ def test_the_weaker_gamma_goes_a_tenth_of_the_way_to_the_loss_at_zero():
 
 
 def test_a_loss_that_is_nowhere_quadratic_is_told():
-    """|x| has no quadratic part: at the strongest γ its Gaussian mean is still far more than λ_quad."""
+    """|x| has no quadratic part: κ grows as √γ at strong γ, and as 1/√γ at weak ones; the least is taken."""
     posterior = llc.LocalPosterior(
         lambda w, _: jnp.sum(jnp.abs(w)), jnp.zeros(DIM), np.zeros((NUM_DATA, 1), np.float32)
     )
     found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
     assert not found.is_local
-    assert found.gamma == max(gamma for gamma, _ in found.profile)
+    assert found.anharmonicity == min(kappa for _, kappa in found.profile)
+    assert min(gamma for gamma, _ in found.profile) < found.gamma < max(gamma for gamma, _ in found.profile)
+
+
+def test_a_loss_in_whose_rounding_the_strongest_gamma_are_lost():
+    """Near 1,000 nats float32 has a spacing of 6e-5: κ is 6 at the strongest γ for that, and right further down."""
+
+    def loss_fn(w, _):
+        rise = jnp.sum(0.5 * jnp.asarray(CURVATURES, w.dtype) * w**2 + w**4)
+        return jnp.asarray(1000.0, w.dtype) + (jnp.asarray(2.9e-5, w.dtype) + rise)
+
+    posterior = llc.LocalPosterior(loss_fn, jnp.zeros(DIM), np.zeros((NUM_DATA, 1), np.float32))
+    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
+    assert max(found.profile)[1] > 2
+    assert found.is_local
+    assert abs(np.log(found.gamma / choose(1.0, 1e-3).gamma)) < 0.1
 
 
 def test_a_loss_that_is_not_finite_is_not_quadratic():

@@ -73,7 +73,7 @@ def test_settings_of_a_costly_model(budget):
     assert found.costly
     assert not found.overhead_bound
     assert found.choices["gamma"].origin == "chosen"
-    assert found.gamma_origin == "quadratic loss"
+    assert found.gamma_origin == "run length", "a loss that is quadratic everywhere leaves it to that"
     assert found.choices["gamma"].evidence["anharmonicity"] <= 3
     # A step costs a small part of a draw's evaluation, which waits until it costs as much.
     assert lengths.batch_size < NUM_DATA / 4

@@ -1,16 +1,10 @@
-import contextlib
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import llc
-from llc.posterior.memory import free_memory
 from llc.posterior.programs import bytes_alive
-from llc.sampling.run_lengths import RunLengths
-from llc.sampling.validation import check_gradient
 
 INPUTS = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "activation": jnp.tanh}
@@ -79,22 +73,6 @@ def test_a_posterior_takes_its_gradients_in_pieces(loss_fn):
         sizes.append(program.memory_analysis().temp_size_in_bytes)
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)  # some roundings of float32
     assert sizes[1] < sizes[0] / 2
-
-
-def test_a_gradient_beyond_the_memory_names_microbatch_size():
-    """And the same one in pieces is no error: the negative control. Nothing of this size is computed."""
-    width = 10 * int(free_memory() / 4 / 1e6)
-
-    def wide(w, batch):
-        return jnp.mean(jnp.tanh(w * batch * jnp.ones(width)) ** 2, axis=-1)
-
-    lengths = RunLengths(num_chains=2, num_warmup=0, num_draws=1, thinning=1)
-    data = np.ones((1_000_000, 1), np.float32)
-    for microbatch_size, refused in ((None, True), (100, False)):
-        few = llc.LocalPosterior(wide, jnp.zeros(()), data[:2], microbatch_size=microbatch_size)
-        posterior = eqx.tree_at(lambda p: p.data, few, data)
-        with pytest.raises(ValueError, match="microbatch_size") if refused else contextlib.nullcontext():
-            check_gradient(posterior, lengths, side_by_side=True)
 
 
 def test_posteriors_share_their_programs():

@@ -33,6 +33,7 @@ _FALL, _GROW, _LARGEST = 0.1, 10.0, 1e4  # beyond the last, in units of h_max, n
 _LEAST = 1e-15  # μ / h_max of the last steps, which are Newton's
 _DENSE = 1_000  # parameters up to which a step is solved for exactly
 _CG_STEPS, _CG_TOLERANCE = 200, 1e-10
+_FAR = 10.0  # times ‖w*‖ that no minimum that belongs to w* is away (set by eye)
 _ROUNDOFF = 4 * np.finfo(np.float64).eps
 
 
@@ -47,6 +48,7 @@ class Polished:
         distance: ‖new w* − w*‖; compare with √(λ γ⁻¹), the reach of the sampler, or with the norm of w*.
         num_steps: steps taken.
         converged: whether the gradient is at round-off, or no step lowers the loss any more.
+        norm: ‖w*‖ of the given parameters that move; nan where it is not known.
     """
 
     posterior: LocalPosterior
@@ -55,12 +57,25 @@ class Polished:
     distance: float
     num_steps: int
     converged: bool
+    norm: float = math.nan
+
+    @property
+    def ran_away(self) -> bool:
+        """Whether it moved more than ten times ‖w*‖: the loss may fall for ever, as of separable classes."""
+        return self.distance > _FAR * self.norm > 0
 
     def __str__(self) -> str:
         state = "converged" if self.converged else "not converged"
+        away = (
+            f"; that is {self.distance / self.norm:.0f} times as far as w* was from zero. The loss may fall for ever, "
+            "as of classes that can be separated, and has no minimum then: add a weight decay to it, or stay at the "
+            "given w*"
+            if self.ran_away
+            else ""
+        )
         return (
             f"polished in {self.num_steps} steps ({state}): moved {self.distance:.3g}, loss {self.loss[0]:.3g} → "
-            f"{self.loss[1]:.3g}, gradient {self.grad_norm[0]:.3g} → {self.grad_norm[1]:.3g}"
+            f"{self.loss[1]:.3g}, gradient {self.grad_norm[0]:.3g} → {self.grad_norm[1]:.3g}{away}"
         )
 
 
@@ -127,6 +142,7 @@ def polish(posterior: LocalPosterior, *, max_steps: int = 100, progress: bool | 
             distance=float(jnp.linalg.norm(flat - start)),
             num_steps=num_steps,
             converged=converged,
+            norm=float(jnp.linalg.norm(start)),
         )
 
 

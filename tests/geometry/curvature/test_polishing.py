@@ -58,6 +58,19 @@ def test_least_squares_in_one_step(monkeypatch):
         assert polished.distance == pytest.approx(np.linalg.norm(exact))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_loss_that_falls_for_ever_is_told(decay):
+    """A logistic regression on classes that can be separated has a minimum only with a weight decay."""
+    x = np.array([-2.0, -1.0, 1.0, 2.0], np.float32)[:, None]
+
+    def loss_fn(w, batch):
+        return jnp.logaddexp(0.0, -jnp.sign(batch[:, 0]) * (batch @ w)) + decay * w @ w
+
+    polished = llc.polish(llc.LocalPosterior(loss_fn, np.ones(1, np.float32), x))
+    assert polished.ran_away == (decay == 0)
+    assert ("weight decay" in str(polished)) == (decay == 0)
+
+
 @pytest.mark.slow
 def test_only_what_moves_is_moved_and_samplers_take_it():
     before = _disturbed()
