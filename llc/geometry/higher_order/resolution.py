@@ -53,6 +53,8 @@ def resolve(forms: Forms, rng: np.random.Generator) -> Resolution:
     """
     forms = reduced(forms.astype(complex))
     num_variables, ranks = forms.shape[-1], {}
+    if len(forms) > 2 * num_variables:  # as many random combinations of one degree have the same lct as all
+        forms = reduced(np.tensordot(rng.normal(size=(2 * num_variables, len(forms))), forms, 1))
     if num_variables > _MAX_VARIABLES:
         return Resolution(None, num_variables, {})
     return Resolution(_lct(forms, math.inf, rng, ranks), num_variables, ranks)
