@@ -15,7 +15,7 @@ squares, so that no step meets negative curvature.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -191,7 +191,7 @@ def _by_products(
             return excess.metric_product(offset, vector) + shift * vector
 
         # As precise as the zero is near: the error of a step is a part of it.
-        tolerance = jnp.clip(jnp.sqrt(excess.value(offset) / first), *_CG_TOLERANCES)
+        tolerance = cast("float", jnp.clip(jnp.sqrt(excess.value(offset) / first), *_CG_TOLERANCES))
         return cg(product, gradient, tol=tolerance, maxiter=_CG_STEPS)[0], _CG_STEPS
 
     return _damped_steps(excess, start, floor, step)

@@ -28,9 +28,9 @@ Forms = Inexact[np.ndarray, "..."]  # (equation, variable, …, variable)
 ZERO = 1e-8  # of a tensor of unit size: derivatives are known to 1e-12, and Newton steps end at 1e-13
 _CHUNK = 64  # points at a time: one program for all kernels
 _MAX_NUMBERS = 2**27  # of residuals of all points: 1 GiB
-_SUBSPACE = 32  # variables of a part of the kernel, on which the resolution takes seconds
+_POINTS = 570  # at which forms on a part of the kernel are known: 32 variables of degree 2, 13 of 3, 8 of 4
 _MOST_FORMS = 256  # more than twice as many as the variables of a part: none of its ideal is lost
-PRICE_OF_FORMS = 6 * _MOST_FORMS + 2 * math.comb(_SUBSPACE + 2, 2)  # products, for forms of degree 2
+PRICE_OF_FORMS = 6 * _MOST_FORMS + 4 * _POINTS  # products
 
 
 def at_points(forms: Forms, point: np.ndarray, times: int) -> np.ndarray:
@@ -70,9 +70,9 @@ def _row_space(matrix: np.ndarray) -> np.ndarray:
 def leading_forms(excess: Excess, splitting: Splitting, degree: int, key: PRNGKeyArray) -> Forms | None:
     """The leading forms of the residuals on the kernel of H, of which `degree` is known; None where they do not fit.
 
-    Where the whole kernel does not fit, a random subspace of 32 dimensions (or what fits) takes its place. The lct can
-    only fall by that (Lazarsfeld, Positivity II, Theorem 9.5.1), as it can only fall where 256 random combinations take
-    the place of more residuals: a bound from below holds for all of them.
+    Where the whole kernel does not fit, a random subspace takes its place, of 32, 13 or 8 dimensions for k = 2, 3 or 4.
+    The lct can only fall by that (Lazarsfeld 2004, Positivity II, Theorem 9.5.1), as it can only fall where 256 random
+    combinations take the place of more residuals: a bound from below holds for all of them.
 
     Costs k derivatives of the residuals for each of the C(m + k, k) points that determine a form of degree k in m
     variables, and 6 products for each form.
@@ -103,12 +103,17 @@ def leading_forms(excess: Excess, splitting: Splitting, degree: int, key: PRNGKe
 
 
 def _num_variables(free: int, degree: int, num_forms: int, dim: int) -> int:
-    """All of the kernel where its forms fit, and else at most 32 of its dimensions."""
+    """All of the kernel where its forms fit, and else as many dimensions as 570 points determine."""
 
     def fits(size: int) -> bool:
         return (math.comb(size + degree, degree) + size**degree) * num_forms + size * dim <= _MAX_NUMBERS
 
-    return free if fits(free) else next((m for m in range(min(free, _SUBSPACE), 0, -1) if fits(m)), 0)
+    return free if fits(free) else next((size for size in range(min(free, part_size(degree)), 0, -1) if fits(size)), 0)
+
+
+def part_size(degree: int) -> int:
+    """Variables of a part of the kernel on which forms of this degree are known from at most 570 points."""
+    return next(size for size in itertools.count(1) if math.comb(size + 1 + degree, degree) > _POINTS)
 
 
 def _orthonormal(splitting: Splitting, vectors: Float[Array, "variable dim"]) -> Float[np.ndarray, "variable dim"]:

@@ -144,7 +144,7 @@ def storage_for(excess: Excess, *, dense: bool | None, memory: float | None) -> 
     Raises:
         ValueError: if no form fits.
     """
-    dim, outputs = excess.dim, num_residuals(excess)
+    dim, outputs = excess.dim, count_residuals(excess)
     given = memory is not None
     room = min(8 * _GIBIBYTE if memory is None else memory * _GIBIBYTE, 0.8 * free_memory())
     beside = 8.0 * _VECTORS * dim
@@ -167,7 +167,7 @@ def storage_for(excess: Excess, *, dense: bool | None, memory: float | None) -> 
     return found
 
 
-def num_residuals(excess: Excess) -> int | None:
+def count_residuals(excess: Excess) -> int | None:
     """m, the number of residuals; None where there are none."""
     if not excess.exact_fit:
         return None
@@ -232,7 +232,7 @@ class Metric(eqx.Module):
 
 def _gram(excess: Excess, offset: Offset) -> Float[np.ndarray, "output output"]:
     """J Jᵀ, some columns at a time; m derivatives of the residuals, ahead and back."""
-    order = num_residuals(excess)
+    order = count_residuals(excess)
     if order is None:
         raise TypeError("K has no residuals.")
     starts = range(0, order, _COLUMNS)

@@ -2,10 +2,13 @@
 
 import math
 
+import jax
+
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.dense import MAX_ORDER
 from llc.geometry.curvature.methods import spectrum
-from llc.geometry.curvature.operators import jacobian_operator
+from llc.geometry.higher_order.excess import excess_loss
+from llc.geometry.higher_order.ranges import count_residuals
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import free_memory
 from llc.posterior.precision import float64
@@ -18,8 +21,8 @@ _RESIDUALS = 1e-6  # part of the Hessian beyond its Gauss–Newton part, above w
 def complete_spectrum(posterior: LocalPosterior, *, progress: bool | None = None) -> Spectrum:
     """By the cheapest method that sees every eigenvalue; of Lanczos where there are more than 5,000.
 
-    Dense up to d = 5,000. At an exact fit of at most 5,000 residuals the Gram matrix of the outputs. Else Lanczos counts
-    them, and the range finder or, where its vectors do not fit, a sketch finds them.
+    Dense up to d = 5,000. At an exact fit of at most 5,000 residuals the Gram matrix of the outputs. Else Lanczos
+    counts them, and the range finder or, where its vectors do not fit, a sketch finds them.
 
     Args:
         posterior: loss, data and w*.
@@ -45,9 +48,9 @@ def complete_spectrum(posterior: LocalPosterior, *, progress: bool | None = None
 def _of_outputs(posterior: LocalPosterior, *, progress: bool | None) -> Spectrum:
     """The spectrum of the Gauss–Newton matrix where it is the Hessian; ValueError elsewhere."""
     with float64():
-        num_outputs = jacobian_operator(posterior).num_outputs
-    if num_outputs > MAX_ORDER:
-        raise ValueError(f"at most {MAX_ORDER:,} outputs fit, got {num_outputs:,}.")
+        num_residuals = count_residuals(excess_loss(posterior, jax.random.key(0)))
+    if num_residuals is None or num_residuals > MAX_ORDER:
+        raise ValueError(f"at most {MAX_ORDER:,} residuals fit, got {num_residuals}.")
     found = spectrum(posterior, matrix="ggn", method="gram", progress=progress)
     if not found.gauss_newton_discrepancy <= _RESIDUALS:
         raise ValueError("the Hessian is not its Gauss–Newton part.")

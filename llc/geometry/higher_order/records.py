@@ -163,8 +163,6 @@ def of_resolution(point: Point, leading: int | None, key: PRNGKeyArray) -> Bound
     if not np.abs(forms).max() > 0:
         return Bound(RESOLUTION, "undecided", "the residuals have no forms of that order on the kernel of H")
     found = resolve(forms, np.random.default_rng(np.asarray(jax.random.key_data(key))))
-    if found.value is None:
-        return Bound(RESOLUTION, "undecided", f"the leading forms have {found.num_variables} variables, too many")
     ranks = ", ".join(f"{count} of rank {rank}" for rank, count in sorted(found.ranks.items())) or "none"
     finding = (
         f"forms of degree {leading // 2} in {found.num_variables} variables have lct ≥ {found.value:.4g}; "

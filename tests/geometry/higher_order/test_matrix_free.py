@@ -23,7 +23,9 @@ def linear_net(widths, ranks, *, num_inputs, outputs=True):
     rng, weights = np.random.default_rng(0), []
     for (rows, columns), rank in zip(itertools.pairwise(widths), ranks, strict=True):
         left, right = (np.linalg.qr(rng.normal(size=(size, rank)))[0] for size in (rows, columns))
-        weights.append((left * rng.uniform(0.7, 1.4, size=rank)) @ right.T)
+        # Products of multiples of 2⁻¹¹ fit in float32, so that the rank is exact.
+        left, right = (np.round(factor * 2.0**11) / 2.0**11 for factor in (left * rng.uniform(0.7, 1.4, rank), right))
+        weights.append((left @ right.T).astype(np.float32))
     inputs = rng.normal(size=(num_inputs, widths[0]))
     data = inputs, functools.reduce(np.matmul, weights, inputs)
     return llc.LocalPosterior(_loss, weights, data, predict_fn=_outputs if outputs else None)
