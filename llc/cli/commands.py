@@ -179,11 +179,17 @@ def bounds(arguments: argparse.Namespace) -> int:
     posterior = inputs.load_posterior(arguments.posterior).with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
     outputs.check_draws(arguments.out, posterior, keeps="draws")
     names = ("matrix", "method", "num_matvecs", "num_probes", "seed")
-    spectrum = llc.spectrum(posterior, **{name: getattr(arguments, name) for name in names})
+    if arguments.higher and (arguments.matrix, arguments.method) == ("hessian", "auto"):
+        from llc.geometry.higher_order.ranks import complete_spectrum  # not for `llc --help`
+
+        spectrum = complete_spectrum(posterior)
+    else:
+        spectrum = llc.spectrum(posterior, **{name: getattr(arguments, name) for name in names})
     scale = {} if posterior.gamma is None else {"nbeta": float(posterior.nbeta), "gamma": float(posterior.gamma)}
     result = llc.rank_bounds(spectrum, **scale)
     if arguments.higher:
-        result = llc.higher_bounds(posterior, spectrum, result, key=_key(arguments.seed))
+        limits = {"memory": arguments.memory, "budget": arguments.budget}
+        result = llc.higher_bounds(posterior, spectrum, result, key=_key(arguments.seed), **limits)
     text, scales = str(result), None
     if arguments.scales:
         known = spectrum if spectrum.vectors is not None else None  # others have no eigenvectors

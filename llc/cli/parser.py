@@ -211,7 +211,9 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--num-probes", type=int, default=8, help="random probes of the trace")
     command.add_argument("--seed", type=int, default=0, help="seed of the probes")
-    command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (dense, minutes)")
+    command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (minutes)")
+    command.add_argument("--memory", type=float, help="most GiB that these take; default: 8, and no more than is free")
+    command.add_argument("--budget", type=int, help="most products of one of their probes; default: no limit")
     command.add_argument(
         "--scales",
         action="store_true",

@@ -12,22 +12,30 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from tqdm.auto import tqdm
 
 from llc.geometry.curvature.dense import COLUMNS, Eigenvalues, leading_vectors, with_null_space
 from llc.geometry.curvature.lanczos import require_finite
-from llc.geometry.curvature.operators import CurvatureOperator
+from llc.geometry.curvature.symmetric import SymmetricOperator
 from llc.posterior.memory import require_memory
 
-_OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
+OVERSAMPLING = 64  # vectors beyond the rank, of which the last block consists
 _SMALL = 1e-3  # ‖(1 − QQᵀ)Hω‖ / ‖Hω‖ below which its direction is orthogonal to Q by less than 1e-13
 RESIDUAL = 1e-11  # ‖(1 − QQᵀ)H‖ / ‖H‖ of a range that is found; float64 products leave 1e-14
 ROUNDING = 16.0  # times the precision of w*
+_COORDINATES = 4096  # of all vectors that are mixed at a time
 
 
 def range_finder(
-    operator: CurvatureOperator, max_rank: int, seed: int, *, precision: float, progress: bool | None
+    operator: SymmetricOperator,
+    max_rank: int,
+    seed: int,
+    *,
+    precision: float,
+    progress: bool | None,
+    dtype: DTypeLike = np.float32,
 ) -> Eigenvalues | None:
     """The non-zero eigenvalues, if there are at most `max_rank`, from about r + 64 products; None if there are more.
 
@@ -35,25 +43,26 @@ def range_finder(
     exact fit that is rounded to float32 has residuals, which fill the null space with eigenvalues of 1e-7 h_max.
 
     Keeps r + 64 vectors of d float64. What H has beyond the range that is found is estimated from the last block,
-    ‖(1 − QQᵀ)HΩ‖² / 64, and bounds the error of every eigenvalue (`noise`).
+    ‖(1 − QQᵀ)HΩ‖² / 64, and bounds the error of every eigenvalue (`noise`). The eigenvectors are those of curvatures
+    well above round-off, largest first; in float64 they are all, smallest first, and take the place of the basis.
     """
     tolerance = max(RESIDUAL, ROUNDING * precision)
-    keys = jax.random.split(jax.random.key(seed), -(-max_rank // _OVERSAMPLING) + 1)
+    keys = jax.random.split(jax.random.key(seed), -(-max_rank // OVERSAMPLING) + 1)
     basis: list[np.ndarray] = []  # Q, in blocks
     image = np.zeros((0, 0))  # Qᵀ H Ω
     total = 0.0
     bar = tqdm(keys, desc="range", unit="range_finder", disable=None if progress is None else not progress)
     for i, key in enumerate(bar):
-        require_memory(8 * 4 * _OVERSAMPLING * operator.dim, f"{4 * _OVERSAMPLING} vectors more", "method='lanczos'")
+        require_memory(8 * 4 * OVERSAMPLING * operator.dim, f"{4 * OVERSAMPLING} vectors more", "method='lanczos'")
         block_image = np.array(jax.device_get(_images(operator, key)))
         require_finite(block_image)
-        total = max(total, np.linalg.norm(block_image) / math.sqrt(_OVERSAMPLING))
+        total = max(total, np.linalg.norm(block_image) / math.sqrt(OVERSAMPLING))
         inside = _project(basis, block_image)
-        residual = np.linalg.norm(block_image) / math.sqrt(_OVERSAMPLING)
+        residual = np.linalg.norm(block_image) / math.sqrt(OVERSAMPLING)
         bar.set_postfix_str(f"residual {residual / total if total else 0:.1e}")
         if residual <= tolerance * total:
             bar.close()
-            return _from_range(operator, keys[: i + 1], basis, np.hstack([image, inside]), residual)
+            return _from_range(operator, keys[: i + 1], basis, np.hstack([image, inside]), residual, dtype)
         fresh, sizes, mix = np.linalg.svd(block_image.T, full_matrices=False)
         kept = sizes > RESIDUAL * total
         fresh = fresh[:, kept].T
@@ -78,11 +87,16 @@ def _project(basis: list[np.ndarray], vectors: np.ndarray) -> np.ndarray:
 
 
 def _from_range(
-    operator: CurvatureOperator, keys: Array, basis: list[np.ndarray], image: np.ndarray, residual: float
+    operator: SymmetricOperator,
+    keys: Array,
+    basis: list[np.ndarray],
+    image: np.ndarray,
+    residual: float,
+    dtype: DTypeLike,
 ) -> Eigenvalues:
     """Eigenvalues of H from Q and QᵀHΩ."""
     if not basis:
-        return with_null_space(np.zeros(0), operator.dim, 0.0)._replace(vectors=np.zeros((0, operator.dim), np.float32))
+        return with_null_space(np.zeros(0), operator.dim, 0.0)._replace(vectors=np.zeros((0, operator.dim), dtype))
     probes = (np.asarray(jax.device_get(_probes(operator, key))).T for key in keys)
     seen = np.hstack([np.vstack([block @ probe for block in basis]) for probe in probes])
     matrix = np.linalg.lstsq(seen.T, image.T)[0].T
@@ -90,6 +104,8 @@ def _from_range(
     noise = lost * max(1.0, 1 / np.linalg.svd(seen, compute_uv=False)[-1])
     nodes, mix = np.linalg.eigh(0.5 * (matrix + matrix.T))
     found = with_null_space(nodes, operator.dim, float(noise))
+    if dtype == np.float64:
+        return found._replace(vectors=_mixed(basis, mix.T))
     kept, start = leading_vectors(nodes, mix), 0
     vectors = np.zeros((len(kept), operator.dim), np.float32)
     for block in basis:
@@ -98,10 +114,27 @@ def _from_range(
     return found._replace(vectors=vectors)
 
 
-def _probes(operator: CurvatureOperator, key: Array) -> Float[Array, "block dim"]:
-    return jax.random.normal(key, (_OVERSAMPLING, operator.dim), jnp.float64)
+def _mixed(basis: list[np.ndarray], mix: Float[np.ndarray, "vector basis"]) -> Float[np.ndarray, "vector dim"]:
+    """`mix` times the basis, which is overwritten and given up block by block."""
+    dim = basis[0].shape[1]
+    for start in range(0, dim, _COORDINATES):
+        columns = slice(start, start + _COORDINATES)
+        mixed = mix @ np.concatenate([block[:, columns] for block in basis])
+        ends = np.cumsum([len(block) for block in basis])
+        for block, part in zip(basis, np.split(mixed, ends[:-1]), strict=True):
+            block[:, columns] = part
+    vectors, start = np.empty((len(mix), dim)), 0
+    while basis:
+        block = basis.pop(0)
+        vectors[start : start + len(block)] = block
+        start += len(block)
+    return vectors
+
+
+def _probes(operator: SymmetricOperator, key: Array) -> Float[Array, "block dim"]:
+    return jax.random.normal(key, (OVERSAMPLING, operator.dim), jnp.float64)
 
 
 @eqx.filter_jit
-def _images(operator: CurvatureOperator, key: Array) -> Float[Array, "block dim"]:
+def _images(operator: SymmetricOperator, key: Array) -> Float[Array, "block dim"]:
     return jax.lax.map(operator.product, _probes(operator, key), batch_size=COLUMNS)

@@ -17,6 +17,7 @@ A_i the Hessian of s ψ at f_i*. The quotient of the two is bounded from both si
 the Hessian at w* is the same. The sum of squares takes the place of K then.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -76,6 +77,20 @@ class Excess(eqx.Module):
         """Hessian of K at `offset`, times a vector."""
         return jax.jvp(self.gradient, (offset,), (vector,))[1]
 
+    def metric_product(self, offset: Offset, vector: Offset) -> Offset:
+        """`metric` times a vector, of one batch after the other; at an exact fit it has no negative eigenvalues."""
+        if self.outputs is None:
+            return self.product(offset, vector)
+
+        def of_batch(batch: PyTree) -> Offset:
+            def residuals(x: Offset) -> Array:
+                return self._residuals_of_batch(x, batch)
+
+            tangent = jax.jvp(residuals, (offset,), (vector,))[1]
+            return 2 * self.constant / len(tangent) * jax.vjp(residuals, offset)[1](tangent)[0]
+
+        return self._batches.mean(of_batch, jnp.zeros_like(offset))
+
     def residuals(self, offset: Offset) -> Float[Array, "output"]:
         """F with K = ½ |F|²; only at an exact fit."""
         params, posterior = self._params(offset), self.operator.posterior
@@ -104,12 +119,14 @@ class Excess(eqx.Module):
         return rows if self.outputs is None else rows.beside((self.outputs, self.roots))
 
     def _of_batch(self, offset: Offset, batch: PyTree) -> Float[Array, ""]:
-        params, posterior = self._params(offset), self.operator.posterior
         if self.outputs is None:
-            return posterior.loss(params, batch)
-        data, (fitted, roots) = batch
-        difference = _weighted(_predict(posterior, params, data) - fitted, roots)
+            return self.operator.posterior.loss(self._params(offset), batch)
+        difference = self._residuals_of_batch(offset, batch)
         return self.constant * (jnp.sum(difference**2) / difference.shape[0])
+
+    def _residuals_of_batch(self, offset: Offset, batch: PyTree) -> Float[Array, "row *output"]:
+        data, (fitted, roots) = batch
+        return _weighted(_predict(self.operator.posterior, self._params(offset), data) - fitted, roots)
 
     def _params(self, offset: Offset) -> PyTree:
         posterior = self.operator.posterior
@@ -199,12 +216,12 @@ def typical_size(excess: Excess) -> float:
     return float(jnp.sqrt(jnp.mean(flat**2))) or 1.0
 
 
-def measure_scale(excess: Excess, kernel: Float[np.ndarray, "dim dim"], key: PRNGKeyArray) -> Scale:
-    """Length, height and round-off of K around w*; `kernel` projects on the kernel of H."""
+def measure_scale(excess: Excess, on_kernel: Callable[[Array], Array], key: PRNGKeyArray) -> Scale:
+    """Length, height and round-off of K around w*; `on_kernel` projects points, one a row, on the kernel of H."""
     length = typical_size(excess)
     points = length * np.asarray(jax.random.normal(key, (4, excess.dim)))
     heights = [float(_value(excess, jnp.asarray(x))) for x in points]
-    noise = max(abs(float(_value(excess, jnp.asarray(_TINY * x)))) for x in points @ kernel)
+    noise = max(abs(float(_value(excess, jnp.asarray(_TINY * x)))) for x in np.asarray(on_kernel(jnp.asarray(points))))
     least = float(np.finfo(np.float64).tiny) + float(rounding(excess))  # four values may agree by chance
     return Scale(length, float(np.median(heights)), max(_RESOLVED * noise, least))
 

@@ -18,16 +18,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Inexact
+from jaxtyping import Array, ArrayLike, Float, Inexact, PRNGKeyArray
 
 from llc.geometry.higher_order.excess import Excess, Offset
-from llc.geometry.higher_order.splitting import Splitting
+from llc.geometry.higher_order.ranges import Splitting, beyond_image, project
 
 Forms = Inexact[np.ndarray, "..."]  # (equation, variable, …, variable)
 
 ZERO = 1e-8  # of a tensor of unit size: derivatives are known to 1e-12, and Newton steps end at 1e-13
 _CHUNK = 64  # points at a time: one program for all kernels
 _MAX_NUMBERS = 2**27  # of residuals of all points: 1 GiB
+_POINTS = 570  # at which forms on a part of the kernel are known: 32 variables of degree 2, 13 of 3, 8 of 4
+_MOST_FORMS = 256  # more than twice as many as the variables of a part: none of its ideal is lost
+PRICE_OF_FORMS = 6 * _MOST_FORMS + 4 * _POINTS  # products
 
 
 def at_points(forms: Forms, point: np.ndarray, times: int) -> np.ndarray:
@@ -64,32 +67,58 @@ def _row_space(matrix: np.ndarray) -> np.ndarray:
     return rows[sizes > ZERO * sizes[0]]
 
 
-def leading_forms(excess: Excess, splitting: Splitting, degree: int) -> Forms | None:
-    """The leading forms of the residuals on the kernel of H, of which `degree` is known; None where they are too many.
+def leading_forms(excess: Excess, splitting: Splitting, degree: int, key: PRNGKeyArray) -> Forms | None:
+    """The leading forms of the residuals on the kernel of H, of which `degree` is known; None where they do not fit.
 
-    Costs one evaluation of the residuals and their first derivatives for each of the C(m + k, k) points that determine
-    a form of degree k in m variables.
+    Where the whole kernel does not fit, a random subspace takes its place, of 32, 13 or 8 dimensions for k = 2, 3 or 4.
+    The lct can only fall by that (Lazarsfeld 2004, Positivity II, Theorem 9.5.1), as it can only fall where 256 random
+    combinations take the place of more residuals: a bound from below holds for all of them.
+
+    Costs k derivatives of the residuals for each of the C(m + k, k) points that determine a form of degree k in m
+    variables, and 6 products for each form.
 
     Args:
         excess: K around w*, with residuals.
         splitting: of its Hessian at w*.
         degree: k, half of the order of g; 2, 3 or 4.
+        key: of the subspace and of the combinations.
     """
-    values, vectors = np.linalg.eigh(splitting.kernel)
-    kernel = vectors[:, values > 0.5]
-    size = kernel.shape[1]
-    sums = [s for n in range(1, degree + 1) for s in itertools.combinations_with_replacement(range(size), n)]
-    num_outputs = jax.eval_shape(excess.residuals, jnp.zeros(excess.dim)).size
-    if (len(sums) + size**degree) * num_outputs > _MAX_NUMBERS:
+    basis_key, mix_key = jax.random.split(key)
+    num_residuals = jax.eval_shape(excess.residuals, jnp.zeros(excess.dim)).size
+    num_forms = min(num_residuals, _MOST_FORMS)
+    size = _num_variables(excess.dim - splitting.rank, degree, num_forms, excess.dim)
+    if size < 1:
         return None
+    kernel = jnp.asarray(_orthonormal(splitting, jax.random.normal(basis_key, (size, excess.dim))))
+    weights = jnp.eye(num_residuals)
+    if num_forms < num_residuals:
+        weights = jax.random.normal(mix_key, (num_forms, num_residuals)) / np.sqrt(num_residuals)
+    beyond = beyond_image(excess, splitting, weights)
+    sums = [s for n in range(1, degree + 1) for s in itertools.combinations_with_replacement(range(size), n)]
     counts = np.array([np.bincount(s, minlength=size) for s in sums], float)
-    points = np.concatenate([counts, np.zeros((-len(sums) % _CHUNK, size))]) @ kernel.T
-    root = jnp.asarray(splitting.root)
-    chunks = [
-        np.asarray(_forms_at(excess, root, jnp.asarray(c), degree)) for c in points.reshape(-1, _CHUNK, excess.dim)
-    ]
+    counts = np.concatenate([counts, np.zeros((-len(sums) % _CHUNK, size))]).reshape(-1, _CHUNK, size)
+    chunks = [np.asarray(_forms_at(excess, splitting, kernel, jnp.asarray(c), beyond, degree)) for c in counts]
     found = dict(zip(sums, np.concatenate(chunks), strict=False))
     return _polarized(found, size, degree)
+
+
+def _num_variables(free: int, degree: int, num_forms: int, dim: int) -> int:
+    """All of the kernel where its forms fit, and else as many dimensions as 570 points determine."""
+
+    def fits(size: int) -> bool:
+        return (math.comb(size + degree, degree) + size**degree) * num_forms + size * dim <= _MAX_NUMBERS
+
+    return free if fits(free) else next((size for size in range(min(free, part_size(degree)), 0, -1) if fits(size)), 0)
+
+
+def part_size(degree: int) -> int:
+    """Variables of a part of the kernel on which forms of this degree are known from at most 570 points."""
+    return next(size for size in itertools.count(1) if math.comb(size + 1 + degree, degree) > _POINTS)
+
+
+def _orthonormal(splitting: Splitting, vectors: Float[Array, "variable dim"]) -> Float[np.ndarray, "variable dim"]:
+    """An orthonormal basis of the kernel, or of a part of it, from random vectors."""
+    return np.linalg.qr(np.asarray(project(splitting, vectors)).T)[0].T
 
 
 def _polarized(values: dict[tuple[int, ...], np.ndarray], size: int, degree: int) -> Forms:
@@ -106,23 +135,20 @@ def _polarized(values: dict[tuple[int, ...], np.ndarray], size: int, degree: int
 
 @eqx.filter_jit
 def _forms_at(
-    excess: Excess, root: Float[Array, "dim dim"], points: Float[Array, "point dim"], degree: int
-) -> Float[Array, "point output"]:
-    _, pushforward = jax.linearize(excess.residuals, jnp.zeros(excess.dim))
-    pull = jax.linear_transpose(pushforward, jnp.zeros(excess.dim))
+    excess: Excess,
+    splitting: Splitting,
+    kernel: Float[Array, "variable dim"],
+    points: Float[Array, "point variable"],
+    beyond: Float[Array, "form output"],
+    degree: int,
+) -> Float[Array, "point form"]:
+    _, pull = jax.vjp(excess.residuals, jnp.zeros(excess.dim))
 
-    def preimage(outputs: Array) -> Offset:
-        return root @ (root @ pull(outputs)[0])
-
-    def form(v: Offset) -> Array:
-        curve = [v]
-        left = jnp.zeros(())
-        for power in range(2, degree + 1):
-            left = _coefficient(excess, curve, power)
-            curve.append(-preimage(left))
-        for _ in range(2):  # once more, for what round-off leaves
-            left = left - pushforward(preimage(left))
-        return left
+    def form(point: Float[Array, "variable"]) -> Array:
+        curve = [point @ kernel]
+        for power in range(2, degree):
+            curve.append(-splitting.solve(pull(_coefficient(excess, curve, power))[0]))
+        return beyond @ _coefficient(excess, curve, degree)
 
     return jax.lax.map(form, points, batch_size=max(1, int(_MAX_NUMBERS // (64 * len(points) * excess.dim))))
 

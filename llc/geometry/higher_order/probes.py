@@ -22,8 +22,8 @@ equations (|x|⁴ in R³), and λ ≤ half of the generic rank off the zero set.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -36,8 +36,9 @@ from llc.bounds.assumptions import NO_DESCENT, Assumption
 from llc.bounds.bound import Bound, Status
 from llc.bounds.rank import Bounds, rank_bounds, tighten
 from llc.bounds.spectral_measure import Spectrum
-from llc.geometry.curvature.methods import spectrum as hessian_spectrum
-from llc.geometry.higher_order.excess import dense_metric, excess_loss, measure_scale
+from llc.geometry.higher_order.excess import Excess, excess_loss, measure_scale
+from llc.geometry.higher_order.ranges import MAX_ORDER, RangeError, Storage, decompose, project, storage_for
+from llc.geometry.higher_order.ranks import complete_spectrum
 from llc.geometry.higher_order.records import (
     CERTIFICATE,
     COMPONENT,
@@ -54,17 +55,17 @@ from llc.geometry.higher_order.records import (
     of_resolution,
     of_squared,
     of_symmetry,
+    price_of,
 )
-from llc.geometry.higher_order.splitting import order, remainder_profile, split, vanishes
+from llc.geometry.higher_order.splitting import order, remainder_profile, vanishes
 from llc.geometry.higher_order.symmetry import Generator, symmetry_dimension
-from llc.posterior.arguments import require_flag, require_type
+from llc.posterior.arguments import require_flag, require_integer, require_number, require_option, require_type
 from llc.posterior.gradients import require_differentiable
 from llc.posterior.keys import check_key
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.precision import float64
 
-_MATRICES = 10  # of d × d float64 numbers at a time
-_BYTES = 2.0**31
+METHODS = ("auto", "dense", "matrix_free")
 _ROUNDING = 1e-9  # of bounds that are sums of fractions
 
 
@@ -75,32 +76,48 @@ def higher_bounds(
     *,
     key: PRNGKeyArray,
     generators: Sequence[Generator] = (),
+    method: str = "auto",
+    memory: float | None = None,
+    budget: int | None = None,
     progress: bool | None = None,
 ) -> Bounds:
     """The tightest valid bounds on λ from the Hessian's rank and the loss beyond it, with a record of each probe.
 
-    Everything is dense and in float64, with about 10 d² numbers in memory. It takes d Hessian products for the Hessian,
-    up to 5,000 for the order of g, 16 gradients for each of the d − r + 5 points of the quartic, and about 10 Hessians
-    with their eigenvectors for each of 64 starts of the search for components. Probes that come after λ is known are
-    left out.
+    In float64, over all the data. Probes that come after λ is known are left out. What they cost, in products of the
+    Hessian, the Jacobian of the residuals, or gradients, for d parameters, r = rank H and m residuals (n examples times
+    their outputs, at an exact fit):
+
+    | step | `"dense"` | `"matrix_free"` |
+    |---|---|---|
+    | range of H | d | m where m ≤ 5,000, else about r + 64 |
+    | certificate and order of g | up to 5,544 | the same |
+    | effective quartic | 16 for each of up to d − r + 5 points | 2,048 at most |
+    | squared loss | 36 | 36 |
+    | nearby component | about 10 d for each of 64 starts | about 2,000 + m for each of 8, with residuals only |
+    | resolution | about 4,000 | 4,000 |
 
     Args:
         posterior: loss, data and w*. With `predict_fn`, and a squared loss at exact fit, g is known to the square of
             round-off.
-        spectrum: of the Hessian; None computes the dense one.
+        spectrum: of the Hessian; None computes one with all eigenvalues that are not zero, if there are at most 5,000.
         bounds: of the rank, whose assumptions all bounds share; None takes those at the posterior's nβ and γ.
         key: of the random directions and starts.
         generators: symmetries beside those that the shapes of the params propose. `generator(params)` is the tangent
             of a flow that leaves the loss unchanged, a pytree like the params. A flow along which the loss changes is
             rejected.
+        method: `"dense"` makes d × d matrices, `"matrix_free"` keeps what the range of the Hessian takes; `"auto"` is
+            dense up to d = 5,000. Beyond it symmetries are not looked for.
+        memory: most GiB that are taken beside the data: 80 d² bytes if dense; else 80 m² + 1024 d, or about 32 r d
+            where m > 5,000 or there are no residuals. None takes 8, and no more than 80 % of what is free.
+        budget: most products of one probe. One that may take more is left out, and says so. None sets no limit.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Returns:
         `bounds` with the largest lower and the smallest upper bound, `source` naming both, and `records`.
 
     Raises:
-        ValueError: if the d × d matrices need more than 2 GiB (d ≈ 5,000), or the spectrum is not of the same order as
-            the posterior.
+        ValueError: if it does not fit in `memory`, a setting is unknown or out of range, or the spectrum is not of the
+            same order as the posterior.
 
     References:
         Watanabe 2009, Algebraic geometry and statistical learning theory, Theorem 6.5 (splitting lemma).
@@ -112,9 +129,15 @@ def higher_bounds(
     require_flag("progress", progress, optional=True)
     if not (isinstance(generators, Sequence) and all(map(callable, generators))):
         raise ValueError(f"generators needs a list of functions of params, got {type(generators).__name__}.")
-    _require_room(posterior.num_params)
+    require_option("method", method, METHODS)
+    require_number("memory", memory, optional=True)
+    require_integer("budget", budget, least=1, optional=True)
+    with float64():
+        excess_key, key = jax.random.split(key)
+        excess = excess_loss(posterior, excess_key)
+        storage = storage_for(excess, dense={"auto": None, "dense": True, "matrix_free": False}[method], memory=memory)
     if spectrum is None:
-        spectrum = hessian_spectrum(posterior, method="dense")
+        spectrum = complete_spectrum(posterior, progress=progress)
     if spectrum.dim != posterior.num_params:
         raise ValueError(
             f"higher_bounds needs the spectrum of the posterior's {posterior.num_params} parameters, got one of order "
@@ -129,12 +152,9 @@ def higher_bounds(
     if spectrum.unstable_eigenvalues.size:
         seen = "w* is not at a minimum but beside one; move it there by llc.polish"
         return tighten(bounds, _all(NAMES, "undecided", seen))
-    with (
-        float64(),
-        tqdm(total=len(NAMES), desc="bounds", disable=None if progress is None else not progress) as bar,
-    ):
-        seen = _probe(posterior, bounds, key, generators, bar)
-        bar.update(len(NAMES) - bar.n)
+    hidden = None if progress is None else not progress
+    with float64(), tqdm(desc="bounds", unit="product", disable=hidden) as bar:
+        seen = _probe(excess, storage, bounds, key, generators, _Work(bar, budget, excess, storage))
     if not seen.is_saddle:
         return tighten(bounds, seen.records)
     message = "the loss falls below that of w* in the kernel of the Hessian, so that w* is a saddle; train further"
@@ -144,15 +164,6 @@ def higher_bounds(
 
 
 NAMES = (SYMMETRY, CERTIFICATE, ORDER, QUARTIC, SQUARED, COMPONENT, RESOLUTION)
-
-
-def _require_room(dim: int) -> None:
-    size = _MATRICES * 8 * dim**2
-    if size > _BYTES:
-        raise ValueError(
-            f"higher_bounds needs dense matrices, about {size / 2**30:.1f} GiB for d = {dim:,}, and takes at most "
-            f"{_BYTES / 2**30:.0f} GiB; restrict the posterior by mask=, or use llc.rank_bounds."
-        )
 
 
 def _all(names: Sequence[str], status: Status, finding: str) -> tuple[Bound, ...]:
@@ -167,34 +178,71 @@ class _Seen(NamedTuple):
     is_saddle: bool = False
 
 
+@dataclass
+class _Work:
+    """The bar over the products of all probes that are left, and the most that one of them may take."""
+
+    bar: tqdm
+    budget: int | None
+    excess: Excess
+    storage: Storage
+
+    def begin(self, names: Sequence[str]) -> None:
+        """The first of `names` begins, and the others are to come."""
+        self.bar.total = self.bar.n + sum(price_of(name, self.excess, self.storage) for name in names)
+        self.bar.set_postfix_str(names[0])
+
+    def too_dear(self, name: str) -> Bound | None:
+        """The record of a probe that is left out for its price."""
+        price = price_of(name, self.excess, self.storage)
+        if self.budget is None or price <= self.budget:
+            return None
+        return Bound(name, "undecided", f"it may take {price:,} products, more than budget={self.budget:,}")
+
+    def spend(self, products: int) -> None:
+        """Some products were taken."""
+        self.bar.update(products)
+
+
 def _probe(
-    posterior: LocalPosterior, bounds: Bounds, key: PRNGKeyArray, generators: Sequence[Generator], bar: tqdm
+    excess: Excess,
+    storage: Storage,
+    bounds: Bounds,
+    key: PRNGKeyArray,
+    generators: Sequence[Generator],
+    work: _Work,
 ) -> _Seen:
     """All probes, from the cheapest on, up to where λ is known."""
-    keys = jax.random.split(key, 8)
-    excess = excess_loss(posterior, keys[0])
+    keys = jax.random.split(key, 7)
+    work.begin(NAMES)
     start = time.perf_counter()
-    symmetry = symmetry_dimension(excess, keys[1], generators)
+    symmetry = symmetry_dimension(excess, keys[0], generators) if excess.dim <= MAX_ORDER else None
     records = (_timed(of_symmetry(symmetry, bounds), start),)
-    bar.update()
     if not bounds.rank_is_unique:
         return _Seen(records + _all(NAMES[1:], "undecided", "the rank is not unique, since the spectrum has no gap"))
-    splitting = split(np.asarray(dense_metric(excess, jnp.zeros(excess.dim))), bounds.threshold)
+    if bounds.rank == excess.dim:
+        return _Seen(records + _all(NAMES[1:], "not needed", "the Hessian has full rank, so λ = d/2"))
+    work.begin(NAMES[1:])
+    if (dear := work.too_dear(CERTIFICATE)) is not None:
+        return _Seen(records + _all(NAMES[1:], dear.status, dear.finding))
+    try:
+        splitting = decompose(excess, jnp.zeros(excess.dim), storage).above(bounds.threshold)
+    except RangeError as error:
+        return _Seen(records + _all(NAMES[1:], "undecided", str(error)))
     if splitting.rank != bounds.rank:
         return _Seen(records + _all(NAMES[1:], "undecided", "the rank is not that of the Hessian at w*"))
-    if splitting.rank == excess.dim:
-        return _Seen(records + _all(NAMES[1:], "not needed", "the Hessian has full rank, so λ = d/2"))
-    point = Point(excess, splitting, measure_scale(excess, splitting.kernel, keys[2]), symmetry.dimension)
+    scale = measure_scale(excess, lambda points: project(splitting, points), keys[1])
+    dimension = 0 if symmetry is None else symmetry.dimension
+    point = Point(excess, splitting, scale, storage, dimension, work.spend)
     start = time.perf_counter()
-    profile = remainder_profile(excess, splitting, point.scale, keys[3])
-    certified, leading = vanishes(profile, point.scale), order(profile)
+    profile = remainder_profile(excess, splitting, scale, keys[2], spend=work.spend)
+    certified, leading = vanishes(profile, scale), order(profile)
     records += (_timed(of_certificate(point, certified=certified), start),)
-    bar.update()
     if certified:
         return _Seen(records + _all(NAMES[2:], "not needed", "λ = r/2 is known"))
     if order(profile._replace(values=-profile.values)) is not None:
         return _Seen(records + _all(NAMES[2:], "not used", "w* is a saddle, since g < 0"), is_saddle=True)
-    return _Seen(_beyond_the_order(point, leading, bounds, (*records, of_order(point, leading)), keys[4:], bar))
+    return _Seen(_beyond_the_order(point, leading, bounds, (*records, of_order(point, leading)), keys[3:], work))
 
 
 def _beyond_the_order(
@@ -203,19 +251,23 @@ def _beyond_the_order(
     bounds: Bounds,
     records: tuple[Bound, ...],
     keys: Key[Array, "probe"],
-    bar: tqdm,
+    work: _Work,
 ) -> tuple[Bound, ...]:
     """`records`, and those of the probes that are left."""
-    probes = (QUARTIC, of_quartic), (SQUARED, of_squared), (COMPONENT, of_component), (RESOLUTION, of_resolution)
-    for (name, probe), probe_key in zip(probes, keys, strict=True):
-        bar.update()
-        bar.set_postfix_str(name)
+    probes: dict[str, Callable[[Point, int | None, PRNGKeyArray], Bound]] = {
+        QUARTIC: of_quartic,
+        SQUARED: of_squared,
+        COMPONENT: of_component,
+        RESOLUTION: of_resolution,
+    }
+    for index, (name, probe) in enumerate(probes.items()):
+        work.begin(list(probes)[index:])
         narrowed = tighten(bounds, records)
         if narrowed.lower == narrowed.upper:
             records += _all((name,), "not needed", "λ is known")
             continue
         start = time.perf_counter()
-        record = probe(point, leading, probe_key)
+        record = work.too_dear(name) or probe(point, leading, keys[index])
         if record.lower > narrowed.upper + _ROUNDING:  # what rests on a search gives way
             finding = (
                 f"λ ≥ {record.lower:.4g} by the zeros that were found, above λ ≤ {narrowed.upper:.4g}: some are missing"

@@ -1,5 +1,6 @@
 """What each probe says of λ, as a record."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,19 +10,20 @@ from jaxtyping import PRNGKeyArray
 
 from llc.bounds.bound import Bound
 from llc.bounds.rank import Bounds
-from llc.geometry.higher_order.components import nearby_component
+from llc.geometry.higher_order.components import Search, nearby_component, search_price
 from llc.geometry.higher_order.excess import Excess, Scale
-from llc.geometry.higher_order.forms import leading_forms
-from llc.geometry.higher_order.quartic import essential_variables, quadratic_rank
+from llc.geometry.higher_order.forms import PRICE_OF_FORMS, leading_forms
+from llc.geometry.higher_order.quartic import MOST_SEEN, essential_variables, quadratic_rank
+from llc.geometry.higher_order.ranges import Splitting, Storage
 from llc.geometry.higher_order.resolution import resolve
-from llc.geometry.higher_order.splitting import Splitting
+from llc.geometry.higher_order.splitting import PROFILE_PRICE
 from llc.geometry.higher_order.symmetry import Symmetry
 
 CERTIFICATE, ORDER, SYMMETRY = "certificate g ≡ 0", "order of g", "symmetry orbit"
 QUARTIC, SQUARED, COMPONENT = "effective quartic", "squared loss", "nearby component"
 RESOLUTION = "resolution"
 
-_PROFILE = 42 * 12 * 11  # Hessian products of the order probe, at most
+_MOST_VARIABLES = 128  # points of the quartic where no d × d matrix fits: more can't narrow the bracket there
 _HIGHEST = 8  # order of g of which the leading forms are computed
 _NO_RESIDUALS = (
     "no predict_fn whose squared errors are the loss and vanish at w*, or whose cross-entropy has its minimum there"
@@ -34,7 +36,9 @@ class Point(NamedTuple):
     excess: Excess
     splitting: Splitting
     scale: Scale
+    storage: Storage
     orbit: int  # D
+    spend: Callable[[int], None]
 
     @property
     def half(self) -> float:
@@ -47,8 +51,24 @@ class Point(NamedTuple):
         return self.excess.dim - self.orbit - self.splitting.rank
 
 
-def of_symmetry(symmetry: Symmetry, bounds: Bounds) -> Bound:
+def price_of(name: str, excess: Excess, storage: Storage) -> int:
+    """The products that a probe may take, at most; that of the certificate has the range of H in it."""
+    dense = storage.form == "dense"
+    of_range = excess.dim if dense else storage.most
+    prices = {
+        CERTIFICATE: of_range + PROFILE_PRICE,
+        QUARTIC: 16 * (excess.dim if dense else _MOST_VARIABLES),
+        SQUARED: 2 * MOST_SEEN + 6,
+        COMPONENT: 640 * (excess.dim + 2) if dense else search_price(of_range),
+        RESOLUTION: PRICE_OF_FORMS,
+    }
+    return prices.get(name, 0)
+
+
+def of_symmetry(symmetry: Symmetry | None, bounds: Bounds) -> Bound:
     """From the dimension of the symmetry orbit."""
+    if symmetry is None:
+        return Bound(SYMMETRY, "not used", f"the fields of {bounds.dim:,} parameters make too large a matrix")
     rank = bounds.rank_interval[1]
     kinds = ", ".join(f"{count} {kind}" for kind, count in symmetry.kinds.items()) or "none"
     rejected = f"; {symmetry.rejected} of the given ones rejected" if symmetry.rejected else ""
@@ -66,10 +86,10 @@ def of_symmetry(symmetry: Symmetry, bounds: Bounds) -> Bound:
 def of_certificate(point: Point, *, certified: bool) -> Bound:
     """Whether g is zero."""
     if not certified:
-        return Bound(CERTIFICATE, "undecided", "g is not zero, or can't be told from zero", evaluations=_PROFILE)
+        return Bound(CERTIFICATE, "undecided", "g is not zero, or can't be told from zero", evaluations=PROFILE_PRICE)
     finding = "the minimum of K over the range of H is zero at random points of the kernel of H"
     assumption, half = "no part of g is of order above 12", point.half
-    return Bound(CERTIFICATE, "established", finding, assumption, half, half, evaluations=_PROFILE)
+    return Bound(CERTIFICATE, "established", finding, assumption, half, half, evaluations=PROFILE_PRICE)
 
 
 def of_order(point: Point, leading: int | None) -> Bound:
@@ -84,7 +104,11 @@ def of_order(point: Point, leading: int | None) -> Bound:
 
 def of_quartic(point: Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
     """From the variables of the effective quartic."""
-    rank = essential_variables(point.excess, point.splitting, key)
+    most = point.excess.dim + _MOST_VARIABLES if point.storage.form == "dense" else _MOST_VARIABLES
+    rank = essential_variables(point.excess, point.splitting, key, most=most, spend=point.spend)
+    if rank.is_cut:
+        finding = f"q has more variables than {most} of its gradients show"
+        return Bound(QUARTIC, "undecided", finding, evaluations=rank.evaluations)
     if rank.value is None:
         return Bound(QUARTIC, "undecided", "the gradients of q have no clear rank", evaluations=rank.evaluations)
     upper = point.half + rank.value / 4 + max(point.free - rank.value, 0) / 6
@@ -101,7 +125,8 @@ def of_squared(point: Point, _leading: int | None, key: PRNGKeyArray) -> Bound:
     if rank.value is None:
         return Bound(SQUARED, "undecided", "the quadratic form has no clear rank", evaluations=rank.evaluations)
     lower = point.half + min(0.5, rank.value / 4)
-    found = Bound(SQUARED, "established", f"ρ = {rank.value}", _residuals(point), lower=lower, number=rank.value)
+    finding = f"ρ = {rank.value}" + " or more" * (rank.value == MOST_SEEN)
+    found = Bound(SQUARED, "established", finding, _residuals(point), lower=lower, number=rank.value)
     return replace(found, evaluations=rank.evaluations)
 
 
@@ -109,7 +134,9 @@ def of_component(point: Point, leading: int | None, key: PRNGKeyArray) -> Bound:
     """From the smooth components of the zero set near w*."""
     if leading is None:
         return Bound(COMPONENT, "undecided", "without the order of g, no zero near w* can be certified")
-    found = nearby_component(point.excess, point.scale, leading, key)
+    if point.storage.form != "dense" and not point.excess.exact_fit:
+        return Bound(COMPONENT, "not used", f"without a d × d matrix it needs residuals: {_NO_RESIDUALS}")
+    found = nearby_component(Search(point.excess, point.scale, point.storage, leading, point.spend), key)
     seen = ", ".join("none" if rank is None else str(rank) for rank in found.found)
     if found.rank is None:
         return Bound(
@@ -129,14 +156,13 @@ def of_resolution(point: Point, leading: int | None, key: PRNGKeyArray) -> Bound
         return Bound(RESOLUTION, "not used", _NO_RESIDUALS)
     if leading is None or leading > _HIGHEST:
         return Bound(RESOLUTION, "undecided", f"it needs an order of g of at most {_HIGHEST}")
-    forms = leading_forms(point.excess, point.splitting, leading // 2)
+    forms_key, key = jax.random.split(key)
+    forms = leading_forms(point.excess, point.splitting, leading // 2, forms_key)
     if forms is None:
         return Bound(RESOLUTION, "undecided", "the residuals' forms on the kernel of H do not fit in memory")
     if not np.abs(forms).max() > 0:
         return Bound(RESOLUTION, "undecided", "the residuals have no forms of that order on the kernel of H")
     found = resolve(forms, np.random.default_rng(np.asarray(jax.random.key_data(key))))
-    if found.value is None:
-        return Bound(RESOLUTION, "undecided", f"the leading forms have {found.num_variables} variables, too many")
     ranks = ", ".join(f"{count} of rank {rank}" for rank, count in sorted(found.ranks.items())) or "none"
     finding = (
         f"forms of degree {leading // 2} in {found.num_variables} variables have lct ≥ {found.value:.4g}; "

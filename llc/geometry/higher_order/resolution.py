@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llc.geometry.higher_order.forms import ZERO, Forms, at_points, reduced, restricted, symmetrized
+from llc.geometry.higher_order.forms import ZERO, Forms, at_points, part_size, reduced, restricted, symmetrized
 from llc.geometry.higher_order.zeros import zeros
 
 _MAX_VARIABLES = 48  # on which forms depend: (4, 4, 4) has 32 and takes seconds
@@ -34,12 +34,12 @@ class Resolution(NamedTuple):
     """A lower bound of the lct of forms.
 
     Attributes:
-        value: lct ≥ value; None where the forms have too many variables.
+        value: lct ≥ value.
         num_variables: m.
         ranks: the ranks of Q' at the zeros that were found and could lower the bound, each with their number.
     """
 
-    value: float | None
+    value: float
     num_variables: int
     ranks: dict[int, int]
 
@@ -47,14 +47,20 @@ class Resolution(NamedTuple):
 def resolve(forms: Forms, rng: np.random.Generator) -> Resolution:
     """A lower bound of the lct of homogeneous forms over C.
 
+    Forms in more than 48 variables are restricted to a random subspace (32 for degree 2), by which their lct can only
+    fall (Lazarsfeld 2004, Positivity II, Theorem 9.5.1).
+
     Args:
         forms: (equation, variable, …, variable), symmetric in the variables; not all zero.
         rng: of the search for zeros.
     """
     forms = reduced(forms.astype(complex))
+    if forms.shape[-1] > _MAX_VARIABLES:
+        basis = np.linalg.qr(rng.normal(size=(forms.shape[-1], part_size(forms.ndim - 1))))[0]
+        forms = reduced(restricted(forms, basis))
     num_variables, ranks = forms.shape[-1], {}
-    if num_variables > _MAX_VARIABLES:
-        return Resolution(None, num_variables, {})
+    if len(forms) > 2 * num_variables:  # as many random combinations of one degree have the same lct as all
+        forms = reduced(np.tensordot(rng.normal(size=(2 * num_variables, len(forms))), forms, 1))
     return Resolution(_lct(forms, math.inf, rng, ranks), num_variables, ranks)
 
 

@@ -11,45 +11,36 @@ line in a length of e^{1/2k}. Where g is zero at random points it is zero everyw
 and λ = r/2.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from llc.geometry.higher_order.excess import Excess, Offset, Scale
+from llc.geometry.higher_order.ranges import Splitting, project
 
 _NUM_DIRECTIONS = 3
 _STEPS = 0.4 ** np.arange(14.0)  # distances, in units of a typical parameter
 _NEWTON_STEPS, _CG_STEPS = 12, 10
+PROFILE_PRICE = _NUM_DIRECTIONS * len(_STEPS) * _NEWTON_STEPS * (_CG_STEPS + 1)  # Hessian products, at most
 _SHARES = np.array([1.0, 0.5, 0.1])  # of a step that are tried
 _LONGEST = 4.0  # step in units of the slope, which it equals where the Hessian is that of the base
 _FINISHED = 1e-10  # part of g that the last Newton step would win
+_SETTLED = 0.01  # part of the round-off of K that it would win
+_ROUNDING = (64 * float(np.finfo(np.float64).eps)) ** 2  # of K that is cancelled by the step into the range
 _TINY = float(np.finfo(np.float64).tiny)
 _CONVERGED = 1e-4  # part of g that another Newton step would win
 _NEAR = 0.5  # |u| / |v|: u falls as t² on the branch of zeros through w*
 _HIDDEN_ORDER = 12  # g of a lower order would be seen where g is said to vanish
 _SLOPE_ERROR = 0.1  # of a power law over a factor of 16 in t; the next even order is 2 away
 _NUM_SLOPES = 3
-_BATCH_BYTES = 2.0**28
-
-
-class Splitting(NamedTuple):
-    """Range and kernel of a positive semidefinite matrix.
-
-    Attributes:
-        rank: dimension of the range.
-        root: H^{+1/2}.
-        kernel: projection on the kernel.
-    """
-
-    rank: int
-    root: Float[np.ndarray, "dim dim"]
-    kernel: Float[np.ndarray, "dim dim"]
+_BATCH_BYTES = 2.0**27
 
 
 class Profile(NamedTuple):
@@ -68,15 +59,6 @@ class Profile(NamedTuple):
     floors: Float[np.ndarray, "direction step"]
 
 
-def split(matrix: Float[np.ndarray, "dim dim"], threshold: float) -> Splitting:
-    """Range and kernel of `matrix`, its eigenvalues up to `threshold` counted as zero."""
-    eigenvalues, vectors = scipy.linalg.eigh(0.5 * (matrix + matrix.T), driver="evd")
-    counted = eigenvalues > threshold
-    range_ = vectors[:, counted]
-    kernel = vectors[:, ~counted]
-    return Splitting(int(counted.sum()), (range_ / np.sqrt(eigenvalues[counted])) @ range_.T, kernel @ kernel.T)
-
-
 def remainder_profile(
     excess: Excess,
     splitting: Splitting,
@@ -85,10 +67,11 @@ def remainder_profile(
     *,
     base: Float[np.ndarray, "dim"] | None = None,
     length: float | None = None,
+    spend: Callable[[int], None] = lambda _: None,
 ) -> Profile:
     """The function g along three random directions of the kernel, at fourteen distances.
 
-    Costs at most 42 minimisations of 12 Newton steps of 11 Hessian products each, d² · 8 bytes besides.
+    Costs at most `PROFILE_PRICE` Hessian products: 42 minimisations of 12 Newton steps of 11 products each.
 
     Args:
         excess: K around w*.
@@ -97,17 +80,23 @@ def remainder_profile(
         key: of the directions.
         base: offset from w* of the point whose g is looked at; None takes w*.
         length: largest distance; None takes the typical size of a parameter.
+        spend: called with the products of each part of the work.
     """
     dim = excess.dim
     base = np.zeros(dim) if base is None else base
     steps = (scale.length if length is None else length) * _STEPS
-    directions = np.asarray(jax.random.normal(key, (_NUM_DIRECTIONS, dim))) @ splitting.kernel
+    directions = np.asarray(project(splitting, jax.random.normal(key, (_NUM_DIRECTIONS, dim))))
     displacements = (steps[:, None] * directions[:, None]).reshape(-1, dim)
+    size = -(-len(displacements) // math.ceil(len(displacements) / max(1, _BATCH_BYTES // (64 * 8 * dim))))
+    parts = []
+    for first in range(0, len(displacements), int(size)):
+        rows = np.arange(first, first + int(size)) % len(displacements)  # whole parts: one program
+        parts.append(_minimize(excess, splitting, jnp.asarray(base + displacements[rows]), jnp.asarray(scale.floor)))
+        spend(PROFILE_PRICE * int(size) // len(displacements))
     start, value, newton_decrement, moved = (
-        np.asarray(x).reshape(_NUM_DIRECTIONS, len(steps))
-        for x in _minimize(excess, jnp.asarray(splitting.root), jnp.asarray(base + displacements))
+        np.concatenate(x)[: len(displacements)].reshape(_NUM_DIRECTIONS, len(steps)) for x in zip(*parts, strict=True)
     )
-    floors = np.maximum(scale.floor, (64 * np.finfo(np.float64).eps) ** 2 * start)
+    floors = np.maximum(scale.floor, _ROUNDING * start)
     near = moved <= _NEAR * np.linalg.norm(displacements, axis=1).reshape(moved.shape)
     decided = near & (newton_decrement <= np.maximum(_CONVERGED * np.abs(value), floors)) & np.isfinite(value)
     return Profile(steps, value, decided, floors)
@@ -115,13 +104,13 @@ def remainder_profile(
 
 @eqx.filter_jit
 def _minimize(
-    excess: Excess, root: Float[Array, "dim dim"], starts: Float[Array, "start dim"]
+    excess: Excess, splitting: Splitting, starts: Float[Array, "start dim"], floor: Float[Array, ""]
 ) -> tuple[Float[Array, "start"], Float[Array, "start"], Float[Array, "start"], Float[Array, "start"]]:
     """K at the start, K at its minimum over start + range, the Newton decrement there, and the distance."""
 
     def minimize(start: Offset) -> tuple[Array, Array, Array, Array]:
-        def gradient(y: Offset) -> Offset:  # in y the Hessian at the base is the projection on the range
-            return root @ excess.gradient(start + root @ y)
+        def gradient(y: Array) -> Array:  # in y the Hessian at the base is the identity
+            return splitting.pull(excess.gradient(start + splitting.root(y)))
 
         def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             y, slope, count = state
@@ -129,23 +118,23 @@ def _minimize(
             longest = _LONGEST * jnp.linalg.norm(slope)  # a slope that is round-off has no Newton step
             newton = newton * jnp.minimum(1.0, longest / (jnp.linalg.norm(newton) + _TINY))
             trials = y + jnp.concatenate([jnp.outer(_SHARES, newton), jnp.outer(_SHARES, -slope)])
-            values = jax.vmap(lambda y: excess.value(start + root @ y))(trials)
+            values = jax.lax.map(lambda y: excess.value(start + splitting.root(y)), trials)
             y = trials[jnp.nanargmin(values)]  # far from w* a full step may climb; the last ones are all full
             return y, gradient(y), count + 1
 
         def unfinished(state: tuple[Array, Array, Array]) -> Array:
             y, slope, count = state
-            value = jnp.abs(excess.value(start + root @ y))
-            return (count < _NEWTON_STEPS) & (0.5 * jnp.sum(slope**2) > _FINISHED * value)
+            value = jnp.abs(excess.value(start + splitting.root(y)))
+            return (count < _NEWTON_STEPS) & (0.5 * jnp.sum(slope**2) > jnp.maximum(_FINISHED * value, round_off))
 
-        zero = jnp.zeros_like(start)
+        zero, height = jnp.zeros_like(splitting.curvatures), excess.value(start)
+        round_off = _SETTLED * jnp.maximum(floor, _ROUNDING * height)
         y, slope, _ = jax.lax.while_loop(unfinished, body, (zero, gradient(zero), jnp.zeros((), int)))
-        offset = root @ y
+        offset = splitting.root(y)
         moved = jnp.linalg.norm(offset)
-        return excess.value(start), excess.value(start + offset), 0.5 * jnp.sum(slope**2), moved
+        return height, excess.value(start + offset), 0.5 * jnp.sum(slope**2), moved
 
-    batch = int(max(1, min(len(starts), _BATCH_BYTES // (64 * 8 * excess.dim))))
-    return jax.lax.map(minimize, starts, batch_size=batch)
+    return jax.vmap(minimize)(starts)
 
 
 def order(profile: Profile) -> int | None:

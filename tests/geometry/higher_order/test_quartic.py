@@ -3,45 +3,49 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llc.geometry.higher_order.excess import dense_metric, excess_loss
-from llc.geometry.higher_order.quartic import _quartic_gradients, essential_variables, quadratic_rank
-from llc.geometry.higher_order.splitting import split
+import llc
+from llc.geometry.higher_order.quartic import essential_variables, quadratic_rank, quartic_gradient
 from llc.posterior.precision import float64
+from tests.support.points import CASES, IDS, around, forms
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
-
-
-def _at_minimum(polynomials, *, exact_fit=False):
-    excess = excess_loss(squares(*polynomials, exact_fit=exact_fit), jax.random.key(0))
-    assert excess.exact_fit == exact_fit
-    return excess, split(np.asarray(dense_metric(excess, jnp.zeros(excess.dim))), 1e-10)
-
 
 BENT = ({(0, 0, 0, 1): 1.0, (2,): -2.0, (1, 1): 3.0}, {(1, 1): 1.0}, {(0, 0, 2): 1.0})
 
 
-@pytest.mark.parametrize("exact_fit", [False, True], ids=["loss", "outputs"])
+@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 @pytest.mark.parametrize(
     ("polynomials", "variables"),
     [(RIDGE, 0), (CONE, 4), (NORM, 3), (PARABOLA, 0), (BENT, 3), (({(2,): 1.0}, {S: 1.0}, {(0, 3): 1.0}), 1)],
     ids=["ridge", "cone", "norm", "parabola", "bent", "quartic and sextic"],
 )
-def test_essential_variables(polynomials, variables, exact_fit):
+def test_essential_variables(polynomials, variables, form, exact_fit):
     with float64():
-        excess, splitting = _at_minimum(polynomials, exact_fit=exact_fit)
-        assert essential_variables(excess, splitting, jax.random.key(1)).value == variables
+        excess, splitting, _, _ = around(squares(*polynomials, exact_fit=exact_fit), form)
+        assert essential_variables(excess, splitting, jax.random.key(1), most=64).value == variables
 
 
-def test_gradient_of_the_quartic():
+def test_more_variables_than_points_are_not_counted():
+    posterior = llc.LocalPosterior(lambda w, _: jnp.sum(w**4), np.zeros(40), np.zeros((4, 0)))
+    with float64():
+        excess, splitting, _, _ = around(posterior)
+        few, enough = (essential_variables(excess, splitting, jax.random.key(1), most=most) for most in (32, 64))
+    assert (few.value, few.is_cut) == (None, True)
+    assert (enough.value, enough.is_cut) == (40, False)
+
+
+@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
+def test_gradient_of_the_quartic(form, exact_fit):
     """BENT: s is minimised out, so that q = (xy)² + z⁴."""
-    points = np.random.default_rng(0).normal(size=(32, 4)) * [1, 1, 1, 0]
-    x, y, z, _ = points.T
-    exact = np.stack([2 * x * y**2, 2 * x**2 * y, 4 * z**3, 0 * x], axis=1)
+    points = np.random.default_rng(0).normal(size=(4, 4)) * [1, 1, 1, 0]
+    x, y, z, s = points.T
+    exact = np.stack([2 * x * y**2, 2 * x**2 * y, 4 * z**3, s], axis=1)
     with float64():
-        excess, splitting = _at_minimum(BENT)
-        gradients, _ = _quartic_gradients(excess, jnp.asarray(splitting.root), jnp.asarray(points))
-        fourth, _ = _quartic_gradients(excess, jnp.zeros((4, 4)), jnp.asarray(points))  # without ⅛ bᵀH⁺b
-    np.testing.assert_allclose(np.asarray(gradients) @ splitting.kernel, exact, atol=1e-12 * np.abs(exact).max())
-    assert np.abs(np.asarray(fourth) @ splitting.kernel - exact).max() > 0.1 * np.abs(exact).max()
+        excess, splitting, _, _ = around(squares(*BENT, exact_fit=exact_fit), form)
+        unbent = splitting.above(np.inf)  # without ⅛ bᵀH⁺b
+        for point, expected in zip(points, exact, strict=True):
+            gradient, fourth = (quartic_gradient(excess, h, jnp.asarray(point))[0] for h in (splitting, unbent))
+            np.testing.assert_allclose(splitting.on_kernel(gradient), expected, atol=1e-12 * np.abs(exact).max())
+            assert np.abs(splitting.on_kernel(fourth) - expected).max() > 0.1 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,8 @@ def test_gradient_of_the_quartic():
     [(CONE, 4), (RIDGE, 0), (NORM, 3), (({(1, 1): 1.0},), 2), (({(2,): 1.0},), 1), (({(3,): 1.0},), 0)],
     ids=["cone", "ridge", "norm", "cross", "square", "cube"],
 )
-def test_quadratic_rank(polynomials, rank):
+@pytest.mark.parametrize("form", forms(exact_fit=True))
+def test_quadratic_rank(polynomials, rank, form):
     with float64():
-        excess, splitting = _at_minimum(polynomials, exact_fit=True)
+        excess, splitting, _, _ = around(squares(*polynomials, exact_fit=True), form)
         assert quadratic_rank(excess, splitting, jax.random.key(1)).value == rank

@@ -57,5 +57,16 @@ def test_forms_of_known_threshold(forms, value):
     assert resolve(forms, np.random.default_rng(0)).value == pytest.approx(value, abs=1e-9)
 
 
-def test_forms_of_too_many_variables_are_left_alone():
-    assert resolve(np.eye(60)[None], np.random.default_rng(0)).value is None
+def test_forms_of_many_variables_are_seen_on_a_part_of_them():
+    found = resolve(np.eye(60)[None], np.random.default_rng(0))
+    assert (found.value, found.num_variables) == (1.0, 32)
+
+
+def test_on_a_subspace_the_bound_is_lower_and_on_combinations_of_many_forms_the_same():
+    rng = np.random.default_rng(0)
+    forms, turn = product(2, 2, 2), np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    found = [resolve(restricted(forms, turn[:, :size]), rng).value for size in (3, 5, 8)]
+    assert found == [1.5, 2.5, 3.0]
+    squares = np.stack([np.diag(row) for row in np.eye(4)])
+    many = np.tensordot(rng.normal(size=(20, 4)), squares, 1)
+    assert resolve(many, rng).value == resolve(squares, rng).value == 2.0

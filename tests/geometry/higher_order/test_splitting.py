@@ -4,36 +4,33 @@ import numpy as np
 import pytest
 
 import llc
-from llc.geometry.higher_order.excess import dense_metric, excess_loss, measure_scale
-from llc.geometry.higher_order.splitting import order, remainder_profile, split, vanishes
+from llc.geometry.higher_order.splitting import order, remainder_profile, vanishes
 from llc.posterior.precision import float64
+from tests.support.points import CASES, IDS, around
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, squares
 
 
-def profile_of(posterior, threshold=1e-10):
+def profile_of(posterior, form="dense"):
     with float64():
-        excess = excess_loss(posterior, jax.random.key(0))
-        hessian = np.asarray(dense_metric(excess, jnp.zeros(excess.dim)))
-        splitting = split(hessian, threshold)
-        scale = measure_scale(excess, splitting.kernel, jax.random.key(1))
+        excess, splitting, scale, _ = around(posterior, form)
         return remainder_profile(excess, splitting, scale, jax.random.key(2)), scale
 
 
-@pytest.mark.parametrize("exact_fit", [False, True], ids=["loss", "outputs"])
+@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 @pytest.mark.parametrize(
     ("polynomials", "expected"),
     [(RIDGE, 10), (CONE, 4), (NORM, 4), (({(3,): 1.0}, {(0, 1): 1.0}), 6), (({(1, 1, 1, 1): 1.0},), 8)],
     ids=["ridge", "cone", "norm", "sextic", "product"],
 )
-def test_order(polynomials, expected, exact_fit):
-    profile, scale = profile_of(squares(*polynomials, exact_fit=exact_fit))
+def test_order(polynomials, expected, form, exact_fit):
+    profile, scale = profile_of(squares(*polynomials, exact_fit=exact_fit), form)
     assert order(profile) == expected
     assert not vanishes(profile, scale)
 
 
-@pytest.mark.parametrize("exact_fit", [False, True], ids=["loss", "outputs"])
-def test_manifold(exact_fit):
-    profile, scale = profile_of(squares(*PARABOLA, exact_fit=exact_fit))
+@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
+def test_manifold(form, exact_fit):
+    profile, scale = profile_of(squares(*PARABOLA, exact_fit=exact_fit), form)
     assert vanishes(profile, scale)
     assert order(profile) is None
 
