@@ -56,8 +56,7 @@ class Observable:
             value = getattr(self, name)
             if value is None and name == "dims":
                 continue
-            listed = isinstance(value, Sequence) and not isinstance(value, str)
-            names = tuple(value) if listed else (value,)
+            names = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
             if not all(isinstance(x, str) and x for x in names) or len(set(names)) < len(names):
                 raise ValueError(f"Observable needs {name} to be different names, got {value!r}.")
             object.__setattr__(self, name, names)
