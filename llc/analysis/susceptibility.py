@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from llc.analysis import schema
 from llc.analysis.covariance import LOSS, STRETCHES, Pooled, Stretch, entry_dims, kept_series, pooled, stretches
