@@ -58,7 +58,12 @@ def check_data(data: PyTree, name: str = "data") -> None:
 def _leaves_with_path(tree: PyTree) -> list[tuple[tuple[Any, ...], Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of JAX, that an iterator is a leaf: it is refused here
-        return jax.tree_util.tree_leaves_with_path(tree)
+        try:
+            return jax.tree_util.tree_leaves_with_path(tree)
+        except ValueError as error:
+            raise ValueError(
+                f"params and data need dicts whose keys can be sorted, all text for instance, got others: {error}"
+            ) from error
 
 
 def _no_array(leaf: Any) -> str | None:

@@ -129,6 +129,7 @@ PARAMS = {
     "numbers": ([0.0, 0.0, 0.0], r"\['float'\].*jnp\.asarray"),
     "iterator": (iter([ZERO]), r"\['list_iterator'\]"),
     "objects": (np.array([None]), "object"),
+    "keys of two types": ({"w": ZERO, 1: ZERO}, "keys can be sorted"),
 }
 
 
