@@ -120,7 +120,8 @@ def _refused(found: Findings) -> Judgement | None:
     if chains or hot:
         short = all(check.cured_by_draws for check in (*chains, *hot))
         seen = "there are too few draws to trust the chains" if short else "the chains are not to be trusted"
-        return Judgement("UNRESOLVED", f"{seen}{_names([*chains, *hot])}")
+        besides = "; besides, w* is no minimum (slope)" if found.slope_energy else ""
+        return Judgement("UNRESOLVED", f"{seen}{_names([*chains, *hot])}{besides}")
     return None
 
 

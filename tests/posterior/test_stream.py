@@ -1,5 +1,7 @@
 """Data that are a stream: what is read, what stays, what is refused."""
 
+import gc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,6 +91,42 @@ def test_tensors_become_arrays():
     stream = llc.stream([{"x": Tensor(X)}, {"x": Tensor(X[:50])}], resident=10)
     assert stream.num_data == NUM_DATA + 50
     assert stream.resident["x"].shape == (10, 3)
+
+
+class Workers:
+    """As a PyTorch DataLoader with workers, which end when its iterator is let go; batches are lists of tensors."""
+
+    def __init__(self):
+        self.open = 0
+
+    def __iter__(self):
+        return self.Iterator(self)
+
+    class Iterator:
+        def __init__(self, loader):
+            self.loader, self.batches = loader, iter(sources.Loader())
+            loader.open += 1
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return [Tensor(x) for x in next(self.batches)]
+
+        def __del__(self):
+            self.loader.open -= 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"n": 100}])
+def test_workers_of_a_loader_end_with_each_pass(settings):
+    """Also where a pass ends early, after n rows or after those whose order is compared."""
+    loader = Workers()
+    stream = llc.stream(loader, resident=50, **settings)
+    assert stream.order == "same"
+    assert loader.open == 0
+    RowReader(stream).take(20, 30)
+    gc.collect()  # a reader and the pass that it is in hold each other
+    assert loader.open == 0
 
 
 def test_small_sources_are_arrays():
