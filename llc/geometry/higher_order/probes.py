@@ -37,7 +37,15 @@ from llc.bounds.bound import Bound, Status
 from llc.bounds.rank import Bounds, rank_bounds, tighten
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.higher_order.excess import Excess, excess_loss, measure_scale
-from llc.geometry.higher_order.ranges import MAX_ORDER, RangeError, Storage, decompose, project, storage_for
+from llc.geometry.higher_order.ranges import (
+    MAX_ORDER,
+    RangeError,
+    Storage,
+    decompose,
+    project,
+    require_fit,
+    storage_for,
+)
 from llc.geometry.higher_order.ranks import complete_spectrum
 from llc.geometry.higher_order.records import (
     CERTIFICATE,
@@ -218,13 +226,14 @@ def _probe(
     symmetry = symmetry_dimension(excess, keys[0], generators) if excess.dim <= MAX_ORDER else None
     records = (_timed(of_symmetry(symmetry, bounds), start),)
     if not bounds.rank_is_unique:
-        return _Seen(records + _all(NAMES[1:], "undecided", "the rank is not unique, since the spectrum has no gap"))
+        return _Seen(records + _all(NAMES[1:], "undecided", _why_not_unique(bounds)))
     if bounds.rank == excess.dim:
         return _Seen(records + _all(NAMES[1:], "not needed", "the Hessian has full rank, so λ = d/2"))
     work.begin(NAMES[1:])
     if (dear := work.too_dear(CERTIFICATE)) is not None:
         return _Seen(records + _all(NAMES[1:], dear.status, dear.finding))
     try:
+        require_fit(storage, int(bounds.rank))
         splitting = decompose(excess, jnp.zeros(excess.dim), storage).above(bounds.threshold)
     except RangeError as error:
         return _Seen(records + _all(NAMES[1:], "undecided", str(error)))
@@ -242,6 +251,12 @@ def _probe(
     if order(profile._replace(values=-profile.values)) is not None:
         return _Seen(records + _all(NAMES[2:], "not used", "w* is a saddle, since g < 0"), is_saddle=True)
     return _Seen(_beyond_the_order(point, leading, bounds, (*records, of_order(point, leading)), keys[3:], work))
+
+
+def _why_not_unique(bounds: Bounds) -> str:
+    if not np.isnan(bounds.gap):
+        return "the rank is not unique, since the spectrum has no gap"
+    return "the rank is an estimate; leave spectrum= out, unless there are more than 5,000 curvatures"
 
 
 def _beyond_the_order(

@@ -178,6 +178,14 @@ class RangeError(ValueError):
     """The matrix has more eigenvalues that are not zero than fit."""
 
 
+def require_fit(storage: Storage, rank: int) -> None:
+    """Raises RangeError, before the work, if a range of this rank does not fit."""
+    if storage.form == "vectors" and rank > storage.most:
+        raise RangeError(
+            f"{rank:,} eigenvectors do not fit, {storage.most:,} would; raise memory=, or move fewer parameters (mask=)"
+        )
+
+
 def decompose(excess: Excess, offset: Offset, storage: Storage, *, progress: bool | None = False) -> Splitting:
     """All eigenvalues of the Hessian of K at `offset` that are not zero, rising, with round-off: cut it by `above`.
 
@@ -200,10 +208,7 @@ def decompose(excess: Excess, offset: Offset, storage: Storage, *, progress: boo
     operator = Metric(excess, offset)
     found = range_finder(operator, storage.most, 0, precision=_TOLERANCE, progress=progress, dtype=np.float64)
     if found is None or found.vectors is None:
-        raise RangeError(
-            f"the Hessian has more than {storage.most:,} eigenvalues that are not zero, whose eigenvectors do not fit; "
-            "raise memory=, or restrict the posterior by mask=."
-        )
+        raise RangeError(f"the Hessian has more than {storage.most:,} eigenvalues that are not zero")
     nodes = found.nodes[: len(found.vectors)]  # without the zero that stands for the kernel
     return Eigenvectors(jnp.asarray(nodes), jnp.asarray(found.vectors))
 
