@@ -113,7 +113,7 @@ def higher_bounds(
             of a flow that leaves the loss unchanged, a pytree like the params. A flow along which the loss changes is
             rejected.
         method: `"dense"` makes d × d matrices, `"matrix_free"` keeps what the range of the Hessian takes; `"auto"` is
-            dense up to d = 5,000. Beyond it symmetries are not looked for.
+            dense up to d = 5,000. Beyond it no symmetries but those of `generators` are looked for.
         memory: most GiB that are taken beside the data: 80 d² bytes if dense; else 80 m² + 1024 d, or about 32 r d
             where m > 5,000 or there are no residuals. None takes 8, and no more than 80 % of what is free.
         budget: most products of one probe. One that may take more is left out, and says so. None sets no limit.
@@ -223,8 +223,9 @@ def _probe(
     keys = jax.random.split(key, 7)
     work.begin(NAMES)
     start = time.perf_counter()
-    symmetry = symmetry_dimension(excess, keys[0], generators) if excess.dim <= MAX_ORDER else None
-    records = (_timed(of_symmetry(symmetry, bounds), start),)
+    by_shape = excess.dim <= MAX_ORDER
+    symmetry = symmetry_dimension(excess, keys[0], generators, by_shape=by_shape)
+    records = (_timed(of_symmetry(symmetry, bounds, by_shape=by_shape), start),)
     if not bounds.rank_is_unique:
         return _Seen(records + _all(NAMES[1:], "undecided", _why_not_unique(bounds)))
     if bounds.rank == excess.dim:
@@ -240,8 +241,7 @@ def _probe(
     if splitting.rank != bounds.rank:
         return _Seen(records + _all(NAMES[1:], "undecided", "the rank is not that of the Hessian at w*"))
     scale = measure_scale(excess, lambda points: project(splitting, points), keys[1])
-    dimension = 0 if symmetry is None else symmetry.dimension
-    point = Point(excess, splitting, scale, storage, dimension, work.spend)
+    point = Point(excess, splitting, scale, storage, symmetry.dimension, work.spend)
     start = time.perf_counter()
     profile = remainder_profile(excess, splitting, scale, keys[2], spend=work.spend)
     certified, leading = vanishes(profile, scale), order(profile)

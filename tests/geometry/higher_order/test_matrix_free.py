@@ -39,6 +39,11 @@ def _loss(weights, batch):
     return 0.5 * jnp.sum((_outputs(weights, batch) - batch[1]) ** 2, axis=1)
 
 
+def rescaling(weights):
+    """W₁ eᵗ and W₂ e⁻ᵗ have the same product."""
+    return [weights[0], -weights[1], *(jnp.zeros_like(weight) for weight in weights[2:])]
+
+
 def truth(widths, ranks):
     """Half of the rank, and the interval of λ(w*) that is known."""
     table = profile(widths, ranks)
@@ -102,12 +107,14 @@ def test_a_large_net_of_lower_rank_is_pinned_too():
 
 
 def test_without_outputs_the_probes_that_need_them_say_so():
-    bounds = llc.higher_bounds(linear_net(WIDE, (1, 40, 1), num_inputs=3, outputs=False), key=KEY)
+    posterior = linear_net(WIDE, (1, 40, 1), num_inputs=3, outputs=False)
+    bounds = llc.higher_bounds(posterior, key=KEY, generators=[rescaling])
     half, known = truth(WIDE, (1, 40, 1))
     records = {record.name: record for record in bounds.records}
     assert bounds.lower <= known.value <= bounds.upper
     assert bounds.lower == half + 0.25
     assert records[COMPONENT].status == "not used"
+    assert records[SYMMETRY].number == 1, "the one that is given; none is looked for"
 
 
 def test_a_probe_above_the_budget_is_left_out():
