@@ -10,7 +10,7 @@ import pytest
 from strata import hessian_rank, local_coefficient, profile
 
 import llc
-from llc.geometry.higher_order.records import CERTIFICATE, COMPONENT, ORDER, RESOLUTION, SYMMETRY
+from llc.geometry.higher_order.records import CERTIFICATE, COMPONENT, ORDER, RESOLUTION, SQUARED, SYMMETRY
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
 
 KEY = jax.random.key(0)
@@ -59,6 +59,13 @@ def test_the_same_bracket_as_from_dense_matrices(name):
     dense, free = both(squares(*POLYNOMIALS[name], exact_fit=True))
     assert (free.lower, free.upper) == (dense.lower, dense.upper)
     assert [record.status for record in free.records] == [record.status for record in dense.records]
+
+
+@pytest.mark.parametrize("name", ["ridge", "parabola"])
+def test_the_same_bracket_from_a_loss_without_outputs(name):
+    """Where no nearby component is needed: its search needs residuals where there is no d × d matrix."""
+    dense, free = both(squares(*POLYNOMIALS[name]))
+    assert (free.lower, free.upper) == (dense.lower, dense.upper)
 
 
 @pytest.mark.slow
@@ -113,7 +120,7 @@ def test_without_outputs_the_probes_that_need_them_say_so():
     records = {record.name: record for record in bounds.records}
     assert bounds.lower <= known.value <= bounds.upper
     assert bounds.lower == half + 0.25
-    assert records[COMPONENT].status == "not used"
+    assert {records[name].status for name in (SQUARED, COMPONENT, RESOLUTION)} == {"not used"}
     assert records[SYMMETRY].number == 1, "the one that is given; none is looked for"
 
 
