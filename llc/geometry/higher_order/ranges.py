@@ -125,12 +125,10 @@ class Storage(NamedTuple):
     Attributes:
         form: `"dense"`, `"residuals"` or `"vectors"`.
         most: largest order of a dense matrix, number of residuals, or rank.
-        num_bytes: that all probes take at most, beside the data.
     """
 
     form: str
     most: int
-    num_bytes: float
 
 
 def storage_for(excess: Excess, *, dense: bool | None, memory: float | None) -> Storage:
@@ -149,14 +147,13 @@ def storage_for(excess: Excess, *, dense: bool | None, memory: float | None) -> 
     room = min(8 * _GIBIBYTE if memory is None else memory * _GIBIBYTE, 0.8 * free_memory())
     beside = 8.0 * _VECTORS * dim
     if dense or (dense is None and dim <= MAX_ORDER):
-        needed, found = 8.0 * _MATRICES * dim**2, Storage("dense", dim, 8.0 * _MATRICES * dim**2)
+        needed, found = 8.0 * _MATRICES * dim**2, Storage("dense", dim)
     elif outputs is not None and outputs <= MAX_ORDER:
-        needed = 8.0 * _MATRICES * outputs**2 + beside
-        found = Storage("residuals", outputs, needed)
+        needed, found = 8.0 * _MATRICES * outputs**2 + beside, Storage("residuals", outputs)
     else:
         needed = 8.0 * _COPIES * OVERSAMPLING * dim + beside
         most = min(int((room - beside) / (8 * _COPIES * dim)) - OVERSAMPLING, MAX_ORDER)
-        found = Storage("vectors", most, room)
+        found = Storage("vectors", most)
     if needed > room:
         setting = f"memory={memory:g}" if given else "memory=8 by default, and 80 % of what is free"
         cure = "take method='matrix_free'" if found.form == "dense" else "restrict the posterior by mask="

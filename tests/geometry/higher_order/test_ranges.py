@@ -74,12 +74,12 @@ def test_the_form_follows_size_and_residuals():
 
 
 def test_a_rank_that_does_not_fit_is_refused_before_the_work():
-    require_fit(Storage("vectors", 10, 0.0), 10)
+    require_fit(Storage("vectors", 10), 10)
     with pytest.raises(RangeError, match="memory"):
-        require_fit(Storage("vectors", 10, 0.0), 11)
+        require_fit(Storage("vectors", 10), 11)
 
 
 def test_a_rank_that_is_larger_than_was_said_is_found_out():
     posterior = llc.LocalPosterior(lambda w, _: jnp.sum(w**2), np.zeros(200), np.zeros((4, 1)))
     with float64(), pytest.raises(RangeError):
-        decompose(excess_loss(posterior, jax.random.key(0)), jnp.zeros(200), Storage("vectors", 64, 0.0))
+        decompose(excess_loss(posterior, jax.random.key(0)), jnp.zeros(200), Storage("vectors", 64))
