@@ -27,7 +27,7 @@ def forms(*, exact_fit: bool) -> list[str]:
 def around(posterior: llc.LocalPosterior, form: str = "dense", *, threshold: float = 1e-10) -> Around:
     """The excess loss, range and kernel at w*; to be called under `float64()`."""
     excess = excess_loss(posterior, jax.random.key(0))
-    storage = Storage(form, count_residuals(excess) or 0 if form == "residuals" else excess.dim, 0.0)
+    storage = Storage(form, count_residuals(excess) or 0 if form == "residuals" else excess.dim)
     splitting = decompose(excess, jnp.zeros(excess.dim), storage).above(threshold)
     scale = measure_scale(excess, lambda points: project(splitting, points), jax.random.key(1))
     return Around(excess, splitting, scale, storage)

@@ -37,7 +37,15 @@ from llc.bounds.bound import Bound, Status
 from llc.bounds.rank import Bounds, rank_bounds, tighten
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.higher_order.excess import Excess, excess_loss, measure_scale
-from llc.geometry.higher_order.ranges import MAX_ORDER, RangeError, Storage, decompose, project, storage_for
+from llc.geometry.higher_order.ranges import (
+    MAX_ORDER,
+    RangeError,
+    Storage,
+    decompose,
+    project,
+    require_fit,
+    storage_for,
+)
 from llc.geometry.higher_order.ranks import complete_spectrum
 from llc.geometry.higher_order.records import (
     CERTIFICATE,
@@ -106,7 +114,7 @@ def higher_bounds(
             of a flow that leaves the loss unchanged, a pytree like the params. A flow along which the loss changes is
             rejected.
         method: `"dense"` makes d × d matrices, `"matrix_free"` keeps what the range of the Hessian takes; `"auto"` is
-            dense up to d = 5,000. Beyond it symmetries are not looked for.
+            dense up to d = 5,000. Beyond it no symmetries but those of `generators` are looked for.
         memory: most GiB that are taken beside the data: 80 d² bytes if dense; else 80 m² + 1024 d, or about 32 r d
             where m > 5,000 or there are no residuals. None takes 8, and no more than 80 % of what is free.
         budget: most products of one probe. One that may take more is left out, and says so. None sets no limit.
@@ -216,24 +224,25 @@ def _probe(
     keys = jax.random.split(key, 7)
     work.begin(NAMES)
     start = time.perf_counter()
-    symmetry = symmetry_dimension(excess, keys[0], generators) if excess.dim <= MAX_ORDER else None
-    records = (_timed(of_symmetry(symmetry, bounds), start),)
+    by_shape = excess.dim <= MAX_ORDER
+    symmetry = symmetry_dimension(excess, keys[0], generators, by_shape=by_shape)
+    records = (_timed(of_symmetry(symmetry, bounds, by_shape=by_shape), start),)
     if not bounds.rank_is_unique:
-        return _Seen(records + _all(NAMES[1:], "undecided", "the rank is not unique, since the spectrum has no gap"))
+        return _Seen(records + _all(NAMES[1:], "undecided", _why_not_unique(bounds)))
     if bounds.rank == excess.dim:
         return _Seen(records + _all(NAMES[1:], "not needed", "the Hessian has full rank, so λ = d/2"))
     work.begin(NAMES[1:])
     if (dear := work.too_dear(CERTIFICATE)) is not None:
         return _Seen(records + _all(NAMES[1:], dear.status, dear.finding))
     try:
+        require_fit(storage, int(bounds.rank))
         splitting = decompose(excess, jnp.zeros(excess.dim), storage).above(bounds.threshold)
     except RangeError as error:
         return _Seen(records + _all(NAMES[1:], "undecided", str(error)))
     if splitting.rank != bounds.rank:
         return _Seen(records + _all(NAMES[1:], "undecided", "the rank is not that of the Hessian at w*"))
     scale = measure_scale(excess, lambda points: project(splitting, points), keys[1])
-    dimension = 0 if symmetry is None else symmetry.dimension
-    point = Point(excess, splitting, scale, storage, dimension, work.spend)
+    point = Point(excess, splitting, scale, storage, symmetry.dimension, work.spend)
     start = time.perf_counter()
     profile = remainder_profile(excess, splitting, scale, keys[2], spend=work.spend)
     certified, leading = vanishes(profile, scale), order(profile)
@@ -243,6 +252,12 @@ def _probe(
     if order(profile._replace(values=-profile.values)) is not None:
         return _Seen(records + _all(NAMES[2:], "not used", "w* is a saddle, since g < 0"), is_saddle=True)
     return _Seen(_beyond_the_order(point, leading, bounds, (*records, of_order(point, leading)), keys[3:], work))
+
+
+def _why_not_unique(bounds: Bounds) -> str:
+    if not np.isnan(bounds.gap):
+        return "the rank is not unique, since the spectrum has no gap"
+    return "the rank is an estimate; leave spectrum= out, unless there are more than 5,000 curvatures"
 
 
 def _beyond_the_order(

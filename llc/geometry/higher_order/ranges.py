@@ -125,12 +125,10 @@ class Storage(NamedTuple):
     Attributes:
         form: `"dense"`, `"residuals"` or `"vectors"`.
         most: largest order of a dense matrix, number of residuals, or rank.
-        num_bytes: that all probes take at most, beside the data.
     """
 
     form: str
     most: int
-    num_bytes: float
 
 
 def storage_for(excess: Excess, *, dense: bool | None, memory: float | None) -> Storage:
@@ -149,14 +147,13 @@ def storage_for(excess: Excess, *, dense: bool | None, memory: float | None) -> 
     room = min(8 * _GIBIBYTE if memory is None else memory * _GIBIBYTE, 0.8 * free_memory())
     beside = 8.0 * _VECTORS * dim
     if dense or (dense is None and dim <= MAX_ORDER):
-        needed, found = 8.0 * _MATRICES * dim**2, Storage("dense", dim, 8.0 * _MATRICES * dim**2)
+        needed, found = 8.0 * _MATRICES * dim**2, Storage("dense", dim)
     elif outputs is not None and outputs <= MAX_ORDER:
-        needed = 8.0 * _MATRICES * outputs**2 + beside
-        found = Storage("residuals", outputs, needed)
+        needed, found = 8.0 * _MATRICES * outputs**2 + beside, Storage("residuals", outputs)
     else:
         needed = 8.0 * _COPIES * OVERSAMPLING * dim + beside
         most = min(int((room - beside) / (8 * _COPIES * dim)) - OVERSAMPLING, MAX_ORDER)
-        found = Storage("vectors", most, room)
+        found = Storage("vectors", most)
     if needed > room:
         setting = f"memory={memory:g}" if given else "memory=8 by default, and 80 % of what is free"
         cure = "take method='matrix_free'" if found.form == "dense" else "restrict the posterior by mask="
@@ -176,6 +173,14 @@ def count_residuals(excess: Excess) -> int | None:
 
 class RangeError(ValueError):
     """The matrix has more eigenvalues that are not zero than fit."""
+
+
+def require_fit(storage: Storage, rank: int) -> None:
+    """Raises RangeError, before the work, if a range of this rank does not fit."""
+    if storage.form == "vectors" and rank > storage.most:
+        raise RangeError(
+            f"{rank:,} eigenvectors do not fit, {storage.most:,} would; raise memory=, or move fewer parameters (mask=)"
+        )
 
 
 def decompose(excess: Excess, offset: Offset, storage: Storage, *, progress: bool | None = False) -> Splitting:
@@ -200,10 +205,7 @@ def decompose(excess: Excess, offset: Offset, storage: Storage, *, progress: boo
     operator = Metric(excess, offset)
     found = range_finder(operator, storage.most, 0, precision=_TOLERANCE, progress=progress, dtype=np.float64)
     if found is None or found.vectors is None:
-        raise RangeError(
-            f"the Hessian has more than {storage.most:,} eigenvalues that are not zero, whose eigenvectors do not fit; "
-            "raise memory=, or restrict the posterior by mask=."
-        )
+        raise RangeError(f"the Hessian has more than {storage.most:,} eigenvalues that are not zero")
     nodes = found.nodes[: len(found.vectors)]  # without the zero that stands for the kernel
     return Eigenvectors(jnp.asarray(nodes), jnp.asarray(found.vectors))
 

@@ -1,28 +1,32 @@
 """The spectrum from which the probes beyond the rank start: all eigenvalues that are not zero, at any size."""
 
 import math
+from dataclasses import replace
 
 import jax
 
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.dense import MAX_ORDER
-from llc.geometry.curvature.methods import spectrum
+from llc.geometry.curvature.methods import by_range_finder, by_sketch, spectrum
+from llc.geometry.curvature.problem import Limits, Settings, problem_of
 from llc.geometry.higher_order.excess import excess_loss
 from llc.geometry.higher_order.ranges import count_residuals
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import free_memory
 from llc.posterior.precision import float64
+from llc.posterior.whole import on_resident_rows
 
 _COPIES, _SHARE = 3, 0.5  # of the range finder's vectors while they are made, and of the free memory that they take
-_SPARE = 128  # of a count by Lanczos, which has an error
+_WORTH, _SPARE = 2, 512  # eigenvalues that are looked for, in units of those that Lanczos resolves, and beyond them
 _RESIDUALS = 1e-6  # part of the Hessian beyond its Gauss–Newton part, above which their ranks may differ
 
 
 def complete_spectrum(posterior: LocalPosterior, *, progress: bool | None = None) -> Spectrum:
-    """By the cheapest method that sees every eigenvalue; of Lanczos where there are more than 5,000.
+    """By the cheapest method that sees every eigenvalue; of Lanczos where there are too many.
 
     Dense up to d = 5,000. At an exact fit of at most 5,000 residuals the Gram matrix of the outputs. Else Lanczos
-    counts them, and the range finder or, where its vectors do not fit, a sketch finds them.
+    counts those that it resolves. If twice as many and 512 are all, the range finder or, where its vectors do not fit,
+    a sketch finds them.
 
     Args:
         posterior: loss, data and w*.
@@ -35,14 +39,18 @@ def complete_spectrum(posterior: LocalPosterior, *, progress: bool | None = None
     except ValueError:  # no outputs, too many, or the loss is another function of them
         pass
     counted = spectrum(posterior, method="lanczos", progress=progress)
-    rank = math.ceil(counted.count(counted.resolution)) + _SPARE  # Lanczos does not count beyond it
-    if rank > MAX_ORDER:
+    most = math.ceil(_WORTH * counted.count(counted.resolution)) + _SPARE
+    if most > MAX_ORDER + _SPARE:
         return counted
-    method = "range_finder" if _COPIES * 8 * rank * posterior.num_params <= _SHARE * free_memory() else "sketch"
+    vectors = _COPIES * 8 * most * posterior.num_params <= _SHARE * free_memory()
     try:
-        return spectrum(posterior, method=method, progress=progress)
-    except ValueError:  # more eigenvalues than were counted
+        with float64():
+            settings, limits = Settings(progress=progress), Limits(order=min(most, MAX_ORDER))
+            problem = problem_of(on_resident_rows(posterior), settings, limits)
+            found = by_range_finder(problem) if vectors else by_sketch(problem)
+    except ValueError:  # more eigenvalues than that
         return counted
+    return replace(found, row_share=counted.row_share)
 
 
 def _of_outputs(posterior: LocalPosterior, *, progress: bool | None) -> Spectrum:

@@ -65,9 +65,9 @@ def price_of(name: str, excess: Excess, storage: Storage) -> int:
     return prices.get(name, 0)
 
 
-def of_symmetry(symmetry: Symmetry | None, bounds: Bounds) -> Bound:
-    """From the dimension of the symmetry orbit."""
-    if symmetry is None:
+def of_symmetry(symmetry: Symmetry, bounds: Bounds, *, by_shape: bool) -> Bound:
+    """From the dimension of the symmetry orbit; `by_shape` says whether one was looked for."""
+    if not (by_shape or symmetry.kinds or symmetry.rejected):
         return Bound(SYMMETRY, "not used", f"the fields of {bounds.dim:,} parameters make too large a matrix")
     rank = bounds.rank_interval[1]
     kinds = ", ".join(f"{count} {kind}" for kind, count in symmetry.kinds.items()) or "none"

@@ -68,13 +68,16 @@ class _Field(NamedTuple):
     tangents: Float[np.ndarray, "field dim"]
 
 
-def symmetry_dimension(excess: Excess, key: PRNGKeyArray, generators: Sequence[Generator] = ()) -> Symmetry:
+def symmetry_dimension(
+    excess: Excess, key: PRNGKeyArray, generators: Sequence[Generator] = (), *, by_shape: bool = True
+) -> Symmetry:
     """Dimension of the symmetry orbit at w*; four gradients, and the singular values of the fields, D · d numbers.
 
     Args:
         excess: K around w*.
         key: of the points at which fields are verified.
         generators: further fields, `generator(params) -> tangent`, a pytree like the params.
+        by_shape: whether fields that the shapes of the parameters propose are tried; their matrix may be large.
     """
     posterior = excess.operator.posterior
     flat, unravel = ravel_pytree(posterior.position)
@@ -87,7 +90,8 @@ def symmetry_dimension(excess: Excess, key: PRNGKeyArray, generators: Sequence[G
     arrays = _Arrays(posterior, flat, flat + offsets, gradients)
     kinds: dict[str, int] = {}
     basis = np.zeros((0, excess.dim))
-    for kind, tangents in itertools.chain(_exchanges(arrays), _transports(arrays), _shifts(arrays)):
+    proposed = itertools.chain(_exchanges(arrays), _transports(arrays), _shifts(arrays)) if by_shape else ()
+    for kind, tangents in proposed:
         kinds[kind] = kinds.get(kind, 0) + len(tangents)
         basis = _compressed(np.concatenate([basis, tangents]))
     rejected = 0

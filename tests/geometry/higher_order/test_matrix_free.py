@@ -10,7 +10,7 @@ import pytest
 from strata import hessian_rank, local_coefficient, profile
 
 import llc
-from llc.geometry.higher_order.records import CERTIFICATE, COMPONENT, ORDER, RESOLUTION, SYMMETRY
+from llc.geometry.higher_order.records import CERTIFICATE, COMPONENT, ORDER, RESOLUTION, SQUARED, SYMMETRY
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
 
 KEY = jax.random.key(0)
@@ -39,6 +39,11 @@ def _loss(weights, batch):
     return 0.5 * jnp.sum((_outputs(weights, batch) - batch[1]) ** 2, axis=1)
 
 
+def rescaling(weights):
+    """W₁ eᵗ and W₂ e⁻ᵗ have the same product."""
+    return [weights[0], -weights[1], *(jnp.zeros_like(weight) for weight in weights[2:])]
+
+
 def truth(widths, ranks):
     """Half of the rank, and the interval of λ(w*) that is known."""
     table = profile(widths, ranks)
@@ -54,6 +59,13 @@ def test_the_same_bracket_as_from_dense_matrices(name):
     dense, free = both(squares(*POLYNOMIALS[name], exact_fit=True))
     assert (free.lower, free.upper) == (dense.lower, dense.upper)
     assert [record.status for record in free.records] == [record.status for record in dense.records]
+
+
+@pytest.mark.parametrize("name", ["ridge", "parabola"])
+def test_the_same_bracket_from_a_loss_without_outputs(name):
+    """Where no nearby component is needed: its search needs residuals where there is no d × d matrix."""
+    dense, free = both(squares(*POLYNOMIALS[name]))
+    assert (free.lower, free.upper) == (dense.lower, dense.upper)
 
 
 @pytest.mark.slow
@@ -102,12 +114,14 @@ def test_a_large_net_of_lower_rank_is_pinned_too():
 
 
 def test_without_outputs_the_probes_that_need_them_say_so():
-    bounds = llc.higher_bounds(linear_net(WIDE, (1, 40, 1), num_inputs=3, outputs=False), key=KEY)
+    posterior = linear_net(WIDE, (1, 40, 1), num_inputs=3, outputs=False)
+    bounds = llc.higher_bounds(posterior, key=KEY, generators=[rescaling])
     half, known = truth(WIDE, (1, 40, 1))
     records = {record.name: record for record in bounds.records}
     assert bounds.lower <= known.value <= bounds.upper
     assert bounds.lower == half + 0.25
-    assert records[COMPONENT].status == "not used"
+    assert {records[name].status for name in (SQUARED, COMPONENT, RESOLUTION)} == {"not used"}
+    assert records[SYMMETRY].number == 1, "the one that is given; none is looked for"
 
 
 def test_a_probe_above_the_budget_is_left_out():
