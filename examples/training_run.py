@@ -1,9 +1,10 @@
-"""How does λ̂ move while a small transformer learns modular addition?
+"""How does λ̂ move while a small transformer first learns modular addition by heart, and then learns to add?
 
-Trains a transformer of one block on half of the pairs (a, b) → a + b mod p with weight decay, keeps checkpoints along
-the way, and follows λ̂ of the loss on the training pairs, with bounds and errors, at one scale. Saves a figure.
+Follows λ̂ of the loss on the training pairs along the training of `modular_addition.py`, with bounds and errors, at one
+scale. The loss on the other pairs falls long after that on the training pairs: the network groks. Says what λ̂ did
+meanwhile, and saves a figure.
 
-    uv run python examples/training_run.py --steps 20000
+    uv run python examples/training_run.py
 """
 
 import argparse
@@ -11,10 +12,11 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import modular_addition
 import numpy as np
-import optax
 import xarray as xr
+from matplotlib.figure import Figure
+from modular_addition import accuracy, loss_fn, measured_loss
 
 import llc
 from llc.analysis.sweep_table import table_text
@@ -22,93 +24,73 @@ from llc.analysis.sweep_table import table_text
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What can be set, each as a flag of the same name."""
+    """What can be set, each as a flag of the same name; the network's own are in modular_addition.py."""
 
-    p: int = 13  # the modulus, and the number of tokens beside "="
-    width: int = 12  # of the residual stream
-    hidden: int = 24  # units of the multilayer perceptron
-    train_share: float = 0.7  # of all pairs
-    steps: int = 20_000  # of AdamW on all training pairs
-    learning_rate: float = 3e-3
-    weight_decay: float = 1.0
-    num_checkpoints: int = 8  # the first and the last step among them, and the others at even ratios
+    p: int = modular_addition.Settings.p  # the modulus
+    width: int = modular_addition.Settings.width  # of the residual stream
+    hidden: int = modular_addition.Settings.hidden  # units of the multilayer perceptron
+    steps: int = 5000  # of training
+    num_checkpoints: int = 8  # at even ratios, from a fiftieth of the steps to all
     nbeta: float | None = None  # None: n / log n
+    # None takes the γ at which the last checkpoint is nearly quadratic; with its loss near 0 that hides all (λ̂ < .01).
+    gamma: float | None = 400.0
     num_draws: int = 300
     seed: int = 0
     out: Path = Path("training_run.png")
     folder: Path | None = None  # for checkpoints and draws; a rerun goes on where it was stopped
 
 
-Params = dict[str, jax.Array]
-
-
 def main(settings: Settings) -> tuple[xr.DataTree, dict[int, float]]:
-    init_key, split_key, key = jax.random.split(jax.random.key(settings.seed), 3)
-    tokens, sums = pairs(settings.p)
-    order = np.asarray(jax.random.permutation(split_key, len(tokens)))
-    train, test = np.split(order, [int(settings.train_share * len(order))])
-    data = tokens[train], sums[train]
-    run = trained(init_params(init_key, settings), data, settings)
-    accuracy = {step: float(jnp.mean(predict(w, tokens[test]).argmax(-1) == sums[test])) for step, w in run.items()}
-    print("accuracy on the other pairs:", ", ".join(f"{step}: {x:.0%}" for step, x in accuracy.items()))
-    checkpoints = {f"step_{step}": params for step, params in run.items()}
+    network = modular_addition.Settings(settings.p, settings.width, settings.hidden, seed=settings.seed)
+    data, others = modular_addition.split(network)
+    steps = np.geomspace(max(settings.steps // 50, 1), settings.steps, settings.num_checkpoints).round().astype(int)
+    run = modular_addition.trained(data, network, steps.tolist())
     posterior = llc.LocalPosterior(loss_fn, run[settings.steps], data, nbeta=settings.nbeta)
-    out = None if settings.folder is None else settings.folder / "sweep"
-    tree = llc.sweep(key, posterior, checkpoints=checkpoints, num_draws=settings.num_draws, out=out)
+    tree = llc.sweep(
+        jax.random.key(settings.seed),
+        posterior,
+        checkpoints={f"step_{step}": params for step, params in run.items()},
+        gamma=settings.gamma,
+        num_draws=settings.num_draws,
+        out=None if settings.folder is None else settings.folder / "sweep",
+    )
     print(table_text(tree.to_dataset()))
-    llc.plot_sweep(tree).savefig(settings.out, dpi=110)
-    return tree, accuracy
+    losses = {step: measured_loss(params, others) for step, params in run.items()}
+    conclude(tree, {step: accuracy(params, data) for step, params in run.items()}, losses)
+    figure(tree, losses).savefig(settings.out, dpi=110)
+    return tree, losses
 
 
-def pairs(p: int) -> tuple[np.ndarray, np.ndarray]:
-    """All (a, b, "=") and a + b mod p."""
-    a, b = (x.ravel() for x in np.meshgrid(np.arange(p), np.arange(p), indexing="ij"))
-    return np.stack([a, b, np.full_like(a, p)], axis=1), (a + b) % p
+def conclude(tree: xr.DataTree, right: dict[int, float], losses: dict[int, float]) -> None:
+    """Prints what changed from the checkpoint at which the training pairs were known by heart to the last one.
+
+    Args:
+        tree: of `llc.sweep`.
+        right: share of the training pairs that are right, by step.
+        losses: on the other pairs, by step.
+    """
+    steps = list(losses)
+    first, last = next((step for step in steps[:-1] if right[step] > 0.99), steps[-2]), steps[-1]
+    found = llc.compare(*(tree["draws"][f"step_{step}"] for step in (first, last)))
+    moved = "does not move beyond its error" if abs(found.value) < 2 * found.mcse else "rises"
+    moved = "falls" if found.value < -2 * found.mcse else moved
+    print(f"\nAt step {first} {right[first]:.0%} of the training pairs are right, with a loss on the other pairs of")
+    print(f"{losses[first]:.3g}; at step {last} that loss is {losses[last]:.3g}. Between the two λ̂ {moved}: it is")
+    print(f"{found.first.value:.4g}, then {found.second.value:.4g}, by {found.value:+.3g} ± {found.mcse:.2g} in pairs.")
+    print(tree.attrs["scale"])
 
 
-def init_params(key: jax.Array, settings: Settings) -> Params:
-    w, h, p = settings.width, settings.hidden, settings.p
-    shapes = {"embed": (p + 1, w), "position": (3, w), "query": (w, w), "key": (w, w), "value": (w, w), "mix": (w, w)}
-    shapes |= {"in": (w, h), "out": (h, w), "unembed": (w, p)}
-    keys = jax.random.split(key, len(shapes))
-    return {name: jax.random.normal(k, s) / np.sqrt(s[0]) for k, (name, s) in zip(keys, shapes.items(), strict=True)}
-
-
-def predict(params: Params, tokens: jax.Array) -> jax.Array:
-    """Logits of the sum, at the last position."""
-    x = params["embed"][tokens] * np.sqrt(len(params["embed"])) * 0.5 + params["position"]
-    scores = (x[:, -1:] @ params["query"]) @ jnp.swapaxes(x @ params["key"], 1, 2) / np.sqrt(x.shape[-1])
-    x = x[:, -1] + (jax.nn.softmax(scores) @ (x @ params["value"] @ params["mix"]))[:, 0]
-    return (x + jax.nn.gelu(x @ params["in"]) @ params["out"]) @ params["unembed"]
-
-
-def loss_fn(params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Cross-entropy in nats, per pair."""
-    return optax.losses.softmax_cross_entropy_with_integer_labels(predict(params, batch[0]), batch[1])
-
-
-def trained(params: Params, data: tuple[np.ndarray, np.ndarray], settings: Settings) -> dict[int, Params]:
-    """Params at some steps of AdamW."""
-    optimizer = optax.adamw(settings.learning_rate, b2=0.98, weight_decay=settings.weight_decay)
-
-    def step(_: jax.Array, carry: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
-        params, state = carry
-        gradient = jax.grad(lambda w: jnp.mean(loss_fn(w, data)))(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    advance = jax.jit(lambda carry, num: jax.lax.fori_loop(0, num, step, carry))
-    steps = np.unique(np.geomspace(10, settings.steps, settings.num_checkpoints - 1).astype(int)).tolist()
-    carry, run = (params, optimizer.init(params)), {0: params}
-    for before, now in zip([0, *steps], steps, strict=False):
-        carry = advance(carry, now - before)
-        run[now] = carry[0]
-    return run
+def figure(tree: xr.DataTree, losses: dict[int, float]) -> Figure:
+    """That of the sweep, and the loss on the other pairs."""
+    fig = llc.plot_sweep(tree)
+    fig.axes[2].plot(list(losses), list(losses.values()), ".-", color="#D55E00", label="L(w*) of the other pairs")
+    fig.axes[2].legend(fontsize=8)
+    return fig
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Settings):
-        kind = Path if field.name in ("out", "folder") else float if field.name == "nbeta" else type(field.default)
+        kind = Path if field.name == "folder" else float if field.name == "nbeta" else type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     main(Settings(**vars(parser.parse_args())))

@@ -88,9 +88,24 @@ def test_training_run(tmp_path):
     example = _load("training_run")
     sizes = {"p": 5, "width": 4, "hidden": 4, "steps": 300, "num_checkpoints": 3, "num_draws": 100}
     settings = example.Settings(**sizes, out=tmp_path / "run.png", folder=tmp_path)
-    tree, accuracy = example.main(settings)
-    assert list(accuracy) == [0, 10, 300]
+    tree, losses = example.main(settings)
+    assert list(losses) == [6, 42, 300]
     assert (np.diff(tree["loss"].to_numpy()) < 0).all()
     assert tree.attrs["same_scale"] == 1
     assert np.isfinite(tree["difference_mcse"].to_numpy()[1:]).all()
     assert settings.out.exists()
+
+
+def test_modular_addition_is_split_into_all_pairs():
+    """Every pair is on one side, with its own sum, and params come back at each step in order."""
+    example = _load("modular_addition")
+    settings = example.Settings(p=5, width=4, hidden=4)
+    data, others = example.split(settings)
+    tokens, sums = (np.concatenate(parts) for parts in zip(data, others, strict=True))
+    assert len(data[1]) == 17
+    assert len(np.unique(tokens, axis=0)) == 25
+    np.testing.assert_array_equal(tokens[:, :2].sum(axis=1) % 5, sums)
+    run = example.trained(data, settings, (1, 60))
+    assert list(run) == [1, 60]
+    assert example.measured_loss(run[60], data) < example.measured_loss(run[1], data)
+    assert 0 <= example.accuracy(run[60], others) <= 1

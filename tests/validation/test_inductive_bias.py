@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from inductive_bias import connection_cost, explicit_penalties
+from inductive_bias import connection_cost, explicit_penalties, grokking, simplicity_bias
 from inductive_bias.networks import adam, init, mean_loss, paired_interval, predict, step
 from inductive_bias.penalized import change, rank_correlation, strongest
 from inductive_bias.verdict import FAILS, HOLDS, UNDECIDED, headline, sign_part, verdict
@@ -19,8 +19,10 @@ STUDIES = (
     "connection_cost",
     "edge_of_stability",
     "explicit_penalties",
+    "grokking",
     "information",
     "label_noise",
+    "simplicity_bias",
     "spectral_bias",
     "step_size",
     "tangent_alignment",
@@ -156,6 +158,33 @@ def test_the_gradient_penalty_is_the_geometric_complexity():
     flat = explicit_penalties.penalized(params, data, 2.0, jax.random.key(1), "flatness")
     sizes = llc.behavioral_gradients(predict, params, inputs).feature_sizes
     np.testing.assert_allclose(flat, sizes.sum(), rtol=1e-4)
+
+
+def test_a_level_is_crossed_between_records():
+    assert simplicity_bias.crossing([1, 100], [0.0, 1.0], 0.5) == pytest.approx(10)
+    assert simplicity_bias.crossing([1, 10, 100], [0.0, 2.0, 3.0], 1.0) == pytest.approx(10**0.5)
+    assert simplicity_bias.crossing([1, 100], [0.0, 1.0], 2.0) is None
+    assert simplicity_bias.crossing([1, 100], [1.0, 2.0], 0.5) is None, "above it from the first record on"
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ([(10.0, 0.3, 8.0, 0.4), (9.0, 0.0, 8.0, 0.1)], True),
+        ([(10.0, 0.3, 8.0, 0.4), (9.0, 1.0, 8.0, 1.0)], None),
+        ([(10.0, 0.3, 8.0, 0.4), (8.0, 0.1, 9.0, 0.1)], False),
+        ([(8.0, 0.0, 9.0, 0.0)], False),
+        ([], None),
+    ],
+    ids=["falls from all starts", "one within its error", "rises from one", "an exact rise", "nothing was measured"],
+)
+def test_a_number_falls_where_it_does_from_every_start_beyond_its_error(values, part):
+    assert grokking.changed(values) is part
+
+
+def test_grokking_is_told_from_the_first_checkpoint_with_all_training_pairs_right():
+    points = [{"step": step, "right": right} for step, right in ((1, 0.5), (2, 0.995), (3, 1.0), (4, 1.0))]
+    assert [point["step"] for point in grokking.ends(points)] == [2, 4]
 
 
 @pytest.mark.study
