@@ -92,7 +92,7 @@ def trained(data: Data, settings: Settings, steps: Sequence[int]) -> dict[int, P
     """Params at some steps of the training, in rising order."""
     optimizer = optax.adamw(settings.learning_rate, b2=0.98, eps=settings.epsilon, weight_decay=settings.weight_decay)
 
-    def step(_, carry):
+    def step(_: jax.Array, carry: tuple[Params, optax.OptState]) -> tuple[Params, optax.OptState]:
         params, state = carry
         gradient = jax.grad(lambda w: jnp.mean(loss_fn(w, data)))(params)
         updates, state = optimizer.update(gradient, state, params)

@@ -192,10 +192,8 @@ def _right_arguments() -> dict[str, dict[str, Any]]:
         for p in (posterior, posterior.with_scale(nbeta=2.0))
     )
     report = llc.report(draws, spectrum=spectrum)
-    gradients = llc.behavioral_gradients(_product, {"a": jnp.ones(2), "b": jnp.ones(2)}, data)
     run = {"key": key, "posterior": posterior}
-    model: dict[str, Any] = {"predict_fn": _outputs, "params": jnp.ones(2), "inputs": data}
-    at_door: dict[str, dict[str, Any]] = {
+    at_door: dict[str, dict[str, Any]] = _arguments_of_models(key, data) | {
         "LocalPosterior": {"loss_fn": _sum_of_squares, "center": jnp.ones(2), "data": data},
         "sample": run | {"sampler": llc.SGLD(0.01)} | lengths,
         "estimate": run | lengths,
@@ -212,16 +210,7 @@ def _right_arguments() -> dict[str, dict[str, Any]]:
         "best_of_slope": run | {"num_candidates": 256, "num_groups": 2, "progress": False},
         "selected_covariance": run | {"progress": False},
         "sigma_ladder": run | {"progress": False},
-        "behavioral_gradients": model,
-        "layer_ranks": {"gradients": gradients},
-        "geometric_complexity": model,
-        "tangent_kernel": model,
-        "feature_basis": model,
-        "frequency_content": model | {"inputs": data * np.linspace(0, 1, 50, dtype=np.float32)},
-        "segment_frequency_content": model | {"key": key, "inputs": data * np.linspace(0, 1, 50, dtype=np.float32)},
         "implicit_gradient_penalty": {"posterior": posterior, "step_size": 0.1},
-        "layer_information": {"activations_fn": _outputs, "params": jnp.ones(2), "inputs": data},
-        "unit_states": {"gradients": gradients, "incoming": {"a": 0}, "outgoing": {"b": 0}},
         "two_temperatures": {"hot": draws, "cold": cold},
         "save": {"draws": draws, "path": _folder() / "run.nc"},
         "load": {"path": _saved(draws)},
@@ -231,11 +220,6 @@ def _right_arguments() -> dict[str, dict[str, Any]]:
         "plot_report": {"report": report},
         "plot_calibration": {"calibration": llc.calibrate(**run, **lengths)},
         "plot_selected": {"selected": llc.selected_covariance(**run, progress=False)},
-        "plot_frequency_content": {
-            "content": llc.frequency_content(_outputs, jnp.ones(2), data * np.linspace(0, 1, 50, dtype=np.float32))
-        },
-        "plot_tangent_kernel": {"kernel": llc.tangent_kernel(**model)},
-        "plot_feature_basis": {"basis": llc.feature_basis(**model)},
         "plot_sigma_ladder": {"ladder": llc.sigma_ladder(**run, progress=False)},
         "SGLD": {"step_size": 0.1},
         "SGHMC": {"step_size": 0.1},
@@ -282,6 +266,27 @@ def _of_observables(key: jax.Array) -> dict[str, dict[str, Any]]:
 
 def _of_dict(params: Any, batch: Any) -> jax.Array:
     return _sum_of_squares(params["w"], batch)
+
+
+def _arguments_of_models(key: jax.Array, data: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Those of functions that take the outputs of a model."""
+    gradients = llc.behavioral_gradients(_product, {"a": jnp.ones(2), "b": jnp.ones(2)}, data)
+    model: dict[str, Any] = {"predict_fn": _outputs, "params": jnp.ones(2), "inputs": data}
+    spread = np.linspace(0, 1, len(data), dtype=np.float32) * data
+    return {
+        "behavioral_gradients": model,
+        "layer_ranks": {"gradients": gradients},
+        "geometric_complexity": model,
+        "tangent_kernel": model,
+        "feature_basis": model,
+        "frequency_content": model | {"inputs": spread},
+        "segment_frequency_content": model | {"key": key, "inputs": spread},
+        "layer_information": {"activations_fn": _outputs, "params": jnp.ones(2), "inputs": data},
+        "unit_states": {"gradients": gradients, "incoming": {"a": 0}, "outgoing": {"b": 0}},
+        "plot_frequency_content": {"content": llc.frequency_content(_outputs, jnp.ones(2), spread)},
+        "plot_tangent_kernel": {"kernel": llc.tangent_kernel(**model)},
+        "plot_feature_basis": {"basis": llc.feature_basis(**model)},
+    }
 
 
 def _of_draws(function: Callable[..., Any], draws: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Check:
         name: what was tested.
         kind: what it judges: whether the `"chains"` sample their posterior, whether w* is a `"minimum"`, whether the
             `"bounds"` hold and contain the estimate, whether the `"scale"` (nβ, γ) lets most of λ be seen, whether
-            the `"slope"` at w* leaves λ̂ alone (its value is then the energy that the slope takes), or whether
+            a `"slope"` at w* contributes little to λ̂ (its value is then the energy that the slope takes), or whether
             the other `"estimates"` beside λ̂ are numbers, which says nothing of λ̂ and leaves the verdict alone.
         passed: whether the value is within its threshold.
         value: what was seen.

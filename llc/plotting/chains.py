@@ -76,7 +76,7 @@ def _plot_chain_means(ax: Axes, llc: np.ndarray) -> tuple[list[Any], list[tuple[
         if finite[i]:
             shown.append(mean[llc.shape[1] // 4 :])
         elif len(x):
-            dead.append((i, x[-1], mean[-1]))
+            dead.append((i, int(x[-1]), float(mean[-1])))
     return shown, dead
 
 

@@ -55,7 +55,16 @@ def quadrature(operator: SymmetricOperator, start: Any, num_matvecs: int) -> Mea
 
 
 def top_eigenvalue(posterior: LocalPosterior, *, num_matvecs: int = 30, seed: int = 0) -> float:
-    """h_max of the Hessian at w*, from one Lanczos run over all the data, in float64."""
+    """h_max of the Hessian at w*, from one Lanczos run over all the data, in float64.
+
+    Args:
+        posterior: loss, data and w*; nβ and γ play no part.
+        num_matvecs: Lanczos steps, a Hessian product each.
+        seed: of the start.
+
+    Returns:
+        The largest eigenvalue in nats per example and squared parameter, from below.
+    """
     require_differentiable(posterior)
     require_integer("num_matvecs", num_matvecs, least=1)
     require_integer("seed", seed, least=0, most=2**32 - 1)
