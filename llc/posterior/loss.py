@@ -143,10 +143,8 @@ def program_of(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyT
     no_gradient = None
     for traced in (with_gradient, forward):
         try:
-            with (
-                _PROGRAM(next(_LOOKS)),
-                warnings.catch_warnings(action="ignore"),
-            ):  # what they say is said where the loss is evaluated
+            # What warnings say is said where the loss is evaluated.
+            with _PROGRAM(next(_LOOKS)), warnings.catch_warnings(action="ignore"):
                 closed = jax.make_jaxpr(traced)(*args)
         except Exception as error:  # the user's function may raise anything
             no_gradient = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:_LONG]}"

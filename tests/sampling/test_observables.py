@@ -245,8 +245,6 @@ def changing(params, batch):
         ({"a": lambda p, batch: jnp.outer(batch["y"], batch["y"])}, "fixed shape"),
         ({"a": lambda p: p["missing"]}, "KeyError"),
         ({"a": lambda p: float(np.random.rand()) * p["b"]}, "fixed function"),  # noqa: NPY002
-        ({"a": Observable(losses, data={"x": PROBE["x"], "y": PROBE["y"][:3]})}, "leading axis"),
-        ({"a": Observable(losses, data={"x": "text", "y": PROBE["y"]})}, "'a'"),
         ({"a": Observable(losses, data=PROBE, dims=("i", "j"))}, "dims"),
         ({"a": Observable(losses, data=PROBE, dims=("draw",))}, "dims"),
         ({"a": Observable(losses, data=PROBE, dims=("b",)), "b": norm}, "dims"),
@@ -265,6 +263,9 @@ def test_what_can_not_be_recorded_is_refused(observables, named):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
+        ({"fn": losses, "data": {"x": PROBE["x"], "y": PROBE["y"][:3]}}, "leading axis"),
+        ({"fn": losses, "data": {"x": "text", "y": PROBE["y"]}}, r"data\['x'\]"),
+        ({"fn": losses, "covariance_with": None}, "covariance_with"),
         ({"fn": norm, "dims": ("a", "a")}, "dims"),
         ({"fn": norm, "covariance_with": ("a", "a")}, "covariance_with"),
     ],
