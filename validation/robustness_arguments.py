@@ -92,6 +92,8 @@ RIGHT: Mapping[str, set[str]] = {
     "num_warmup": {"0"},
     "output_loss": {"function"},  # not called for the Hessian
     "LocalPosterior.predict_fn": {"function"},  # called where outputs are needed
+    "axis": {"0"},
+    "head": {"0"},
     "head_mask.params": set(),  # the path that is asked for is not in it
     "params": {"array of another shape"},
     "path": {"text"},
@@ -122,6 +124,7 @@ CALLED = {  # by another name in messages
     "shift": "(shift|observable)",
     "reference": "(reference|observable)",
     "like": "params",
+    "head_mask.params": "(params|parameter)",
     "pattern": "(pattern|mask)",
 }
 
@@ -163,7 +166,8 @@ def outcome(call: Call) -> Outcome:
             return Outcome("other", f"{type(error).__name__} in {last.filename}:{last.lineno}: {error}"[:300])
         if may and call.value != "None":
             return Outcome("other", f"a right value was refused: {error}"[:300])
-        named = re.search(rf"\b{CALLED.get(call.argument, call.argument)}\b", str(error)) is not None
+        called = CALLED.get(f"{call.function}.{call.argument}", CALLED.get(call.argument, call.argument))
+        named = re.search(rf"\b{called}\b", str(error)) is not None
         return Outcome("refused" if named else "other", f"{'' if named else 'unnamed: '}{error}"[:300])
     return Outcome("right") if may else Outcome("other", "it was taken")
 

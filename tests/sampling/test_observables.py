@@ -265,7 +265,6 @@ def test_what_can_not_be_recorded_is_refused(observables, named):
     [
         ({"fn": losses, "data": {"x": PROBE["x"], "y": PROBE["y"][:3]}}, "leading axis"),
         ({"fn": losses, "data": {"x": "text", "y": PROBE["y"]}}, r"data\['x'\]"),
-        ({"fn": losses, "covariance_with": None}, "covariance_with"),
         ({"fn": norm, "dims": ("a", "a")}, "dims"),
         ({"fn": norm, "covariance_with": ("a", "a")}, "covariance_with"),
     ],
