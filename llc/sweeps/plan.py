@@ -5,6 +5,7 @@ The reference item is calibrated as `llc.estimate` would calibrate it. All items
 that their own curvature asks for: ε (nβ h_max + γ) is that of the reference, h_max the item's own.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price, price_of
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
+from llc.sampling.momentum import SGHMC
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.sgmcmc import SGLD
 
@@ -42,6 +44,7 @@ class Plan:
         calibration: whether lengths, batch and step size are those of the reference, or each item's own.
         lengths: of the reference.
         stiffness: ε (nβ h_max + γ) of the reference; None with a sampler that was given.
+        damping: α √ε of the reference's SGHMC, the share of momentum that friction takes in a step; None of SGLD.
         control_variates: whether minibatch gradients take those at w* as control variates.
         price: of a gradient, in operations.
         costly: whether the whole spectrum of an item would take minutes or more.
@@ -59,6 +62,7 @@ class Plan:
     price: float
     costly: bool
     budget: int | None = None
+    damping: float | None = None
     reasons: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -82,17 +86,19 @@ class Plan:
             own.setdefault("step_energies", False)
         return replace(self.lengths, **own)
 
-    def sampler_for(self, posterior: LocalPosterior, largest: float, *, slower: int = 1) -> Sampler:
-        """SGLD with the step that a curvature allows.
+    def sampler_for(self, posterior: LocalPosterior, largest: float) -> SGLD | SGHMC:
+        """The sampler of the reference with the step that a curvature allows.
 
         Args:
             posterior: with nβ and γ.
             largest: h_max of the item.
-            slower: by how much the step is divided.
         """
-        assert self.stiffness is not None
+        if self.stiffness is None:
+            raise ValueError("sampler_for needs a plan that chose its sampler, got one whose sampler was given.")
         nbeta, gamma = posterior.scale
-        step_size = self.stiffness / (nbeta * max(largest, 0.0) + gamma) / slower
+        step_size = self.stiffness / (nbeta * max(largest, 0.0) + gamma)
+        if self.damping is not None:
+            return SGHMC(np.asarray(step_size), np.asarray(self.damping / math.sqrt(step_size)))
         return SGLD(np.asarray(step_size), control_variates=self.control_variates)
 
 
@@ -123,11 +129,13 @@ def make_plan(
     """
     found = calibrate_for(key, posterior, sampler, asked, price, spectrum=spectrum, progress=progress)
     nbeta, gamma = found.posterior.scale
-    stiffness = None
+    stiffness = damping = None
     if sampler is None:
-        step_size = found.sampler.langevin_step
-        assert step_size is not None
+        assert isinstance(found.sampler, SGLD | SGHMC)  # nothing else is chosen
+        step_size = float(np.asarray(found.sampler.step_size))
         stiffness = step_size * (nbeta * max(spectrum.largest, 0.0) + gamma)
+        if isinstance(found.sampler, SGHMC):
+            damping = float(np.asarray(found.sampler.friction)) * math.sqrt(step_size)
     return Plan(
         reference=name,
         nbeta=nbeta,
@@ -139,6 +147,7 @@ def make_plan(
         price=price.flops,
         costly=price.costly,
         budget=asked.budget,
+        damping=damping,
         reasons=str(found),
     )
 

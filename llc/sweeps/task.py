@@ -22,7 +22,9 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.whole import loss_at_center
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
+from llc.sampling.momentum import SGHMC
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
+from llc.sampling.sgmcmc import SGLD
 from llc.sweeps.items import Item, digest
 from llc.sweeps.plan import Plan
 from llc.sweeps.reach import reach
@@ -92,8 +94,8 @@ def run_task(task: Task) -> xr.DataTree:
     assert sampler is not None
     result = _drawn(task, posterior, sampler, lengths, spectrum)
     retried = own_step and _too_hot(result)
-    if retried and sampler.langevin_step is not None:
-        smaller = replace(sampler, step_size=np.asarray(sampler.langevin_step / _SLOWER))
+    if retried and isinstance(sampler, SGLD | SGHMC):
+        smaller = replace(sampler, step_size=np.asarray(np.asarray(sampler.step_size) / _SLOWER))
         result = _drawn(task, posterior, smaller, lengths.slower(_SLOWER), spectrum)
     draws = result.draws
     draws.attrs |= {ITEM: item.name, DIGEST: digest(posterior), RETRIED: "a smaller step" if retried else ""}
