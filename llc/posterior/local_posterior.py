@@ -8,6 +8,7 @@ where $L_n$ is the mean loss over the $n$ data, and $n\beta = n / \log n$ unless
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from llc.posterior.loss_probes import Probe, check_loss_function, check_precisio
 from llc.posterior.mask import Moves, normalize_mask
 from llc.posterior.microbatches import microbatched
 from llc.posterior.placement import on_common_devices
-from llc.posterior.precision import as_float64, float64, lenient
+from llc.posterior.precision import InFloat32, as_float64, float64, lenient
 from llc.posterior.programs import supports_jvp
 from llc.posterior.rows import mean_loss
 from llc.posterior.scale import Scale as Scale
@@ -38,6 +39,7 @@ from llc.posterior.validation import (
     check_finite,
     checked_scale,
     comes_per_example,
+    fails_in_float64_alone,
     leading_axis,
     native,
     note_buffers,
@@ -166,12 +168,30 @@ class LocalPosterior(eqx.Module):
         except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError):  # of the device: want of memory
                 raise
-            raise why_not(error, self.loss_fn, self.center, self.data) from error
+            loss = self._loss_in_float32(error)
         if not math.isfinite(loss):
             raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")
         nbeta = None if isinstance(self.nbeta, Tracer) else float(self.nbeta)
         probe = Probe(self.loss_fn, self.position, self.params_at, self._select, self.per_example, nbeta)
         return check_loss_function(probe, self.data, loss)
+
+    def _loss_in_float32(self, error: Exception) -> float:
+        """L(w*) of a loss that fails in float64 and works in float32, in which it is computed from now on."""
+        refusal = why_not(error, self.loss_fn, self.center, self.data)
+        if not fails_in_float64_alone(error, self.loss_fn, self.center, self.data):
+            raise refusal from error
+        self.loss_fn = InFloat32(self.loss_fn)
+        self.predict_fn = None if self.predict_fn is None else InFloat32(self.predict_fn)
+        try:
+            loss = self.init_loss()
+        except (TypeError, ValueError, IndexError, AssertionError, RuntimeError):
+            raise refusal from error
+        warnings.warn(
+            f"loss_fn works in float32 alone ({type(error).__name__} in float64), so that L(w*) and curvature have the "
+            "accuracy of float32; take dtypes from params and batch, of what a loop starts from and of constants.",
+            stacklevel=5,
+        )
+        return loss
 
     def check_precision(self) -> None:
         """Raises ValueError if the loss is too coarse at this nβ; only one in half precision is evaluated for it."""

@@ -1,12 +1,13 @@
 """Local float64, in which curvature, ranks and L(w*) are computed whatever the user's global JAX configuration is."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 
 @contextlib.contextmanager
@@ -54,3 +55,31 @@ def either_precision() -> Iterator[None]:
 def as_float64(tree: PyTree) -> PyTree:
     """`tree` with its floating-point arrays in float64, for use under `float64()`."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if eqx.is_inexact_array(x) else x, tree)
+
+
+@dataclass(frozen=True)
+class InFloat32:
+    """A function of (params, batch) that takes no float64, on arguments of any precision: computed in float32.
+
+    Recurrent layers are such functions, as far as their libraries start the state in float32. Derivatives pass through
+    the casts, with the accuracy of float32.
+    """
+
+    fn: Callable[[PyTree, PyTree], Array]
+
+    @property
+    def no_gradient(self) -> str | None:
+        """As of `loss.Loss`."""
+        return getattr(self.fn, "no_gradient", None)
+
+    def __call__(self, params: PyTree, batch: PyTree) -> Array:
+        """What the function gives on float32."""
+        return self.fn(*jax.tree.map(_at_most_float32, (params, batch)))
+
+
+def _at_most_float32(leaf: object) -> object:
+    if not eqx.is_inexact_array(leaf):
+        return leaf
+    array = jnp.asarray(leaf)
+    narrow = {"float64": jnp.float32, "complex128": jnp.complex64}.get(array.dtype.name)
+    return leaf if narrow is None else array.astype(narrow)

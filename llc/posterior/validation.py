@@ -247,6 +247,14 @@ def _cure(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: 
     return _ANY_SIZE if _works(loss_fn, center, data) else ""
 
 
+def fails_in_float64_alone(
+    error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree
+) -> bool:
+    """Whether a loss that failed in float64 works in the precision of its arguments."""
+    told = isinstance(error, ValueError) and str(error).startswith(("loss_fn needs", "batch needs"))
+    return not told and not isinstance(error, jax.errors.UnexpectedTracerError) and _works(loss_fn, center, data)
+
+
 def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> ValueError:
     """What to raise of a loss that fails in float64 on all the data; what names its cure stays as it is."""
     if isinstance(error, ValueError) and str(error).startswith(("loss_fn needs", "batch needs")):
@@ -254,7 +262,7 @@ def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center
     seen = f"raises {type(error).__name__}: {_first_line(error)[:_LONG]}"
     if isinstance(error, jax.errors.UnexpectedTracerError):
         return ValueError(f"loss_fn needs to be a fixed function, but it {seen}{_CURES[type(error).__name__]}")
-    if _works(loss_fn, center, data):
+    if fails_in_float64_alone(error, loss_fn, center, data):
         return ValueError(
             "loss_fn needs to work in float64 too, in which L(w*) and curvature are computed, but there it "
             f"{seen} — take dtypes from params and batch: of what a loop starts from, of constants. A state with "

@@ -70,7 +70,8 @@ def test_a_loss_that_is_no_real_number_is_refused(name):
 
 
 def fixed_carry(w, batch):
-    return jax.lax.scan(lambda total, row: (total + squares(w, row), None), jnp.zeros((), jnp.float32), batch)[0] / 50
+    total = jax.lax.scan(lambda total, row: (total + squares(w, row), None), jnp.zeros((), jnp.float32), batch)[0]
+    return total / len(batch)
 
 
 class Dropping(flax.linen.Module):
@@ -91,15 +92,6 @@ WRONG_LOSSES = {
     "a condition": (lambda w, batch: jnp.mean(squares(w, batch)) if w[0] > 0 else 0.0, r"jnp\.where"),
     "a float of params": (lambda w, batch: float(w[0]) * squares(w, batch), r"jnp\.where"),
     "random numbers": (lambda w, batch: squares(w, Dropping().apply({}, batch)), r"deterministic=True"),
-    "a carry of float32": (fixed_carry, "work in float64 too.*dtypes from params"),
-    "float32 only": (
-        lambda w, batch: (
-            jax.lax.dot_general(batch, w, (((1,), (0,)), ((), ())), preferred_element_type=w.dtype)
-            if w.dtype == np.float32
-            else jnp.zeros(())[0]
-        ),
-        "work in float64 too",
-    ),
 }
 
 
@@ -108,6 +100,35 @@ def test_what_is_no_loss_is_named_with_its_cure(name):
     loss_fn, message = WRONG_LOSSES[name]
     with pytest.raises(ValueError, match=rf"(?s)loss_fn needs.*{message}"):
         LocalPosterior(loss_fn, ZERO, ROWS)
+
+
+FLOAT32_ALONE = {
+    "a carry of float32": fixed_carry,
+    "a product in float32": lambda w, batch: (
+        jnp.mean(0.5 * jnp.square(batch @ w)) if w.dtype == np.float32 else jnp.zeros(())[0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT32_ALONE)
+def test_a_loss_that_fails_in_float64_is_computed_in_float32(name):
+    """L(w*), λ_quad and the rank are those of the same loss in float64, to the accuracy of float32."""
+    center = np.full(3, 0.5, np.float32)
+    with pytest.warns(UserWarning, match="works in float32 alone"):
+        posterior = LocalPosterior(FLOAT32_ALONE[name], center, ROWS, gamma=1.0)
+    same = LocalPosterior(squares, center, ROWS, gamma=1.0)
+    assert posterior.init_loss() == pytest.approx(same.init_loss(), rel=1e-6)
+    spectra = llc.spectrum(posterior), llc.spectrum(same)
+    assert spectra[0].quad(1.0) == pytest.approx(spectra[1].quad(1.0), rel=1e-5)
+    assert posterior.precision == "float32"
+
+
+def test_a_loss_that_fails_in_both_precisions_is_refused():
+    def loss(w, batch):
+        return jnp.mean(batch @ w) if isinstance(w, np.ndarray) else jnp.zeros(())[0]
+
+    with pytest.raises(ValueError, match="loss_fn needs"):
+        LocalPosterior(loss, ZERO, ROWS)
 
 
 @pytest.mark.parametrize("size", [64, 100])
