@@ -26,6 +26,7 @@ from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
 from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.stream import Stream
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.description import Description, full_products
 from llc.sampling.draws import Recorder, Sums
@@ -101,7 +102,7 @@ class Chains:
         recorded = prepare_observables(observables, self.posterior, self.lengths)
         self.measure = make_measure(subset_key, self.posterior, self.lengths, spectrum, recorded)
         self.rounding = LossRounding(self.posterior, self.measure)
-        self._windows = self._stream_windows(key, mesh)
+        self._windows = self._stream_windows(key, posterior.stream, mesh)
         parts = posterior, self.posterior, sampler, self.lengths, self.measure, self.rounding
         self._description = Description(*parts, method=self.method, key=key, windows=self._windows)
         self.warmup = self.lengths.num_warmup_draws
@@ -124,11 +125,11 @@ class Chains:
             settings = deciding_settings(key, posterior, sampler, self.lengths, observables=recorded, **deciding)
             self._resume(Keeper(store, settings))
 
-    def _stream_windows(self, key: PRNGKeyArray, mesh: Mesh | None) -> Windows | None:
+    def _stream_windows(self, key: PRNGKeyArray, stream: Stream | None, mesh: Mesh | None) -> Windows | None:
         """Minibatches of data that are a stream; None of arrays."""
-        stream, apart = self.posterior.stream, self.method == "sequential"
         if stream is None:
             return None
+        apart = self.method == "sequential"
         return Windows(key, stream, self.lengths, self.posterior.data, mesh=mesh, apart=apart)
 
     def _resume(self, keeper: Keeper) -> None:

@@ -15,7 +15,8 @@ from tests.support.runs import make_draws
 def of_rows(batch_size=None, resident=None, eval_size=1000):
     """Draws of 1,000 rows of data."""
     draws = make_draws()
-    settings = {"sampler": {"name": "SGLD", "step_size": 0.1}}
+    sampler = {"name": "SGLD", "step_size": 0.1, "integrator": "euler_maruyama", "preconditioner": {"name": "Identity"}}
+    settings = {"sampler": sampler}
     settings |= {} if batch_size is None else {"batch_size": batch_size}
     settings |= {} if resident is None else {"stream": {"resident": resident, "order": "same"}}
     draws.attrs["settings"] = json.dumps(settings)

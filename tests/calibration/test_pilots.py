@@ -52,7 +52,7 @@ def test_pilots_that_confirm_nothing_are_named(confirmed):
     found = PilotResult(free.with_scale(gamma=8.0), llc.SGLD(1e-3), 1e-3, pilots, confirmed)
     step_size, gamma = choose_step_size(request, found), choose_gamma(request, found, 1000)
     assert (step_size.evidence["confirmed"], step_size.evidence["num_pilots"]) == (confirmed, 3)
-    assert ("pilots" in step_size.reason) != confirmed
+    assert ("pilot" in step_size.reason) != confirmed
     assert gamma.evidence == {"relaxations": 1e-3 * 8 * 1000 / 2, "strengthened": 8.0}
 
 
