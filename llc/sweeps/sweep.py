@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from llc.analysis.reporting import report
 from llc.analysis.sweep_table import Row, sweep_table
 from llc.calibration.price import affordable_spectrum
-from llc.posterior.arguments import require_option, require_type
+from llc.posterior.arguments import require_integer, require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.draws import describe
 from llc.sampling.kernel import Sampler
@@ -110,6 +110,11 @@ def sweep(
     require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
     require_option("calibration", calibration, ("shared", "each"))
     require_type("reference", reference, str, "the name of an item", optional=True)
+    require_type("prefix", prefix, str, "the name of a part of the files")
+    require_integer("batch_size", batch_size, least=1, optional=True)
+    require_integer("eval_size", eval_size, least=1, optional=True)
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise ValueError(f"executor needs a concurrent.futures.Executor or None, got {type(executor).__name__}.")
     items = make_items(posteriors, checkpoints=checkpoints, masks=masks, settings=settings, prefix=prefix)
     asked = RequestedLengths(
         num_chains=num_chains,
