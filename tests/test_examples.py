@@ -45,7 +45,7 @@ def test_reference():
     assert nuts.mcse < 0.1 * nuts.value
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_information_loss(tmp_path):
     """Features and λ̂ are the predicted numbers for the bits that are passed on."""
     example = _load("information_loss")
@@ -61,7 +61,7 @@ def test_information_loss(tmp_path):
     assert settings.out.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_connection_cost(tmp_path):
     """A cost leaves fewer features, more modularity and a smaller λ̂."""
     example = _load("connection_cost")

@@ -87,9 +87,11 @@ RIGHT: Mapping[str, set[str]] = {
     "largest": {"-1.5", "-3", "0", "1.5"},
     "mask": {"True"},
     "microbatched.loss_fn": {"function"},
+    "memory": _NUMBER,
     "nbeta": _NUMBER,
     "noise": {"0", "1.5"},
     "num_warmup": {"0"},
+    "out": {"text"},
     "output_loss": {"function"},  # not called for the Hessian
     "LocalPosterior.predict_fn": {"function"},  # called where outputs are needed
     "axis": {"0"},
@@ -99,6 +101,7 @@ RIGHT: Mapping[str, set[str]] = {
     "path": {"text"},
     "progress": _FLAG,
     "reference_loss": {"-1.5", "-3", "0", "1.5"},
+    "relaxations": _NUMBER,
     "relative_error": _NUMBER,
     "relative_scale": _NUMBER,
     "reach": _NUMBER,
@@ -123,7 +126,7 @@ CALLED = {  # by another name in messages
     "second": "(second|observable)",
     "shift": "(shift|observable)",
     "reference": "(reference|observable)",
-    "like": "params",
+    "like": "(like|params)",
     "head_mask.params": "(params|parameter)",
     "pattern": "(pattern|mask)",
 }

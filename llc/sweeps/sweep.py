@@ -111,6 +111,7 @@ def sweep(
     require_option("calibration", calibration, ("shared", "each"))
     require_type("reference", reference, str, "the name of an item", optional=True)
     require_type("prefix", prefix, str, "the name of a part of the files")
+    require_type("out", out, (str, Path), "the path of a folder or store", optional=True)
     require_integer("batch_size", batch_size, least=1, optional=True)
     require_integer("eval_size", eval_size, least=1, optional=True)
     if executor is not None and not callable(getattr(executor, "submit", None)):

@@ -31,7 +31,7 @@ def test_many_damaged_files_are_reported_on_or_refused_by_name(seed):
     is_right_or_refused(seed + 2**32)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_all_kinds_of_damage_come():
     """Of the files there are whole ones and others, so that the tests above are of something."""
     kinds, contents = zip(*(robustness_files.damaged(np.random.default_rng(i), WHOLE) for i in range(40)), strict=True)

@@ -71,7 +71,7 @@ def test_names_are_unique():
     assert len(bounds.POINTS) == len(bounds.CASES) + len(bounds.FAILING)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_quick_size(tmp_path, monkeypatch, capsys):
     cases = ("regular, 5 directions", "|b|^3 beside a regular direction")
     monkeypatch.setattr(bounds, "QUICK", dataclasses.replace(bounds.QUICK, cases=cases))

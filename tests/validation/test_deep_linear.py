@@ -65,7 +65,7 @@ def test_order_counts_pairs_with_different_truths():
     assert results.ordered([2.0, 1.0, 3.0], [1.0, 1.0, 3.0]) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.optimized
 def test_one_network_from_end_to_end():
     settings = deep_linear.Settings(

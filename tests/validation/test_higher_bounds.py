@@ -51,7 +51,7 @@ def test_what_a_bound_closes():
     assert (closed["squared loss"]["established"], closed["squared loss"]["left"]) == (0, None)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_quick_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["higher_bounds.py", "--quick", "--out", str(tmp_path)])
     higher_bounds.main()

@@ -155,7 +155,7 @@ for run, value in zip(runs, [9.0, 1.0, 0.6, None] if len(runs) == 4 else [0.55],
     assert [result["value"] for result in found["sweep"]] == [1.0, 0.6, None]
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_without_the_peer_the_study_has_our_figures_only(monkeypatch, tmp_path):
     quick = peer_accuracy.Settings(cases=("w⁴/2",), num_data=NUM_DATA)
     monkeypatch.setattr(peer_accuracy, "QUICK", quick)

@@ -68,7 +68,7 @@ def test_the_same_bracket_from_a_loss_without_outputs(name):
     assert (free.lower, free.upper) == (dense.lower, dense.upper)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(
     ("widths", "ranks"),
     [

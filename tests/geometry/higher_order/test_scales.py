@@ -201,7 +201,7 @@ def test_a_spectrum_needs_eigenvectors():
         _scales(posterior, spectrum=without)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_a_tanh_net_is_predicted_over_two_decades_of_gamma():
     posterior = trained_posterior("tanh 2-6-1 of three units", seed=0, num_inputs=60).with_scale(nbeta=1000.0)
     found = _scales(posterior, nbeta=1000.0)
