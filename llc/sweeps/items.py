@@ -25,17 +25,8 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.mask import normalize_mask
 from llc.posterior.validation import check_center, check_finite
 
-SETTINGS = (
-    "nbeta",
-    "gamma",
-    "sampler",
-    "num_warmup",
-    "num_draws",
-    "thinning",
-    "batch_size",
-    "eval_size",
-    "step_energies",
-)
+LENGTHS = ("num_warmup", "num_draws", "thinning", "batch_size", "eval_size", "step_energies")  # an item's own
+SETTINGS = ("nbeta", "gamma", "sampler", *LENGTHS)
 _FORBIDDEN = re.compile(r"[^\w.+=@, -]|^[. ]|[. ]$")  # in a name, which is that of a file and of a group too
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

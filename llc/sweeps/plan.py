@@ -21,16 +21,9 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.momentum import SGHMC
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.sgmcmc import SGLD
+from llc.sweeps.items import LENGTHS
 
 Calibrated = Literal["shared", "each"]
-_OF_ITEM = (
-    "num_warmup",
-    "num_draws",
-    "thinning",
-    "batch_size",
-    "eval_size",
-    "step_energies",
-)  # lengths that an item may have of its own
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Plan:
 
     def lengths_for(self, settings: Mapping[str, Any]) -> RunLengths:
         """The lengths of an item, with its own where it has some."""
-        own = {name: settings[name] for name in _OF_ITEM if name in settings}
+        own = {name: settings[name] for name in LENGTHS if name in settings}
         if "sampler" in settings:  # its steps may have no energies
             own.setdefault("step_energies", False)
         return replace(self.lengths, **own)
