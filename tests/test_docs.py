@@ -25,6 +25,7 @@ PAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -36,6 +37,7 @@ def test_the_reference_has_every_public_name():
     assert sorted(shown) == sorted(set(llc.__all__) - DEPRECATED)
 
 
+@pytest.mark.slow
 def test_every_check_has_its_heading():
     """Those of one report; the page has the few more that other spectra and bounds add."""
     posterior = llc.LocalPosterior(lambda w, x: 0.5 * (w * x) ** 2, jnp.zeros(()), jnp.ones(20), gamma=1.0)
@@ -76,6 +78,7 @@ def test_the_newest_change_is_of_this_version():
     assert version.startswith(newest)
 
 
+@pytest.mark.slow
 def test_output_is_put_where_it_is_marked():
     """Of the last block before the mark, shortened to the lines that are asked for."""
     before = "```python\nprint(1)\n```\n\n```python\nprint('a\\nb\\nc')\n```\n"

@@ -37,6 +37,7 @@ def stops(monkeypatch):
         timer.join()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stops")
 def test_there_is_a_report_on_the_draws_so_far():
     report = llc.estimate(jax.random.key(0), make_posterior(), **LENGTHS)
@@ -46,6 +47,7 @@ def test_there_is_a_report_on_the_draws_so_far():
     assert abs(report.llc.value - report.quad) < 4 * report.llc.mcse + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stops")
 def test_with_a_store_the_same_call_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="goes on from there") as caught:

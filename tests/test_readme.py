@@ -20,6 +20,7 @@ def names_of_rows(printed: str) -> set[str]:
     return {re.split(r"\s{2,}", line.strip())[0] for line in printed.splitlines() if re.match(r"  \S", line)}
 
 
+@pytest.mark.slow
 def test_python_blocks_run_and_print_the_rows_that_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     check_md_file(README, memory=True)

@@ -19,6 +19,7 @@ def make_posterior():
     return llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(3), DATA)
 
 
+@pytest.mark.slow
 def test_a_stored_estimate_goes_on(tmp_path):
     path = tmp_path / "run.zarr"
     whole = llc.estimate(jax.random.key(0), make_posterior(), store=path, **LENGTHS)
@@ -43,6 +44,7 @@ posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(3), da
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_keeps_a_run_and_reports_on_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.py").write_text(MODEL)

@@ -22,6 +22,7 @@ LENGTHS = {
 }
 
 
+@pytest.mark.slow
 def test_an_estimate_on_a_stream_is_that_on_arrays(tmp_path):
     """Its curvature is that of the resident rows, which the report says; it goes on from a store."""
     stream, path = llc.stream(sources.shuffled, resident=256), tmp_path / "run.zarr"
@@ -63,6 +64,7 @@ def test_the_command_line_samples_from_a_stream(tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["settings"]["stream"]["resident"] == 200
 
 
+@pytest.mark.slow
 def test_a_sweep_follows_checkpoints_on_a_stream():
     """Each with the loss of all rows at its own w*."""
     checkpoints = {"early": CENTER + np.float32(0.05), "late": CENTER}

@@ -247,6 +247,7 @@ def test_a_good_run_passes_every_check():
     assert report.corrected.value == pytest.approx(6, abs=4 * report.corrected.mcse + 0.02 * 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SABOTAGE)
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_sabotage_is_named(name):

@@ -101,6 +101,7 @@ def test_a_dead_chain_is_left_out_and_not_paired():
     assert math.isfinite(found.value)
 
 
+@pytest.mark.slow
 def test_energies_of_steps_are_paired_where_both_runs_have_them():
     """Ten steps a draw, of which it is the last: z of the difference has the standard deviation 1, its error falls."""
     found, of_draws = [], []

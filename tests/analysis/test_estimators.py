@@ -66,6 +66,7 @@ def test_mean_and_variance_of_a_gamma_energy(learning_coefficient):
     assert 3000 * 4 < llc.mean_energy(draws).ess < 6000 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
 def test_standard_error_covers(correlation):
     """The 95 % interval holds the truth in 95 % of 400 repeats, within 4 binomial standard errors."""
@@ -187,6 +188,7 @@ def test_waic_and_singular_fluctuation_of_a_normal_mean():
     assert llc.singular_fluctuation(make_draws(np.ones((2, 10)))) is None
 
 
+@pytest.mark.slow
 def test_error_of_an_evaluation_subset():
     """λ̂ from 20 of 400 examples: over subsets it spreads by what the standard error says, and is not biased.
 

@@ -72,6 +72,7 @@ NAMED = {  # damage → file, group and variable in the message
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NAMED)
 def test_a_refusal_names_file_group_and_variable(case):
     change, names = NAMED[case]
@@ -126,6 +127,7 @@ llc.save(draws, {str(tmp_path / "other.nc")!r})
     assert llc.report(llc.load(tmp_path / "other.nc")).to_json() == REPORT
 
 
+@pytest.mark.slow
 def test_paths_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     llc.save(FULL, "~/run.nc")

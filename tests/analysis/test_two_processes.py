@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import llc
 from tests.support.files import full_draws
 
@@ -60,6 +62,7 @@ def together(code, folder):
     return [*seen, llc.load(folder / "run.nc")]
 
 
+@pytest.mark.slow
 def test_the_file_is_that_of_one_of_them_at_all_times(tmp_path):
     written = [full_draws(seed=seed) for seed in range(2)]
     assert not written[0].equals(written[1])
@@ -67,6 +70,7 @@ def test_the_file_is_that_of_one_of_them_at_all_times(tmp_path):
         assert any(read.equals(draws) for draws in written)
 
 
+@pytest.mark.slow
 def test_what_both_add_is_there(tmp_path):
     *_, last = together(UPDATES, tmp_path)
     assert set(last.children) == {f"group_{i}_{j}" for i in range(2) for j in range(3)}

@@ -12,6 +12,7 @@ from tests.support.models import MODELS, deep_linear
 from tests.support.spectra import spectrum_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_known_ranks_and_learning_coefficients(name):
     model = MODELS[name]()

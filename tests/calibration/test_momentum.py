@@ -66,6 +66,7 @@ def chosen():
     return llc.calibrate(jax.random.key(0), quadratic(ILL), spectrum=spectrum_of(ILL), num_draws=400)
 
 
+@pytest.mark.slow
 def test_momentum_is_chosen_for_an_ill_conditioned_posterior(chosen):
     choice = chosen.choices["sampler"]
     assert isinstance(chosen.sampler, llc.SGHMC)
@@ -118,6 +119,7 @@ def test_where_it_is_not_tried(dim, price, batch, excluded):
     assert trial is None or (trial.sampler is None and trial.reason)
 
 
+@pytest.mark.slow
 def test_its_step_falls_where_its_chains_meet_stiff_places():
     """w₀ is flat and goes to ±1/√γ, where w₁ is ten times as stiff as w*: SGLD's pilot had not seen it."""
     curvatures = np.r_[0.0, ILL[1:]]
@@ -161,6 +163,7 @@ def regression(noise, num_data=6000, dim=12):
     return llc.LocalPosterior(loss, jnp.zeros(dim), data, gamma=GAMMA), curvatures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "given", "momentum"),
     [(0.01, {}, True), (1.0, {}, False), (0.01, {"batch_size": 512}, False), (0.01, {"budget": 9999}, False)],

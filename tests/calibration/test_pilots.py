@@ -56,6 +56,7 @@ def test_pilots_that_confirm_nothing_are_named(confirmed):
     assert gamma.evidence == {"relaxations": 1e-3 * 8 * 1000 / 2, "strengthened": 8.0}
 
 
+@pytest.mark.slow
 def test_pilots_confirm_a_quadratic():
     posterior = posterior_of(lambda w: 0.5 * w[0] ** 2, 1, gamma=1.0)
     calibration = llc.calibrate(jax.random.key(0), posterior, num_draws=10)
@@ -70,6 +71,7 @@ def hot():
     return dataclasses.replace(calibration, sampler=llc.SGLD(0.016))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_too_hot_is_made_again(hot):
     run = draw_cool_enough(tuple(jax.random.split(jax.random.key(0), 3)), hot, None, progress=False)
     exact = log_grid(lambda a, b: (a * b) ** 2 / 2, 2, NBETA).mean

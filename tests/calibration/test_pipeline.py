@@ -10,6 +10,7 @@ NAMES = ("sampler", "step_size", "gamma", "nbeta")
 LENGTHS = ("num_chains", "num_warmup", "num_draws", "thinning", "batch_size", "eval_size", "step_energies")
 
 
+@pytest.mark.slow
 def test_what_is_given_is_kept():
     posterior = regression().with_scale(gamma=7.0)
     given = {"num_chains": 2, "num_warmup": 30, "num_draws": 40, "thinning": 3, "batch_size": 100, "eval_size": 200}

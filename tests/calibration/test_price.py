@@ -66,6 +66,7 @@ def calibrated(**lengths):
     return calibrate_for(jax.random.key(0), decaying(), None, asked, COSTLY, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 60, 600])
 def test_settings_of_a_costly_model(budget):
     found = calibrated(budget=budget)

@@ -39,6 +39,7 @@ def gamma(asked):
     return settings_from_curvature(asked.posterior, asked.spectrum.largest, **costly_length(asked)._asdict()).gamma
 
 
+@pytest.mark.slow
 def test_less_work_asks_for_a_stronger_localization():
     found = [gamma(request(budget)) for budget in (None, 10**6, 1000, 200, 50)]
     assert found[0] == found[1], "a long run has that of a run without a budget"
@@ -67,6 +68,7 @@ def test_what_was_given_is_kept():
     assert costly_length(nuts).num_steps == costly_length(asked).num_steps, "the rows were given"
 
 
+@pytest.mark.slow
 def test_the_run_has_that_gamma_without_eigenvectors_too():
     """Where no localization is found, pilots choose γ; they may only raise it."""
     given = dataclasses.replace(llc.spectrum(decaying()), vectors=None)

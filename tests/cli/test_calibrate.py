@@ -7,6 +7,7 @@ from llc import cli
 from llc.cli.parser import parser
 
 
+@pytest.mark.slow
 def test_calibrate_names_settings_that_sample_takes(folder, capsys):
     flags = ["--num-draws", "100", "--figure", "calibration.png"]
     assert cli.main(["calibrate", "model.py:posterior", *flags]) == 0

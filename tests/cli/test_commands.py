@@ -17,6 +17,7 @@ from tests.support.commands import MODEL
 QUICK = ("--num-warmup", "500", "--num-draws", "1000")
 
 
+@pytest.mark.slow
 def test_bounds_sample_report(folder, capsys):
     assert cli.main(["bounds", "model.py:regression", "--out", "run.nc"]) == 0
     assert "[1.5, 1.5]" in capsys.readouterr().out
@@ -106,6 +107,7 @@ def test_sgld_takes_its_step_from_the_curvature(folder, capsys):
     assert 0.1 / posterior_nbeta < settings["sampler"]["step_size"] < 0.5 / posterior_nbeta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "settings"),
     [
@@ -127,6 +129,7 @@ def test_settings_of_a_sampler(folder, flags, settings):
         assert found["friction"] ** 2 * found["step_size"] == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_bounds_beyond_the_rank_stay_with_the_draws(folder, capsys):
     sampling = ["sample", "model.py:regression", "--sampler", "nuts", "--out", "run.nc", *QUICK]
     assert cli.main(sampling) == 0
@@ -209,6 +212,7 @@ def test_exit_of_the_model_is_no_verdict(place, folder, capsys):
     assert not (folder / "run.nc").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["consistent", "few draws", "outside"])
 def test_a_closed_pipe_keeps_the_status(case, tmp_path):
     draws, spectrum, status, _ = FILES[case]
@@ -229,6 +233,7 @@ def test_a_closed_pipe_keeps_the_status(case, tmp_path):
     assert not result.stderr
 
 
+@pytest.mark.slow
 def test_a_report_in_json_loads_neither_figures_nor_jax(tmp_path):
     """Negative control: the figures load matplotlib."""
     draws, spectrum, *_ = FILES["consistent"]

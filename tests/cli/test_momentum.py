@@ -1,5 +1,7 @@
 """`llc calibrate` prints the flags of the sampler that it chose, momentum too."""
 
+import pytest
+
 from llc import cli
 from llc.cli.parser import parser
 
@@ -16,6 +18,7 @@ posterior = llc.LocalPosterior(
 """
 
 
+@pytest.mark.slow
 def test_calibrate_repeats_momentum(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.py").write_text(MODEL)

@@ -95,6 +95,7 @@ CLASHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CLASHES)
 def test_outputs_that_would_replace_something_are_refused_before_the_work(case, folder, capsys):
     words, message = CLASHES[case]
@@ -133,6 +134,7 @@ def test_a_disk_that_is_full_after_the_work_loses_nothing(folder, tmp_path_facto
     assert llc.load(path)["posterior"].sizes["draw"] == 50
 
 
+@pytest.mark.slow
 def test_paths_at_home(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     llc.save(full_draws(), "run.nc")
@@ -144,6 +146,7 @@ def test_paths_at_home(folder, monkeypatch):
     assert os.listdir(folder / "elsewhere") == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_everywhere_is_one_line(folder, tmp_path_factory):
     """A limit on the size of files stands for the disk: the old file stays, nothing else does."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")

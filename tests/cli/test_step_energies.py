@@ -1,5 +1,7 @@
 """`llc calibrate` and `llc sample` with the energies of steps."""
 
+import pytest
+
 import llc
 from llc import cli
 from llc.cli.parser import parser
@@ -16,6 +18,7 @@ posterior = llc.LocalPosterior(
 """
 
 
+@pytest.mark.slow
 def test_the_flags_of_calibrate_are_those_of_sample(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.py").write_text(MODEL)

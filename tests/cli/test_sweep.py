@@ -45,6 +45,7 @@ def folder(finished, monkeypatch):
     return finished
 
 
+@pytest.mark.slow
 def test_items_come_in_natural_order_and_a_rerun_prints_them_as_json(folder, capsys):
     assert cli.main([*SWEEP, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -66,6 +67,7 @@ def test_compare_gives_difference_and_scale(folder, capsys):
     assert "step" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_of_other_scales_is_status_1(folder, capsys):
     assert cli.main([*SWEEP[:4], "other", *QUICK, "--gamma", "77", "--reference", "step_100"]) == 0
     capsys.readouterr()

@@ -46,6 +46,7 @@ def start(words, folder, **environment):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_keeps_its_draws(number, status, tmp_path):
     """It answers within seconds of a run of minutes, in one line, with its draws so far in the file."""
@@ -94,6 +95,7 @@ def test_a_broken_package_is_named(package, tmp_path):
     assert error == f"llc bounds: {package} is broken here\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_every_encoding_can_be_printed_to(encoding, tmp_path):
     llc.save(full_draws(), tmp_path / "run.nc")
@@ -104,6 +106,7 @@ def test_every_encoding_can_be_printed_to(encoding, tmp_path):
     assert not error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stream", "status"), [("stdout", 3), ("stderr", 1)])
 def test_a_full_output_has_a_status(stream, status, tmp_path):
     llc.save(full_draws(), tmp_path / "run.nc")
@@ -120,6 +123,7 @@ def test_a_full_output_has_a_status(stream, status, tmp_path):
         assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_escapes_of_a_file_do_not_reach_the_terminal(tmp_path):
     draws = full_draws()
     draws.attrs["calibration"] = "gamma \x1b[2J\x9b2J"

@@ -36,6 +36,7 @@ def fuzzed(*words):
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_some_wrong_arguments_are_refused_at_the_door():
     found = fuzzed("200")
     assert found["others"] == []

@@ -18,6 +18,7 @@ def is_right_or_refused(seed):
     assert outcome.kind in ("right", "refused"), (kind, outcome.detail)
 
 
+@pytest.mark.slow
 @fuzzed(20)
 @given(st.integers(0, 2**32 - 1))
 def test_damaged_files_are_reported_on_or_refused_by_name(seed):

@@ -23,6 +23,7 @@ def outcome_of(structure, seed):
         return fuzz.outcome(problem, structure.sampler, jax.random.key(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_values_are_right_or_refused_by_name(name):
     @fuzzed(8)

@@ -31,6 +31,7 @@ PANELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panel", PANELS)
 @pytest.mark.parametrize("case", DRAWS)
 def test_every_panel_draws_every_run(panel, case):

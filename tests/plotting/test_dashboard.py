@@ -51,6 +51,7 @@ def bad_report(report, num_checks):
     return dataclasses.replace(report, checks=checks, verdict="ABOVE", draws=DRAWS["a dead chain"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["consistent", "3 failed", "60 failed", "one chain, no bounds"])
 def test_report_has_no_overlaps(case, report):
     report = {
@@ -108,6 +109,7 @@ def test_report_says_verdict_numbers_and_failed_checks(report):
     assert "failed: print(report)" in texts(dashboard.plot_report(bad_report(report, 60)).axes[0])
 
 
+@pytest.mark.slow
 def test_figures_of_a_real_run_from_a_file(sampled, tmp_path, monkeypatch):
     monkeypatch.setattr(dashboard, "_DPI", 40)
     sampled_draws, posterior = sampled

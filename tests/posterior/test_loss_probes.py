@@ -164,6 +164,7 @@ NO_MEANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_MEANS)
 def test_a_loss_that_is_no_mean_over_its_rows_is_refused(name):
     with pytest.raises(ValueError, match=r"loss_fn needs .*(mean|that example alone)"):
@@ -239,6 +240,7 @@ HONEST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_loss_is_taken(name):
     LocalPosterior(*HONEST[name], gamma=1.0)
@@ -374,6 +376,7 @@ NO_GRADIENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_GRADIENTS)
 def test_a_gradient_that_is_not_the_derivative_is_refused(name):
     loss_fn, params, leaf = NO_GRADIENTS[name]
@@ -457,6 +460,7 @@ KEPT = {  # functions within the loss that JAX finds by their identity
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_a_changed_function_that_jax_keeps_is_another_loss(name):
     try:
@@ -597,6 +601,7 @@ TABLE_LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE_LOSSES)
 def test_numpy_tables_work_in_float64(name):
     loss_fn, p = TABLE_LOSSES[name], jnp.linspace(-1, 1, 5)

@@ -82,6 +82,7 @@ def test_posteriors_share_their_programs():
     assert one.per_example
 
 
+@pytest.mark.slow
 def test_chains_are_those_of_the_whole_batch():
     lengths = {"num_chains": 2, "num_warmup": 20, "num_draws": 20, "batch_size": 8}
     values = [

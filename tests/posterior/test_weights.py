@@ -58,6 +58,7 @@ def test_quadratic_part_of_lambda(method):
     np.testing.assert_allclose(spectrum.quad(1 / NBETA), EXACT, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"batch_size": 256}, {"eval_size": 500}, {"batch_size": 256, "eval_size": 500}],

@@ -289,6 +289,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_parallel_chains_on_two_devices():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -66,6 +66,7 @@ def stop_at(num_draws, store, posterior, sampler, **settings):
 SLOW = ("SGLD with a preconditioner that adapts", "SGNHT")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in RUNS])
 def test_a_resumed_run_has_the_same_bits(name, tmp_path):
     loss_fn, sampler, settings = RUNS[name]
@@ -121,6 +122,7 @@ def short_run(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER)
 def test_another_run_is_refused_by_name(name, short_run):
     settings = {"key": jax.random.key(0), "posterior": make_posterior, "sampler": llc.SGLD(0.02), **OTHER[name]}
@@ -139,6 +141,7 @@ def test_another_loss_that_is_the_same_at_the_minimum_is_refused(short_run):
         llc.sample(jax.random.key(0), make_posterior(other), llc.SGLD(0.02), progress=False, store=short_run, **LENGTHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_what_there_is_written(number, tmp_path):
     path, handler = tmp_path / "run.zarr", signal.getsignal(signal.SIGTERM)

@@ -45,6 +45,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "name"),
     [(None, name) for name in SAMPLERS]

@@ -19,6 +19,7 @@ def posterior(dim, *, per_example=False):
     return llc.LocalPosterior(loss, jnp.zeros(dim), DATA, gamma=1.0)
 
 
+@pytest.mark.slow
 def test_kept_params_are_in_memory_once():
     settings = {"num_draws": 200, "num_warmup": 0, "keep_params": True, "progress": False}
     tracemalloc.start()

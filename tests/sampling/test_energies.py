@@ -21,6 +21,7 @@ def scalar(w, batch):
     return jnp.mean(per_example(w, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_fn", [per_example, scalar])
 @pytest.mark.parametrize("rows", [None, np.arange(997)], ids=["all", "subset"])
 @pytest.mark.parametrize("batch_size", [None, 100])
@@ -57,6 +58,7 @@ def test_slopes_in_excess_have_no_mean_over_all_rows():
     assert np.abs(some.excess_slopes(posterior, jnp.eye(3)) @ some.weights).max() > 1e-3, "negative control"
 
 
+@pytest.mark.slow
 def test_a_loss_without_derivatives_along_a_direction_is_paired_with_nothing():
     """A `jax.custom_vjp` has gradients only; the subset is evaluated without the slope at w*, as it was asked for."""
 

@@ -30,6 +30,7 @@ def sample(posterior, key, queries, **settings):
     return draws, controls.forms
 
 
+@pytest.mark.slow
 def test_of_a_quadratic_loss_the_covariances_are_known_from_a_few_draws():
     sets = (CASE.x, CASE.y), (CASE.probe_x, CASE.probe_y)
     data, queries = ((x.astype(np.float32), y.astype(np.float32)) for x, y in sets)
@@ -44,6 +45,7 @@ def test_of_a_quadratic_loss_the_covariances_are_known_from_a_few_draws():
     assert np.abs(wrong["value"] + exact).max() > 0.02 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_no_bias_on_a_singular_loss():
     """ℓᵢ = ½ (xᵢ ab − yᵢ)² at ab = 0, against quadrature; both estimates hold, with different errors."""

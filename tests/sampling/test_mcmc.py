@@ -109,6 +109,7 @@ def agrees(estimated, exact):
     return abs(value - exact) < 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "name"), CASES)
 def test_exact_values(sampled, sampler, name):
     mean, variance = moments(sampled(sampler, name))

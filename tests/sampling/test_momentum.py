@@ -71,6 +71,7 @@ def draw(sampler, batch_size):
     return llc.sample(jax.random.key(7), posterior, sampler, batch_size=batch_size, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", BATCH_SIZES)
 def test_stationary_law_of_sghmc(batches):
     mean, error = estimate(squares(draw(llc.SGHMC(STEP_SIZE, FRICTION), BATCH_SIZES[batches])))

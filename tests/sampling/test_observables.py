@@ -189,6 +189,7 @@ def test_means_far_above_their_fluctuation_lose_nothing():
     assert abs(within / variance - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_covariances_of_a_singular_model_are_those_of_quadrature():
     """ℓᵢ = ½ (xᵢ ab − yᵢ)² at ab = 0, far from Gaussian, by NUTS; the Gaussian's covariances are the control."""
     rng = np.random.default_rng(2)

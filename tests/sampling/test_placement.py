@@ -38,6 +38,7 @@ assert np.isfinite(run(placed(everywhere, rows), batch_size=10, eval_size=100)).
 """
 
 
+@pytest.mark.slow
 def test_all_places_give_the_same_draws():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -101,6 +102,7 @@ assert np.abs(draws - right).max() < 1e-5
 """
 
 
+@pytest.mark.slow
 def test_chains_and_rows_over_a_mesh():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -102,6 +102,7 @@ def quadratic(mask=None):
     return LocalPosterior(loss, {"a": jnp.zeros(1), "b": jnp.zeros(2)}, DATA, nbeta=NBETA, gamma=GAMMA, mask=mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mask"), [("curvature", None), pytest.param("curvature", "b", marks=pytest.mark.slow), ("diagonal", None)]
 )

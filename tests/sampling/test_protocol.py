@@ -83,6 +83,7 @@ def avals(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
+@pytest.mark.slow
 def test_step_keeps_structure_dtype_and_weak_type(kernel):
     posterior = make_posterior(kernel.loss)
     key = jax.random.key(0)
@@ -104,6 +105,7 @@ def test_the_same_key_gives_the_same_bits_and_another_one_does_not(kernel):
     assert any((a != b).all() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True))
 
 
+@pytest.mark.slow
 def test_vmap_over_keys_and_posteriors(kernel):
     """A sweep of chains: the keys, γ, nβ and w* differ, the data are shared."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -146,6 +148,7 @@ def test_a_compiled_segment_never_leaves_the_device(kernel):
     assert "callback" in spied or "debug" in spied, "negative control"
 
 
+@pytest.mark.slow
 def test_sampling_again_does_not_trace_the_loss(kernel):
     settings = {"num_chains": 2, "num_warmup": NUM_WARMUP, "num_draws": 6, "progress": False}
 

@@ -57,6 +57,7 @@ def test_a_constant_in_a_scalar_loss(offset, fails):
     assert (result.llc.mcse > 0.1) == fails
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sigma", "nbeta", "per_example", "fails"),
     [
@@ -113,6 +114,7 @@ def test_draws_that_are_off_show_in_the_error():
     assert chains.rounding.error == pytest.approx(0.1 / np.sqrt(2), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "fails"), [(2.0, True), (500.0, False)])
 @pytest.mark.parametrize("sampler", ["SGLD", "SGHMC"])
 def test_parameters_as_wide_as_a_few_units_in_the_last_place(sampler, width, fails):

@@ -84,6 +84,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PAIRS)
 def test_minibatches_have_the_mean_of_all_the_data(case):
     posterior, sampler, settings = PAIRS[case]
@@ -157,6 +158,7 @@ class Silent(llc.SGLD):
         return state, Info(*info[:6])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [llc.NUTS(), llc.MALA(0.1), Silent(0.1)], ids=lambda s: type(s).__name__)
 def test_samplers_without_a_loss_of_a_batch_are_refused(sampler):
     with pytest.raises(ValueError, match="step_energies needs a sampler"):

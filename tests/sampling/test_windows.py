@@ -44,6 +44,7 @@ def difference(one, other):
     return (one.value - other.value) / np.hypot(one.mcse, other.mcse)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.parametrize("control_variates", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_llc_is_that_of_arrays(control_variates):
@@ -149,6 +150,7 @@ def test_the_draws_say_what_they_rest_on(order):
     assert not reading()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
 @pytest.mark.parametrize("source", [sources.Loader(), sources.shuffled])
 def test_a_resumed_run_has_the_same_bits(source, chain_method, tmp_path):

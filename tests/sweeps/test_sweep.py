@@ -33,6 +33,7 @@ def result():
     return swept()
 
 
+@pytest.mark.slow
 def test_table_has_an_item_a_row():
     table = result().to_dataset()
     assert table["checkpoint"].to_numpy().tolist() == ["step_0", "step_10", "step_20"]
@@ -67,6 +68,7 @@ def test_an_item_is_the_run_that_sample_makes_at_the_same_settings():
     assert np.array_equal(alone["posterior"]["llc"], draws["posterior"]["llc"])
 
 
+@pytest.mark.slow
 def test_energies_of_steps_are_paired_too():
     """On half of the rows: chains of two checkpoints have the same minibatches, so that their noise cancels."""
     tree = swept(2, batch_size=run.NUM_DATA // 2, step_energies=True)
@@ -100,6 +102,7 @@ def test_checkpoints_on_a_slope_say_so_and_polishing_takes_it_away():
     assert spread[0] < spread[1]
 
 
+@pytest.mark.slow
 def test_more_items_compile_nothing_more():
     result()
     before = len(COMPILED)
@@ -139,6 +142,7 @@ def fail():
     raise OSError("a worker lost its disk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "failed"), [(1, False), (2, True)])
 def test_an_item_that_fails_is_tried_once_more_and_named(times, failed):
     with Failing("step_10", times) as executor:
@@ -164,6 +168,7 @@ def same_draws(first, second):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_an_executor_gives_the_same_draws(kind, tmp_path):
     if kind == "threads":
@@ -189,6 +194,7 @@ def test_dask_gives_the_same_draws(tmp_path):
     assert not found["failed"].to_numpy().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", ["training", "training.zarr"])
 def test_a_killed_sweep_goes_on_and_finished_items_are_not_run_again(out, tmp_path):
     path = tmp_path / out
@@ -228,6 +234,7 @@ def test_a_store_of_zarr_is_one_tree(tmp_path):
         assert {"step_0", "step_10", "step_20"} <= set(tree.children)
 
 
+@pytest.mark.slow
 def test_a_longer_training_run_goes_on_in_the_same_folder_at_the_same_scale(tmp_path):
     swept(2, out=tmp_path / "training", checkpoints=dict(list(run.checkpoints().items())[:2]))
     table = swept(out=tmp_path / "training").to_dataset()
@@ -253,6 +260,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER)
 def test_a_folder_of_other_settings_is_refused_by_their_names(name, folder):
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -287,6 +295,7 @@ def test_other_folders_are_left_alone(tmp_path):
         swept(out=tmp_path / "thesis.tex")
 
 
+@pytest.mark.slow
 def test_masks_of_one_point_are_items_of_one_scale():
     table = swept(checkpoints=None, masks={"first": "first", "second": "second"}).to_dataset()
     assert table["num_params"].to_numpy().tolist() == [6, 4]
@@ -300,6 +309,7 @@ def test_settings_are_items_and_another_scale_is_told():
     assert table.attrs["same_scale"] == 0
 
 
+@pytest.mark.slow
 def test_each_item_can_have_its_own_calibration_at_the_same_scale():
     table = swept(2, calibration="each").to_dataset()
     assert table.attrs["same_scale"] == 1

@@ -18,6 +18,7 @@ def test_exact_eigenvalues_are_those_of_the_dense_hessian():
     assert np.abs(dense[: -len(exact)]).max() < 1e-6 * exact.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gram", "range_finder", "sketch", "lanczos"])
 def test_methods(method):
     row = study.measure(f"0 | {method}", SETTINGS)
@@ -38,6 +39,7 @@ def test_figure_and_table():
     assert len(study.figure(rows).axes) == 3
 
 
+@pytest.mark.slow
 def test_sizes():
     settings = study.Settings()
     fitting = [[m for m in study.METHODS if study.fits(m, n, settings)] for n in settings.networks]

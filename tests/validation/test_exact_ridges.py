@@ -91,6 +91,7 @@ CURVED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "nbeta"), [*itertools.product(CURVED, [10.0, *NBETAS]), ("parabola", 1e5), ("parabola", 1e7)]
 )

@@ -24,6 +24,7 @@ MODULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_a_committed_figure_can_be_read(name):
     record = json.loads((RESULTS / f"{name}.json").read_text())

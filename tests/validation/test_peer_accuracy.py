@@ -64,6 +64,7 @@ def test_jax_and_numpy_agree(name):
     assert float(single) == pytest.approx(LOSSES[name](np, w, *chosen.arrays), rel=108 * 2.0**-23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "tanh net on digits"])
 def test_the_center_is_a_minimum_and_the_scale_is_that_of_n(name):
     chosen = model(name, seed=0, num_data=NUM_DATA)

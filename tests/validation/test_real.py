@@ -25,6 +25,7 @@ def test_full_size(name, num_params):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(network)) == num_params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_losses_come_per_example(name):
     network = SMALL[name]

@@ -4,6 +4,7 @@ import pytest
 import resume
 
 
+@pytest.mark.slow
 @pytest.mark.optimized  # as the processes that are killed are: bits depend on it
 @pytest.mark.parametrize("num_kills", [pytest.param(5, marks=pytest.mark.study), 1])
 def test_killed_again_and_again(num_kills, tmp_path):

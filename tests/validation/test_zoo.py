@@ -50,6 +50,7 @@ def test_the_zoo_is_large_and_has_no_name_twice():
 _ONE_OF_EACH = {case.family: case.name for case in reversed(zoo.CASES)}.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in _ONE_OF_EACH)) for n in CASES])
 def test_ranks_and_bounds(name):
     """The rank is the one that the library finds, w* is a minimum, and λ lies in r/2 … r/2 + (d − r)/4."""
@@ -68,6 +69,7 @@ def test_ranks_and_bounds(name):
     assert gradient <= 6e-8 * scale * math.sqrt(case.dim) * spectrum.largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_no_loss_nearby_is_lower(name):
     posterior = _posterior(name)
@@ -81,6 +83,7 @@ def test_no_loss_nearby_is_lower(name):
     assert min(losses) >= losses[0] - 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.moments])
 def test_exact_and_sampled_losses_are_the_same(name):
     """Moments integrate one formula, samplers see another: at nβ = γ = 1, by weights e^−K on draws from the
@@ -143,6 +146,7 @@ def _fits(name):
     return [_fit(times[:k], means[:k], case.multiplicity, _EXPONENT.get(name)) for k in (4, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _LONG)) for n in _FITTED])
 def test_integrals_give_the_learning_coefficient(name):
     """The fit converges like t^−δ, so that its last step of t bounds what is left where it halves at least."""

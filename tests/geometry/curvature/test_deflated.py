@@ -38,6 +38,7 @@ def z_score(found, exact, scale):
     return (found.signed_quad(scale) - exact) / found.signed_quad_stderr(scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "eigenvalues", [DECAYING, SIGNED, LOW_RANK, MULTIPLE], ids=["decaying", "signed", "low", "multiple"]
 )

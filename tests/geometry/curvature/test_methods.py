@@ -146,6 +146,7 @@ def test_gauss_newton_by_every_method(num_data, methods):
         assert np.isnan(bounds.lower)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gram", "dense"])
 def test_the_hessian_is_not_its_gauss_newton_part(method):
     """The gauss_newton_discrepancy is ‖(H − G) V‖ / ‖H V‖ for the directions V of the smoothness probe."""
@@ -186,6 +187,7 @@ def _chain(params, batch):
     return functools.reduce(jnp.matmul, params, batch[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["range_finder", "sketch"])
 def test_a_rank_by_design_is_found(method):
     posterior = deep_linear([12, 6, 12], [4, 4])  # 4 · (12 + 12 − 4) = 80 of 144

@@ -56,6 +56,7 @@ def _gradient(operator):
     return operator.gradient()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_data", "mask"), [(7, None), (10, MASKS[2]), *((13, mask) for mask in MASKS)])
 def test_products_match_the_dense_hessian(num_data, mask, monkeypatch):
     monkeypatch.setattr(operators, "_PIECE", 5)  # pieces of 5 and 10 rows, with and without a rest
@@ -166,6 +167,7 @@ def _outputs_and_jacobian(posterior):
     return outputs(flat), jax.jacobian(outputs)(flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mask"), [("sum of squares", None), *((name, MASKS[2]) for name in LOSSES)])
 def test_gauss_newton_products_match_the_dense_matrix(name, mask, monkeypatch):
     monkeypatch.setattr(operators, "_PIECE", 5)  # pieces of 6 rows and a rest of one

@@ -27,6 +27,7 @@ def _rank(posterior):
     return llc.rank_bounds(llc.spectrum(posterior), nbeta=float(posterior.nbeta), gamma=1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_outputs", [False, True], ids=["hessian", "gauss-newton"])
 def test_the_rank_by_design_comes_back(with_outputs):
     before = _disturbed(with_outputs)

@@ -82,6 +82,7 @@ def _bounds(posterior, **settings):
     return llc.rank_bounds(spectrum, nbeta=float(posterior.nbeta), gamma=1.0), spectrum.smoothness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"), [*((name, "auto") for name in KINKS), ("|b|^3", "lanczos"), ("relu(b)^2", "lanczos")]
 )
@@ -98,6 +99,7 @@ def test_a_kink_is_seen(name, method):
 _SLOW = ("ReLU net, no bias", "ReLU net, no residual", "exp net")  # seconds of compilation each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in SMOOTH])
 def test_a_smooth_loss_passes(name):
     _, smoothness = _bounds(SMOOTH[name]())

@@ -17,6 +17,7 @@ def _sine(params, inputs):
     return jnp.sin(params * inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("predict_fn", "params", "inputs", "exact", "method"),
     [

@@ -18,6 +18,7 @@ def _component(polynomials, order, form, exact_fit):
 FORMS = {"dense of the loss": ("dense", False), "dense": ("dense", True), "residuals": ("residuals", True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "exact_fit"), FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize(
     ("polynomials", "order", "rank"),

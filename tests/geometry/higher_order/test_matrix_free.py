@@ -54,6 +54,7 @@ def both(posterior):
     return [llc.higher_bounds(posterior, key=KEY, method=method) for method in ("dense", "matrix_free")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLYNOMIALS)
 def test_the_same_bracket_as_from_dense_matrices(name):
     dense, free = both(squares(*POLYNOMIALS[name], exact_fit=True))
@@ -61,6 +62,7 @@ def test_the_same_bracket_as_from_dense_matrices(name):
     assert [record.status for record in free.records] == [record.status for record in dense.records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ridge", "parabola"])
 def test_the_same_bracket_from_a_loss_without_outputs(name):
     """Where no nearby component is needed: its search needs residuals where there is no d × d matrix."""
@@ -92,6 +94,7 @@ def test_the_same_bracket_at_small_linear_nets(widths, ranks):
 WIDE = (2, 75, 75, 2)  # 5,925 parameters
 
 
+@pytest.mark.slow
 def test_a_large_net_of_full_rank_has_half_of_its_rank():
     half, known = truth(WIDE, (2, 75, 2))
     bounds = llc.higher_bounds(linear_net(WIDE, (2, 75, 2), num_inputs=3), key=KEY)
@@ -101,6 +104,7 @@ def test_a_large_net_of_full_rank_has_half_of_its_rank():
     assert records[SYMMETRY].status == "not used"
 
 
+@pytest.mark.slow
 def test_a_large_net_of_lower_rank_is_pinned_too():
     """One equation is left in the kernel, so λ is half a unit above half of the rank; no certificate says r/2."""
     half, known = truth(WIDE, (1, 40, 1))
@@ -113,6 +117,7 @@ def test_a_large_net_of_lower_rank_is_pinned_too():
     assert records[RESOLUTION].status == "not needed"
 
 
+@pytest.mark.slow
 def test_without_outputs_the_probes_that_need_them_say_so():
     posterior = linear_net(WIDE, (1, 40, 1), num_inputs=3, outputs=False)
     bounds = llc.higher_bounds(posterior, key=KEY, generators=[rescaling])
@@ -133,6 +138,7 @@ def test_a_probe_above_the_budget_is_left_out():
     assert {record.status for record in bounds.records} == {"established", "undecided"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "names"),
     [

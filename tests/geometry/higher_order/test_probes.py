@@ -27,6 +27,7 @@ def _by_name(bounds):
     return {record.name: record for record in bounds.records}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_known_coefficients(name):
     polynomials, known, interval = CASES[name]
@@ -145,6 +146,7 @@ def _two_layers(targets):
     return llc.LocalPosterior(loss_fn, params, (inputs, np.tile(targets, (2, 1))), predict_fn=logits)
 
 
+@pytest.mark.slow
 def test_cross_entropy_has_residuals_where_its_targets_are_the_model_s_own_probabilities():
     """Logits up to a shift: a product of 2×1 and 1×2 at zero, so λ = 1."""
     bounds = llc.higher_bounds(_two_layers(np.full(3, 1 / 3, np.float32)), key=KEY)

@@ -12,6 +12,7 @@ from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
 BENT = ({(0, 0, 0, 1): 1.0, (2,): -2.0, (1, 1): 3.0}, {(1, 1): 1.0}, {(0, 0, 2): 1.0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 @pytest.mark.parametrize(
     ("polynomials", "variables"),
@@ -33,6 +34,7 @@ def test_more_variables_than_points_are_not_counted():
     assert (enough.value, enough.is_cut) == (40, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 def test_gradient_of_the_quartic(form, exact_fit):
     """BENT: s is minimised out, so that q = (xy)² + z⁴."""
@@ -48,6 +50,7 @@ def test_gradient_of_the_quartic(form, exact_fit):
             assert np.abs(splitting.on_kernel(fourth) - expected).max() > 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("polynomials", "rank"),
     [(CONE, 4), (RIDGE, 0), (NORM, 3), (({(1, 1): 1.0},), 2), (({(2,): 1.0},), 1), (({(3,): 1.0},), 0)],

@@ -16,6 +16,7 @@ LINEAR = ({(1,): 1.0, (0, 1): 2.0}, {(0, 0, 1): 3.0}, {(1,): 2.0, (0, 1): 4.0}) 
 A = np.array([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [2.0, 4.0, 0.0, 0.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 def test_projection_and_pseudo_inverse(form, exact_fit):
     hessian = 2 * A.T @ A

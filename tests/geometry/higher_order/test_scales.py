@@ -49,6 +49,7 @@ def mixed(request):
     return _scales(MIXED[request.param])
 
 
+@pytest.mark.slow
 def test_orders_are_counted_at_every_scale(mixed):
     found = mixed.order_spectrum([0.1, 1e-3])
     columns = [ORDERS.index(name) for name in ("2", "4", "6", "8+", "falling")]
@@ -86,6 +87,7 @@ def _matrices(w, _):
     return 0.5 * jnp.sum((w[:4].reshape(2, 2) @ w[4:].reshape(2, 2)) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("posterior", "exact"),
     [

@@ -16,6 +16,7 @@ def profile_of(posterior, form="dense"):
         return remainder_profile(excess, splitting, scale, jax.random.key(2)), scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 @pytest.mark.parametrize(
     ("polynomials", "expected"),
@@ -56,6 +57,7 @@ def test_two_orders_are_undecided():
     assert order(profile._replace(decided=np.zeros_like(profile.decided))) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "expected"), [(2, 4), (3, 6), (4, 8)])
 def test_zero_blocks(layers, expected):
     """K = ½|W₄ ⋯ W₁|² has order 2L where L matrices are zero; the others are the identity, and held there."""

@@ -47,6 +47,7 @@ def _symmetry(posterior, *generators):
         return symmetry_dimension(excess_loss(posterior, jax.random.key(0)), jax.random.key(1), generators)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("posterior", "dimension"),
     [

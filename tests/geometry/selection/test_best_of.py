@@ -42,6 +42,7 @@ MODELS = {  # loss, d, λ, P(K > k) up to the scale of K, which no slope sees
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "w^2")) for n in MODELS])
 def test_slope_is_that_of_order_statistics(name):
     loss, dim, coefficient, survival = MODELS[name]
