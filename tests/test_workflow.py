@@ -66,7 +66,7 @@ def test_gamma_is_chosen_and_reported():
     assert [line.split()[0] for line in report.calibration.splitlines()][:3] == ["sampler", "step_size", "gamma"]
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_a_weak_localization_shrinks_the_step():
     """At γ = 1 the chains go where b ~ N(0, 1), and a is up to a hundred times as stiff as at w*."""
     data, nbeta = np.zeros((1000, 1)), 1000 / np.log(1000)
@@ -110,7 +110,7 @@ def cross(w, _):
     return 0.5 * (w[0] * w[1]) ** 2
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_draws_are_added_up_to_the_target():
     posterior = llc.LocalPosterior(cross, jnp.zeros(2), np.zeros((1000, 1), np.float32), gamma=1.0)
     # A warm-up of three relaxations along an arm, 2 / εγ steps each: a shorter one leaves the arms to be filled.
@@ -139,7 +139,7 @@ def test_no_draws_are_added_where_they_cure_nothing():
     assert report.verdict == "UNRESOLVED"
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_the_correction_is_accepted_where_gamma_does_not_matter():
     """λ_corr at 3γ and at γ: the same on a quadratic, and on w⁴ what the exact values at the two say."""
     data = np.zeros((1000, 1), np.float32)
@@ -209,7 +209,7 @@ def test_restricted_learning_coefficient():
     assert report.verdict == "CONSISTENT", str(report)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_a_spectrum_and_bounds_that_are_given_serve():
     """The certificate g ≡ 0 pins λ = 6 of 4-2-4; the report names it, and no other spectrum is computed."""
     given = deep_linear([4, 2, 4], [2, 2])
@@ -246,7 +246,7 @@ def test_a_report_keeps_what_was_proved_beyond_the_rank():
     assert "curvature" not in draws
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e6, True)])
 def test_a_localization_that_hides_what_has_no_rank(gamma, hidden):
     """K = w⁴: there is no rank that λ_quad could be compared with; under a strong localization λ̂ ~ γ⁻²."""
@@ -263,7 +263,7 @@ def test_a_localization_that_hides_what_has_no_rank(gamma, hidden):
     assert error < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e4, True)])
 def test_a_localization_that_hides_what_is_counted_where_the_rank_is_open(gamma, hidden):
     """K = ½a² + b⁴ beside its minimum: one direction is sure, one is not. A strong localization shows nothing of
@@ -296,7 +296,7 @@ def test_every_key_of_estimate_is_used_once():
     assert data([jax.random.fold_in(first, 1)]) & data(jax.random.split(first, 3)), "negative control"
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_observables_are_recorded_by_the_whole_way():
     """Of the draws that the report is on; what can't be recorded is refused before the pilots run."""
     posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(2), np.eye(2).repeat(50, axis=0))

@@ -74,7 +74,7 @@ def z_scores(name: str, eval_size: int, num_units: int, num_seeds: int) -> np.nd
     return np.array(found)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(
     ("name", "eval_size"),
     [("normal", 15), ("normal", 30), ("normal", 100), ("of two sizes", 100)],

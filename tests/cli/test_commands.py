@@ -278,7 +278,7 @@ def test_help_needs_no_jax():
         assert command in result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_demo(folder, capsys, monkeypatch):
     """The whole way on fewer images and units: it prints the report that its file gives again."""
     inputs, targets = llc.demo._digits()

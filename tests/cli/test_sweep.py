@@ -45,7 +45,7 @@ def folder(finished, monkeypatch):
     return finished
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_items_come_in_natural_order_and_a_rerun_prints_them_as_json(folder, capsys):
     assert cli.main([*SWEEP, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -113,7 +113,7 @@ def test_help_names_the_statuses(command, capsys):
     assert "Exit status" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_workers_share_the_checkpoints(folder, capsys):
     words = ["sweep", "model.py:posterior", "checkpoints/*.npz", *QUICK, "--workers", "2", "--json"]
     assert cli.main(words) == 0

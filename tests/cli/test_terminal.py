@@ -95,7 +95,7 @@ def test_a_broken_package_is_named(package, tmp_path):
     assert error == f"llc bounds: {package} is broken here\n"
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_every_encoding_can_be_printed_to(encoding, tmp_path):
     llc.save(full_draws(), tmp_path / "run.nc")
@@ -106,7 +106,7 @@ def test_every_encoding_can_be_printed_to(encoding, tmp_path):
     assert not error
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(("stream", "status"), [("stdout", 3), ("stderr", 1)])
 def test_a_full_output_has_a_status(stream, status, tmp_path):
     llc.save(full_draws(), tmp_path / "run.nc")
@@ -123,7 +123,7 @@ def test_a_full_output_has_a_status(stream, status, tmp_path):
         assert b"Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_escapes_of_a_file_do_not_reach_the_terminal(tmp_path):
     draws = full_draws()
     draws.attrs["calibration"] = "gamma \x1b[2J\x9b2J"

@@ -44,7 +44,7 @@ def test_some_wrong_arguments_are_refused_at_the_door():
     assert found["num_functions"] > 30
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_many_wrong_arguments_are_refused_at_the_door():
     found = fuzzed("1500")
     assert found["others"] == []

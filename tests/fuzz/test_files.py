@@ -25,7 +25,7 @@ def test_damaged_files_are_reported_on_or_refused_by_name(seed):
     is_right_or_refused(seed)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @fuzzed(60)
 @given(st.integers(0, 2**32 - 1))
 def test_many_damaged_files_are_reported_on_or_refused_by_name(seed):

@@ -42,7 +42,7 @@ def test_what_is_left_behind_would_be_seen(tmp_path):
     assert fuzz.outcome(tmp_path, OLD, signal.SIGKILL, -9, "").kind == "other"
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("seed", range(6))
 def test_a_stopped_command_leaves_whole_files(seed):
     part, outcome = fuzz.check(np.random.default_rng(seed))

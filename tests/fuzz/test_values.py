@@ -60,7 +60,7 @@ def test_exact_values_of_a_quadratic():
     assert abs(energy.mean() - problem.exact(nbeta, gamma)) < 4 * error
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @fuzzed(4)
 @given(SEEDS)
 def test_random_structures(seed):

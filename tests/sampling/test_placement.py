@@ -38,7 +38,7 @@ assert np.isfinite(run(placed(everywhere, rows), batch_size=10, eval_size=100)).
 """
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_all_places_give_the_same_draws():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -125,7 +125,7 @@ np.save(sys.argv[3], draws["posterior"]["params.w"].values)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_two_processes_are_one_run(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -124,7 +124,7 @@ def squares(draws):
     return (params - xr.DataArray(CENTER, dims=params.dims[-1])) ** 2
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("batches", BATCH_SIZES)
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_stationary_law(sampled, integrator, batches):

@@ -84,7 +84,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("case", PAIRS)
 def test_minibatches_have_the_mean_of_all_the_data(case):
     posterior, sampler, settings = PAIRS[case]

@@ -44,7 +44,7 @@ def difference(one, other):
     return (one.value - other.value) / np.hypot(one.mcse, other.mcse)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.optimized
 @pytest.mark.parametrize("control_variates", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_llc_is_that_of_arrays(control_variates):
@@ -79,7 +79,7 @@ def mlp(data):
     return llc.LocalPosterior(loss_fn, jax.tree.map(jnp.float32, center), data, gamma=100.0)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.optimized
 def test_the_llc_of_a_network_is_that_of_arrays():
     settings = {"num_warmup": 500, "num_draws": 800, "num_chains": 4, "batch_size": 200, "loss_fn": mlp}

@@ -168,7 +168,7 @@ def same_draws(first, second):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_an_executor_gives_the_same_draws(kind, tmp_path):
     if kind == "threads":

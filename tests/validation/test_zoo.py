@@ -50,7 +50,7 @@ def test_the_zoo_is_large_and_has_no_name_twice():
 _ONE_OF_EACH = {case.family: case.name for case in reversed(zoo.CASES)}.values()
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in _ONE_OF_EACH)) for n in CASES])
 def test_ranks_and_bounds(name):
     """The rank is the one that the library finds, w* is a minimum, and λ lies in r/2 … r/2 + (d − r)/4."""
@@ -146,7 +146,7 @@ def _fits(name):
     return [_fit(times[:k], means[:k], case.multiplicity, _EXPONENT.get(name)) for k in (4, 3)]
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _LONG)) for n in _FITTED])
 def test_integrals_give_the_learning_coefficient(name):
     """The fit converges like t^−δ, so that its last step of t bounds what is left where it halves at least."""

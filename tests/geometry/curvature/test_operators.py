@@ -167,7 +167,7 @@ def _outputs_and_jacobian(posterior):
     return outputs(flat), jax.jacobian(outputs)(flat)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(("name", "mask"), [("sum of squares", None), *((name, MASKS[2]) for name in LOSSES)])
 def test_gauss_newton_products_match_the_dense_matrix(name, mask, monkeypatch):
     monkeypatch.setattr(operators, "_PIECE", 5)  # pieces of 6 rows and a rest of one

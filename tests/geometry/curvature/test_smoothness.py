@@ -203,6 +203,7 @@ KINKS_AROUND = {  # the least share, and the largest
 }
 
 
+@pytest.mark.study
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * ("transformer" in name or "demo" in name)) for name in KINKS_AROUND],

@@ -58,7 +58,7 @@ def test_what_a_range_finder_does_not_see_is_said():
     assert not llc.rank_bounds(spectrum_of(few, method="range_finder", noise=1e-16)).note
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(
     ("loss", "center", "known"),
     [
