@@ -32,7 +32,7 @@ class Settings:
     num_data: int = 10_000
     batch_size: int = 512
     num_steps: int = 1000  # of a chain, in every variant of the deep linear net
-    mlp_steps: int = 100  # of the MLP, whose step takes 50 times as long, and of the convolutional net
+    mlp_steps: int = 300  # of the MLP, whose step takes 50 times as long, and of the convolutional net
     transformer_steps: int = 20
     transformer_data: int = 2000
     transformer_batch: int = 64  # sequences

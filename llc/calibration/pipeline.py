@@ -135,7 +135,7 @@ def calibrate_for(
     if given.stream is not None:
         check_steps_of_stream(sampler, step_energies=asked.step_energies)
     elif asked.step_energies and sampler is not None:
-        check_step_energies(posterior if posterior.gamma is not None else posterior.with_scale(gamma=1.0), sampler)
+        check_step_energies(sampler)
     _check_resident(posterior, asked)
     lengths = asked if price.costly else within_budget(posterior, asked, sampler)
     tell = partial(say, progress=progress if price.costly else False)

@@ -49,11 +49,13 @@ class Sampler(eqx.Module):
     Attributes:
         needs_full_batch: whether the transition is valid on the full data only (it has an accept step).
         takes_trajectories: whether a step is a trajectory of many gradients.
+        has_batch_loss: whether `Info.loss` is the loss of the step's batch.
         adapts_in_warmup: whether anything adapts in the first `num_warmup` steps.
     """
 
     needs_full_batch: ClassVar[bool]
     takes_trajectories: ClassVar[bool] = False
+    has_batch_loss: ClassVar[bool] = False
     adapts_in_warmup: ClassVar[bool] = False
 
     @property

@@ -79,6 +79,7 @@ class SGHMC(Sampler):
     noise: Float[ArrayLike, ""] = eqx.field(default=0.0, converter=as_array)
 
     needs_full_batch: ClassVar[bool] = False
+    has_batch_loss: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         require_positive("SGHMC", step_size=self.step_size)
@@ -136,6 +137,7 @@ class SGNHT(Sampler):
     friction: Float[ArrayLike, ""] | None = eqx.field(default=None, converter=_as_optional_array)
 
     needs_full_batch: ClassVar[bool] = False
+    has_batch_loss: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         require_positive("SGNHT", step_size=self.step_size)

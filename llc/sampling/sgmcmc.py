@@ -79,6 +79,7 @@ class SGLD(Sampler):
     control_variates: bool = False
 
     needs_full_batch: ClassVar[bool] = False
+    has_batch_loss: ClassVar[bool] = True
 
     @property
     def langevin_step(self) -> float | None:

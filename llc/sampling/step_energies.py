@@ -13,7 +13,6 @@ pass at w* in each step. A draw records the mean over the steps since the one be
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -55,15 +54,10 @@ def _losses(posterior: LocalPosterior, evaluation: Evaluation) -> Float[Array, "
     return evaluation.losses(posterior, posterior.position)
 
 
-def check_step_energies(posterior: LocalPosterior, sampler: Sampler) -> None:
+def check_step_energies(sampler: Sampler) -> None:
     """Raises ValueError if the steps of a sampler have no loss of a batch."""
-
-    def step(batch: PyTree) -> Array | None:
-        key = jax.random.key(0)
-        return sampler.step(key, posterior, sampler.init(key, posterior), batch)[1].loss
-
-    name = type(sampler).__name__
-    if sampler.needs_full_batch or eqx.filter_eval_shape(step, posterior.data) is None:
+    if not sampler.has_batch_loss:
+        name = type(sampler).__name__
         raise ValueError(
             f"step_energies needs a sampler whose step says the loss of its batch (SGLD, SGHMC and SGNHT do), got "
             f"{name}; leave it False: draws of {name} are evaluated on the data as before."

@@ -49,7 +49,7 @@ def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengt
     if posterior.gamma is None:
         raise ValueError("sampling needs gamma, got None; give LocalPosterior(gamma=…), or let llc.estimate choose it.")
     if lengths.step_energies:
-        check_step_energies(posterior, sampler)
+        check_step_energies(sampler)
     if getattr(sampler, "friction", 0.0) is None and posterior.scale.gamma == 0:
         raise ValueError(
             f"{type(sampler).__name__} takes its friction from gamma, which is 0, so that nothing would ever be "
