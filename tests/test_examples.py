@@ -96,6 +96,7 @@ def test_training_run(tmp_path):
     assert settings.out.exists()
 
 
+@pytest.mark.slow
 def test_modular_addition_is_split_into_all_pairs():
     """Every pair is on one side, with its own sum, and params come back at each step in order."""
     example = _load("modular_addition")

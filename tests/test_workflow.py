@@ -46,6 +46,7 @@ def quadratic(**scale):
     return llc.LocalPosterior(loss_fn, jnp.zeros(4), np.zeros((1000, 1)), **scale)
 
 
+@pytest.mark.slow
 def test_gamma_is_chosen_and_reported():
     posterior = quadratic()
     report = llc.estimate(jax.random.key(0), posterior, num_warmup=500, num_draws=1000, thinning=2)
@@ -66,6 +67,7 @@ def test_gamma_is_chosen_and_reported():
     assert [line.split()[0] for line in report.calibration.splitlines()][:3] == ["sampler", "step_size", "gamma"]
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_a_weak_localization_shrinks_the_step():
     """At γ = 1 the chains go where b ~ N(0, 1), and a is up to a hundred times as stiff as at w*."""
@@ -110,6 +112,7 @@ def cross(w, _):
     return 0.5 * (w[0] * w[1]) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_draws_are_added_up_to_the_target():
     posterior = llc.LocalPosterior(cross, jnp.zeros(2), np.zeros((1000, 1), np.float32), gamma=1.0)
@@ -139,6 +142,7 @@ def test_no_draws_are_added_where_they_cure_nothing():
     assert report.verdict == "UNRESOLVED"
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_the_correction_is_accepted_where_gamma_does_not_matter():
     """λ_corr at 3γ and at γ: the same on a quadratic, and on w⁴ what the exact values at the two say."""
@@ -209,6 +213,7 @@ def test_restricted_learning_coefficient():
     assert report.verdict == "CONSISTENT", str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_a_spectrum_and_bounds_that_are_given_serve():
     """The certificate g ≡ 0 pins λ = 6 of 4-2-4; the report names it, and no other spectrum is computed."""
@@ -227,6 +232,7 @@ def test_a_spectrum_and_bounds_that_are_given_serve():
     assert str(again) == str(report)
 
 
+@pytest.mark.slow
 def test_without_a_localization_there_is_no_other_run_to_compare_with():
     report = llc.estimate(jax.random.key(0), quadratic(gamma=0.0), num_draws=200)
     assert report.gamma_sensitivity is None
@@ -246,6 +252,7 @@ def test_a_report_keeps_what_was_proved_beyond_the_rank():
     assert "curvature" not in draws
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e6, True)])
 def test_a_localization_that_hides_what_has_no_rank(gamma, hidden):
@@ -263,6 +270,7 @@ def test_a_localization_that_hides_what_has_no_rank(gamma, hidden):
     assert error < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(("gamma", "hidden"), [(1.0, False), (1e4, True)])
 def test_a_localization_that_hides_what_is_counted_where_the_rank_is_open(gamma, hidden):
@@ -296,6 +304,7 @@ def test_every_key_of_estimate_is_used_once():
     assert data([jax.random.fold_in(first, 1)]) & data(jax.random.split(first, 3)), "negative control"
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_observables_are_recorded_by_the_whole_way():
     """Of the draws that the report is on; what can't be recorded is refused before the pilots run."""

@@ -238,6 +238,7 @@ DIRECTIONS = {  # of the failed checks that tell one
 }
 
 
+@pytest.mark.slow
 def test_a_good_run_passes_every_check():
     report = _report(_good())
     assert not report.failed, str(report)
@@ -314,6 +315,7 @@ def test_fewer_draws_than_r_hat_takes(num_draws):
     assert report.verdict == "UNRESOLVED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("origin", "lower"), [("given", True), ("run length", False), ("quadratic loss", False)])
 def test_a_gamma_that_was_chosen_is_not_advised_against(origin, lower):
     draws = _huge_gamma().draws.copy()

@@ -106,6 +106,7 @@ def test_a_claim_of_more_than_the_file_can_hold_is_refused_before_it_is_read():
     assert "claim to hold" in words
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_no_crash(tmp_path):
     """HDF5 itself would die after the error was caught, when it closes the file; the draws can be saved elsewhere."""
     code = f"""

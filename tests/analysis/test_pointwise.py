@@ -74,6 +74,7 @@ def z_scores(name: str, eval_size: int, num_units: int, num_seeds: int) -> np.nd
     return np.array(found)
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(
     ("name", "eval_size"),

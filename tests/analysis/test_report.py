@@ -144,6 +144,7 @@ def test_to_html_warns_and_writes_the_page(tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 4_000
 
 
+@pytest.mark.slow
 def test_analysis_loads_no_jax():
     """Negative control: sampling does."""
     modules = [module.name for module in pkgutil.iter_modules(llc.analysis.__path__, "llc.analysis.")]

@@ -55,6 +55,7 @@ def run(name):
     return llc.sample(jax.random.key(0), posterior, llc.NUTS(), **LENGTHS), spectrum
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("name", CASES)
 def test_share_is_that_of_the_gaussian_and_of_the_draws(name):

@@ -22,6 +22,7 @@ def with_steps(rng, *, thinning=10, num_draws=200, memory=0.9, row_noise=3.0, bi
     return draws
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(
     ("memory", "row_noise", "gain"), [(0.5, 1.0, 2.0), (0.7, 1.0, 1.3), (0.99, 3.0, 0.8), (0.9, 300.0, 0.8)]

@@ -100,6 +100,7 @@ def test_the_segments_of_a_store_open_with_xarray(tmp_path, write):
         assert [segment["posterior/llc"].shape for segment in tree.children.values()] == [(NUM_CHAINS, 10)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["draws", "state", "head"])
 @pytest.mark.parametrize("damage", [spoil, lambda path: path.rename(path.with_name("gone"))], ids=["half", "gone"])
 def test_a_damaged_end_is_made_again(tmp_path, kind, damage, write):

@@ -62,6 +62,7 @@ def together(code, folder):
     return [*seen, llc.load(folder / "run.nc")]
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_the_file_is_that_of_one_of_them_at_all_times(tmp_path):
     written = [full_draws(seed=seed) for seed in range(2)]

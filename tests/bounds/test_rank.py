@@ -137,6 +137,7 @@ def _lanczos(curvatures, num_matvecs=60):
     return llc.spectrum(posterior, method="lanczos", num_matvecs=num_matvecs, num_probes=16)
 
 
+@pytest.mark.slow
 def test_lanczos_counts_above_a_gap_that_it_resolves():
     """100 of 1,000 directions within two decades: γ hides most of them from the sampler, not from the count."""
     scale = {"nbeta": 1.0, "gamma": 0.3}

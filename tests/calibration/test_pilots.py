@@ -71,6 +71,7 @@ def hot():
     return dataclasses.replace(calibration, sampler=llc.SGLD(0.016))
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_a_run_that_is_too_hot_is_made_again(hot):
     run = draw_cool_enough(tuple(jax.random.split(jax.random.key(0), 3)), hot, None, progress=False)

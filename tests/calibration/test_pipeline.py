@@ -33,6 +33,7 @@ def test_a_sampler_that_is_given_is_kept(sampler):
     assert calibration.choices["step_size"].value == sampler.step_size
 
 
+@pytest.mark.slow
 def test_every_setting_has_a_reason():
     calibration = llc.calibrate(jax.random.key(0), regression(num_data=100))
     assert tuple(calibration.choices) == (*NAMES, *LENGTHS)

@@ -48,6 +48,7 @@ def test_a_flat_direction_relaxes_as_often_as_was_aimed_at(given, relaxations):
     assert least < calibration.choices["gamma"].evidence["relaxations"] < most
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_the_localization_of_a_cheap_model_shows_most_of_the_rank():
     """Curvatures over three decades: where a step is cheap, γ falls until λ_quad is 3/4 of r/2."""
@@ -69,6 +70,7 @@ def test_the_localization_of_a_cheap_model_shows_most_of_the_rank():
     assert not costly.overhead_bound, "what is given is not made longer"
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_mala_is_as_long_as_the_localization_asks():
     """Its proposal is a step of SGLD, whose pilots see how stiff it gets away from a w* without curvature."""

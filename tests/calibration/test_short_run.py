@@ -46,6 +46,7 @@ def test_less_work_asks_for_a_stronger_localization():
     assert found[1] < found[2] < found[3] < found[4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [50, 200, 1000])
 def test_a_flat_direction_relaxes_ten_times_on_batches_that_hardly_heat(budget):
     asked = request(budget)

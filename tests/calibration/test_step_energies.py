@@ -27,6 +27,7 @@ def found_with(row_variance, posterior):
     return PilotResult(posterior, llc.SGLD(0.1), pilots=(pilot,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "variance", "taken"),
     [
@@ -58,6 +59,7 @@ def test_neither_full_batches_nor_scalar_losses_have_them():
     assert not may_have_step_energies(make_request(scalar), Batch(10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vectorized", "sequential"])
 def test_the_variance_of_rows_is_that_of_their_losses(method):
     data = np.random.default_rng(0).normal(size=60).astype(np.float32)

@@ -31,6 +31,7 @@ def test_bounds_sample_report(folder, capsys):
     assert {"report.png", "trace.png", "running.png", "spectrum.png"} <= pictures
 
 
+@pytest.mark.slow
 def test_observables_of_the_model_file_are_recorded(folder, capsys):
     rows = "'rows': llc.Observable(lambda w, x: x @ w, data=np.eye(3))"
     (folder / "model.py").write_text(f"{MODEL}\nobservables = {{'norm': lambda w: jnp.sum(w**2), {rows}}}\n")
@@ -72,6 +73,7 @@ def test_files_are_looked_at_before_the_work(folder, capsys, monkeypatch):
     assert (folder / "text.nc").read_text() == "hello"
 
 
+@pytest.mark.slow
 def test_a_file_of_another_posterior_is_refused(folder, capsys):
     assert cli.main(["bounds", "model.py:saddle", "--out", "run.nc"]) == 1
     assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", *QUICK]) == 3

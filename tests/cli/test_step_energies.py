@@ -18,6 +18,7 @@ posterior = llc.LocalPosterior(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_the_flags_of_calibrate_are_those_of_sample(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -45,6 +45,7 @@ def folder(finished, monkeypatch):
     return finished
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_items_come_in_natural_order_and_a_rerun_prints_them_as_json(folder, capsys):
     assert cli.main([*SWEEP, "--json"]) == 0

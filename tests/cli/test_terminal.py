@@ -72,6 +72,7 @@ def test_an_interrupted_run_keeps_its_draws(number, status, tmp_path):
     llc.report(draws)
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     """Whatever the interrupted import raises in its place."""
     (tmp_path / "stops.py").write_text(
@@ -95,6 +96,7 @@ def test_a_broken_package_is_named(package, tmp_path):
     assert error == f"llc bounds: {package} is broken here\n"
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_every_encoding_can_be_printed_to(encoding, tmp_path):
@@ -106,6 +108,7 @@ def test_every_encoding_can_be_printed_to(encoding, tmp_path):
     assert not error
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(("stream", "status"), [("stdout", 3), ("stderr", 1)])
 def test_a_full_output_has_a_status(stream, status, tmp_path):
@@ -123,6 +126,7 @@ def test_a_full_output_has_a_status(stream, status, tmp_path):
         assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_escapes_of_a_file_do_not_reach_the_terminal(tmp_path):
     draws = full_draws()

@@ -40,6 +40,7 @@ def test_all_kinds_of_damage_come():
     assert WHOLE.content not in contents
 
 
+@pytest.mark.slow
 def test_another_report_would_be_seen():
     """Negative control: of other draws, with their own checksums."""
     other = files.to_bytes(full_draws(seed=3))

@@ -34,6 +34,7 @@ def test_bias_is_that_of_the_stationary_law():
     assert bias_of(_spectrum(), NBETA, gamma, 3.99 / 210) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("pilots", [((5.0, 4e-3, 3.0), (10.0, 2e-3, 1.5)), ((10.0, 4e-3, 3.0), (10.0, 2e-3, 0.4)), ()])
 def test_settings_and_pilots_are_where_they_were(pilots):

@@ -84,6 +84,7 @@ def _contribution(model, params, mask, others):
     return np.asarray(model(zero) - model(off))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "pattern"), FRAMEWORKS.values(), ids=FRAMEWORKS)
 def test_a_mask_holds_one_head_and_nothing_of_another(make, pattern):
     params, model, axis = make()

@@ -325,6 +325,7 @@ UNDEFINED = {  # finite losses whose gradient is none
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNDEFINED)
 def test_a_gradient_that_is_not_finite_is_named(name):
     params = PARAMS | {"z": jnp.zeros(2)}

@@ -28,6 +28,7 @@ def _derivatives(loss_fn):
     return loss_fn(PARAMS, INPUTS), jax.grad(mean)(w), jax.jvp(jax.grad(mean), (w,), (jnp.ones_like(w),))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 5, 10, 20])
 @pytest.mark.parametrize("loss_fn", [_per_example, _mean])
 def test_a_loss_in_pieces_has_the_same_derivatives(loss_fn, size):

@@ -21,6 +21,7 @@ PARAMS = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), PARAMS)
 DATA = RNG.normal(size=(50, 3)).astype(np.float32), RNG.integers(0, 4, 50)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, "out", "bias"])
 def test_that_of_a_classifier_is_the_log_of_its_classes(mask):
     """Whatever moves: a head that is masked out is as far from chance as the network is."""

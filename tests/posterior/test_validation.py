@@ -110,6 +110,7 @@ FLOAT32_ALONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOAT32_ALONE)
 def test_a_loss_that_fails_in_float64_is_computed_in_float32(name):
     """L(w*), λ_quad and the rank are those of the same loss in float64, to the accuracy of float32."""

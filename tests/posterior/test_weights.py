@@ -88,6 +88,7 @@ def test_sampled_lambda(settings):
     assert len(llc_of_rows) == settings.get("eval_size", N)
 
 
+@pytest.mark.slow
 def test_weights_and_weights_in_the_loss_are_the_same_run(tmp_path):
     """To the bits of the draws, the losses of every example, the report and the file."""
     found = []

@@ -38,6 +38,7 @@ def test_one_pass_gives_the_loss_and_its_gradient():
     assert np.linalg.norm(over_stream(moved).gradient) < 1e-5 * np.linalg.norm(gradient)
 
 
+@pytest.mark.slow
 def test_resident_rows_have_the_value_and_slope_of_all():
     """And not by themselves: the negative control."""
     posterior, _ = posteriors()

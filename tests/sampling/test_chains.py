@@ -142,6 +142,7 @@ def test_no_warmup():
     assert draws["posterior"].sizes["draw"] == 20
 
 
+@pytest.mark.slow
 def test_netcdf_round_trip(tmp_path):
     draws = sample(make_posterior(example_losses), eval_size=5)
     assert "pointwise" in draws.children
@@ -310,6 +311,7 @@ def test_parallel_chains_on_two_devices():
 # ---- Evaluation -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_fn", [mean_loss, example_losses], ids=["scalar", "per example"])
 def test_losses_in_ragged_pieces_are_exact(loss_fn, monkeypatch):
     """Eleven rows in passes of at most four: three pieces of three rows and a rest of two."""

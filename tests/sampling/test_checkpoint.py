@@ -83,6 +83,7 @@ def test_a_resumed_run_has_the_same_bits(name, tmp_path):
         assert draws.attrs == whole.attrs
 
 
+@pytest.mark.slow
 def test_more_draws_go_on_from_the_end(tmp_path):
     """Also where the longer run has a program of its own, as its segments hold more draws."""
     arguments = jax.random.key(0), make_posterior(), llc.SGLD(0.02)

@@ -75,6 +75,7 @@ def regression_posterior():
     return llc.LocalPosterior(lambda w, xy: 0.5 * (xy[0] @ w - xy[1]) ** 2, center, data, gamma=1.0), x
 
 
+@pytest.mark.slow
 def test_of_a_subset():
     """On 40 of 400 rows the slope at w* is that of all rows: λ̂ lacks the noise of the labels, its error tells the rest.
 

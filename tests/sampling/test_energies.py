@@ -21,6 +21,7 @@ def scalar(w, batch):
     return jnp.mean(per_example(w, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("loss_fn", [per_example, scalar])
 @pytest.mark.parametrize("rows", [None, np.arange(997)], ids=["all", "subset"])

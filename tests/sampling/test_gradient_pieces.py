@@ -70,6 +70,7 @@ def test_a_row_that_does_not_fit_is_refused():
         in_fitting_pieces(of_size(20 * free_memory() / GIB), lengths(), method="vectorized")
 
 
+@pytest.mark.slow
 def test_chains_in_pieces_are_those_of_the_whole_batch():
     """The same draws up to rounding."""
     data = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)

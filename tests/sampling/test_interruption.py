@@ -30,6 +30,7 @@ def run(*parts, **settings):
     return chains.tree()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
 @pytest.mark.parametrize("parts", [(1, 12, 27), (39, 1)], ids=str)
 def test_where_segments_end_shows_in_no_bit(parts, chain_method):

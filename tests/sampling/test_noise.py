@@ -240,6 +240,7 @@ def test_words_are_the_same_in_a_vmap_whatever_is_optimized():
         jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[i], together), random_words(key, 1001))  # noqa: B023
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_elements_are_counted_through_the_leaves():
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(normal_like(KEY, TREE))])

@@ -61,6 +61,7 @@ OBSERVABLES = {
 }
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_kept_params_less_those_of_the_center():
     draws = sample(OBSERVABLES)
     for prefix in ("", "warmup_"):
@@ -109,6 +110,7 @@ def test_function_sees_all_params_of_a_mask_and_those_that_stay():
     np.testing.assert_allclose(moved[..., 2], draws["posterior"]["params.b"] - 0.3, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"chain_method": "sequential"}, {"batch_size": 4}, {"eval_size": 6}])
 def test_chain_methods_and_batches_record_alike(settings):
     draws = sample({"probe": Observable(losses, data=PROBE)}, **settings)
@@ -176,6 +178,7 @@ def test_many_numbers_of_a_draw_are_kept_as_moments():
     assert draws["posterior"].sizes["draw"] == 140
 
 
+@pytest.mark.slow
 def test_means_far_above_their_fluctuation_lose_nothing():
     """In float32 a sum of squares would be lost: here the mean is 10⁴ times the standard deviation."""
     posterior = LocalPosterior(lambda w, x: 0.5 * w**2 + 0 * x, jnp.zeros(()), np.zeros(10, np.float32), gamma=1.0)

@@ -38,6 +38,7 @@ assert np.isfinite(run(placed(everywhere, rows), batch_size=10, eval_size=100)).
 """
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_all_places_give_the_same_draws():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
@@ -46,6 +47,7 @@ def test_all_places_give_the_same_draws():
     assert finished.returncode == 0, finished.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [llc.SGLD(1e-2), llc.SGHMC(1e-2), llc.SGNHT(1e-2), llc.HMC(num_steps=2)])
 def test_no_placeholder_is_nan(sampler):
     posterior = llc.LocalPosterior(lambda p, b: 0.5 * (b * p) ** 2, jnp.zeros(()), np.ones(50, np.float32), gamma=1.0)

@@ -134,6 +134,7 @@ def test_traces_of_the_loss(kernel):
     assert kernel.traces(lambda: kernel.walk(jax.random.key(1), other)) == 0
 
 
+@pytest.mark.slow
 def test_a_compiled_segment_never_leaves_the_device(kernel):
     """No callback to the host in the program of a segment, whose one result is read when it ends."""
     posterior = make_posterior(kernel.loss)

@@ -48,6 +48,7 @@ def failed(result):
     return {check.name for check in result.failed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("offset", "fails"), [(0.0, False), (2e4, True)])
 def test_a_constant_in_a_scalar_loss(offset, fails):
     result = report(llc.LocalPosterior(offset_loss(offset), jnp.zeros(3), ONES, gamma=2.1), llc.SGLD(3e-3))
@@ -131,6 +132,7 @@ def test_parameters_as_wide_as_a_few_units_in_the_last_place(sampler, width, fai
         assert abs(result.llc.value - 1.5) < 4 * result.llc.mcse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("center", "fails"), [(1e5, True), (1.0, False)])
 def test_parameters_of_a_sampler_with_trajectories(center, fails):
     posterior = llc.LocalPosterior(

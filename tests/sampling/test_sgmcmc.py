@@ -124,6 +124,7 @@ def squares(draws):
     return (params - xr.DataArray(CENTER, dims=params.dims[-1])) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("batches", BATCH_SIZES)
 @pytest.mark.parametrize("integrator", INTEGRATORS)
@@ -161,6 +162,7 @@ def test_minibatches_are_not_white_noise(sampled, integrator):
         assert apart @ seen / np.linalg.norm(apart) > 4
 
 
+@pytest.mark.slow
 def test_control_variates_take_off_the_noise_of_the_labels():
     """The Hessian is that of every minibatch, so nothing is left of their noise; without them it shows."""
     shifted = (CENTER + 0.3).astype(np.float32)  # not quite the minimum: ∇L(w*) counts

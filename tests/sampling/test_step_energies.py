@@ -52,6 +52,7 @@ def series(draws):
     return draws["sample_stats"]["step_energy"].to_numpy(), draws["posterior"]["llc"].to_numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_on_all_the_data_the_mean_is_that_of_the_gaussian(name):
     draws = sample(make_posterior(), SAMPLERS[name])
@@ -84,6 +85,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("case", PAIRS)
 def test_minibatches_have_the_mean_of_all_the_data(case):
@@ -104,6 +106,7 @@ def test_control_variates_take_noise_away():
     assert spread[1] < 0.8 * spread[0]
 
 
+@pytest.mark.slow
 def test_steps_are_not_held_to_the_subset_that_draws_are_evaluated_on():
     draws = sample(make_posterior(), llc.SGLD(STEP), batch_size=100, eval_size=20)
     whole = sample(make_posterior(), llc.SGLD(STEP), batch_size=100)
@@ -167,6 +170,7 @@ def test_samplers_without_a_loss_of_a_batch_are_refused(sampler):
     assert "step_energy" not in draws["sample_stats"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vectorized", "sequential"])
 def test_a_run_goes_on_to_the_same_bits(tmp_path, method):
     settings = {"thinning": 3, "batch_size": 50, "step_energies": True, "chain_method": method}

@@ -44,6 +44,7 @@ def difference(one, other):
     return (one.value - other.value) / np.hypot(one.mcse, other.mcse)
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.optimized
 @pytest.mark.parametrize("control_variates", [pytest.param(False, marks=pytest.mark.slow), True])

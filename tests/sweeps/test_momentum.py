@@ -34,6 +34,7 @@ def sampler_of(swept, name):
     return json.loads(swept["draws"][name].attrs["settings"])["sampler"]
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_all_items_have_the_momentum_of_the_reference(swept):
     samplers = {name: sampler_of(swept, name) for name in ("scale_4.0", "scale_1.0")}

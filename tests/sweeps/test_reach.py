@@ -12,6 +12,7 @@ MINIMUM = np.array([0.5, -2.0], np.float32)
 NBETA, GAMMA = 10.0, 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("a", "b"), ("value", "grad")], ids=str)
 def test_minimum_of_a_quadratic(names):
     """Whatever the parameters are called: optax keeps a value and a gradient of its own."""

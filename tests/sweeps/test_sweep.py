@@ -114,6 +114,7 @@ def test_more_items_compile_nothing_more():
     assert len(COMPILED) > before
 
 
+@pytest.mark.slow
 def test_a_failed_item_is_named_and_sinks_nothing(tmp_path):
     checkpoints = run.checkpoints() | {"step_5": {"first": np.zeros((3, 2), np.float32)}}
     checkpoints = {name: checkpoints[name] for name in ("step_0", "step_5", "step_10", "step_20")}
@@ -168,6 +169,7 @@ def same_draws(first, second):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_an_executor_gives_the_same_draws(kind, tmp_path):
@@ -211,6 +213,7 @@ def test_a_killed_sweep_goes_on_and_finished_items_are_not_run_again(out, tmp_pa
     xr.testing.assert_identical(third.to_dataset(), second.to_dataset())
 
 
+@pytest.mark.slow
 def test_a_folder_of_items_is_read_by_llc_load(tmp_path):
     swept(out=tmp_path / "training")
     assert sorted(x.name for x in (tmp_path / "training").iterdir()) == [
@@ -226,6 +229,7 @@ def test_a_folder_of_items_is_read_by_llc_load(tmp_path):
     assert table["verdict"].to_numpy().tolist() == result()["verdict"].to_numpy().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_store_of_zarr_is_one_tree(tmp_path):
     swept(out=tmp_path / "training.zarr")

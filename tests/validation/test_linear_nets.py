@@ -42,6 +42,7 @@ def test_hessian_rank_is_that_of_the_spectrum():
     assert bounds.rank == theory.deep_linear_rank([matrix.T for matrix in net.weights])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_few_rows_have_the_same_density(scale):
     net = linear_nets.generate(SMALL, 1)

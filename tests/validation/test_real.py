@@ -35,6 +35,7 @@ def test_losses_come_per_example(name):
     np.testing.assert_allclose(some, losses[:3], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_is_causal():
     size = networks.LanguageSize(vocabulary=8, length=6, width=4, layers=2, heads=2)
     params = networks.init_transformer(KEY, size.vocabulary, size.length, size.width, size.layers, size.heads)

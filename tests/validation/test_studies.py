@@ -28,6 +28,7 @@ def _run(module, folder, monkeypatch):
     return json.loads((folder / f"{module.__name__}.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.study, pytest.mark.optimized] * (n in LONG)) for n in QUICK]

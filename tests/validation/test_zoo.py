@@ -50,6 +50,7 @@ def test_the_zoo_is_large_and_has_no_name_twice():
 _ONE_OF_EACH = {case.family: case.name for case in reversed(zoo.CASES)}.values()
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in _ONE_OF_EACH)) for n in CASES])
 def test_ranks_and_bounds(name):
@@ -146,6 +147,7 @@ def _fits(name):
     return [_fit(times[:k], means[:k], case.multiplicity, _EXPONENT.get(name)) for k in (4, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _LONG)) for n in _FITTED])
 def test_integrals_give_the_learning_coefficient(name):
@@ -156,6 +158,7 @@ def test_integrals_give_the_learning_coefficient(name):
     assert abs(fine - CASES[name].learning_coefficient) < tolerance
 
 
+@pytest.mark.slow
 def test_the_fit_tells_neighbouring_values_apart():
     """Negative control: another λ, such as that of the leading diagonal part alone, or another m, is refused."""
     for name, wrong in [

@@ -142,6 +142,7 @@ def test_round_trip_through_a_file(tmp_path):
     assert dataclasses.replace(again, num_exact=0).quad_stderr(0.03) > again.quad_stderr(0.03)
 
 
+@pytest.mark.slow
 def test_in_float64_where_the_params_are():
     with jax.enable_x64(True):
         posterior = deep_linear([6, 3, 6], [2, 2])

@@ -224,6 +224,7 @@ def test_the_old_name_of_the_range_finder_is_taken():
     np.testing.assert_array_equal(old.nodes, new.nodes)
 
 
+@pytest.mark.slow
 def test_auto_finds_a_low_rank_in_a_large_model():
     posterior = deep_linear([12, 6, 12], [4, 4])
     limits = Limits(order=143, spare=20)

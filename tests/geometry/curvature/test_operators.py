@@ -167,6 +167,7 @@ def _outputs_and_jacobian(posterior):
     return outputs(flat), jax.jacobian(outputs)(flat)
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(("name", "mask"), [("sum of squares", None), *((name, MASKS[2]) for name in LOSSES)])
 def test_gauss_newton_products_match_the_dense_matrix(name, mask, monkeypatch):
@@ -253,6 +254,7 @@ def test_a_regularizer_is_no_function_of_the_outputs():
         gauss_newton_operator(posterior)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("predict_fn", "message"),
     [

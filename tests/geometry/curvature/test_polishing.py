@@ -59,6 +59,7 @@ def test_least_squares_in_one_step(monkeypatch):
         assert polished.distance == pytest.approx(np.linalg.norm(exact))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_a_loss_that_falls_for_ever_is_told(decay):
     """A logistic regression on classes that can be separated has a minimum only with a weight decay."""

@@ -21,6 +21,7 @@ def spectrum_of(eigenvalues, **settings):
     return llc.spectrum(posterior, method="sketch", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signs", [1, -1], ids=["minimum", "saddle"])
 def test_eigenvalues_over_three_decades(signs):
     exact = np.logspace(-3, 0, 40) * np.where(np.arange(40) % 3, 1, signs)

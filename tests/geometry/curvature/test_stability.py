@@ -58,6 +58,7 @@ def test_what_a_range_finder_does_not_see_is_said():
     assert not llc.rank_bounds(spectrum_of(few, method="range_finder", noise=1e-16)).note
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(
     ("loss", "center", "known"),
@@ -75,6 +76,7 @@ def test_bounds_do_not_exclude(loss, center, known):
     assert bounds.lower <= known <= bounds.upper, str(bounds)
 
 
+@pytest.mark.slow
 def test_a_component_through_the_point_is_still_found():
     """K = (w₀w₁)²: lines of zeros through 0, of codimension 1."""
     bounds = higher(lambda w: (w[0] * w[1]) ** 2, [0.0, 0.0])

@@ -102,6 +102,7 @@ UNITS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", UNITS)
 def test_units_and_ranks_of_a_small_relu_net(name, dtype):
@@ -145,6 +146,7 @@ def test_rank_at_a_singular_point_is_no_dimension():
     assert "rank G     0 of 2 × 2" in str(empty)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "ranks"),
     [([5, 3, 4, 5], [3, 3, 3]), ([6, 4, 4, 6], [4, 2, 4]), ([3, 2, 3], [0, 0])],
@@ -220,6 +222,7 @@ def _tanh_posterior(loss, noise):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALES)
 def test_hessian_is_the_gram_matrix_at_zero_residual(name):
     loss, factor = SCALES[name]
@@ -271,6 +274,7 @@ def test_wrong_units(incoming, outgoing, tolerance, message):
         unit_states(gradients, incoming, outgoing, tolerance=tolerance)
 
 
+@pytest.mark.slow
 def test_wrong_models():
     inputs = np.ones((4, 3))
     with pytest.raises(ValueError, match="need to depend on the params that move"):

@@ -117,6 +117,7 @@ def test_a_large_net_of_lower_rank_is_pinned_too():
     assert records[RESOLUTION].status == "not needed"
 
 
+@pytest.mark.slow
 @pytest.mark.study
 def test_without_outputs_the_probes_that_need_them_say_so():
     posterior = linear_net(WIDE, (1, 40, 1), num_inputs=3, outputs=False)

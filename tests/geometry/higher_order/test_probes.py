@@ -57,6 +57,7 @@ def test_false_bounds_stay_out():
     assert _by_name(norm)[COMPONENT].upper >= CASES["norm"][1]
 
 
+@pytest.mark.slow
 def test_what_each_probe_says():
     ridge = _by_name(llc.higher_bounds(squares(*RIDGE, exact_fit=True), key=KEY))
     assert ridge[SYMMETRY].number == 2  # the variables that nothing depends on
@@ -105,6 +106,7 @@ def test_wrong_input():
         llc.higher_bounds(posterior, other, key=KEY)
 
 
+@pytest.mark.slow
 def test_the_report_names_both_sources():
     posterior = squares(*CONE, exact_fit=True).with_scale(nbeta=1e3, gamma=1.0)
     spectrum = llc.spectrum(posterior)
@@ -154,6 +156,7 @@ def test_cross_entropy_has_residuals_where_its_targets_are_the_model_s_own_proba
     assert bounds.lower_source == RESOLUTION
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("targets", "expected"), [([1 / 3, 1 / 3, 1 / 3], True), ([0.5, 0.3, 0.2], False)])
 def test_other_targets_leave_no_residuals(targets, expected):
     posterior = _two_layers(np.array(targets, np.float32))

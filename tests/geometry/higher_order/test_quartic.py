@@ -12,6 +12,7 @@ from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
 BENT = ({(0, 0, 0, 1): 1.0, (2,): -2.0, (1, 1): 3.0}, {(1, 1): 1.0}, {(0, 0, 2): 1.0})
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def test_gradient_of_the_quartic(form, exact_fit):
             assert np.abs(splitting.on_kernel(fourth) - expected).max() > 0.1 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.study
 @pytest.mark.parametrize(
     ("polynomials", "rank"),

@@ -35,6 +35,7 @@ def test_projection_and_pseudo_inverse(form, exact_fit):
     assert np.sum(np.asarray(pulled) ** 2) == pytest.approx(vector @ hessian @ vector, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", forms(exact_fit=True))
 def test_what_lies_beyond_the_image_of_the_jacobian(form):
     """The first and third residuals move together, so that 2 F₁ − F₃ and F₄ = 0 do not move at all."""

@@ -64,6 +64,7 @@ def test_known_dimensions(posterior, dimension):
     assert _symmetry(posterior).dimension == dimension
 
 
+@pytest.mark.slow
 def test_given_generators_are_verified():
     def scale(params):
         return {"a": params["a"], "b": params["b"], "c": -params["c"], "e": 0 * params["e"]}

@@ -76,6 +76,7 @@ def test_weights_are_those_of_random_subsets():
     assert np.all(np.abs(shares - weights[:, 0]) <= 4 * np.sqrt(weights[:, 0] * (1 - weights[:, 0]) / 20_000))
 
 
+@pytest.mark.slow
 def test_a_few_losses_that_are_not_finite_are_no_matter():
     good, bad = (
         _population(lambda w, far=far: jnp.where(w[0] > far, jnp.nan, w[0] ** 2 + w[1] ** 2), 2) for far in (9.0, 0.03)

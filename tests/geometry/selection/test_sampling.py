@@ -65,6 +65,7 @@ def test_masked_parameters_stay():
     assert_same(masked, llc.selected_covariance(KEY, flat(2, 2), sigma=0.1, progress=False), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_noise_hides_and_does_not_feign():
     """Noise of 3 times the spread of the loss divides the score's mean by √(1 + 9), and adds no direction."""
     dim, rank, ratio = 12, 4, 3.0

@@ -125,6 +125,7 @@ def test_slope_of_the_shape():
     assert abs(measured + 1) > 4 * error
 
 
+@pytest.mark.slow
 def test_best_of_many_is_the_inverse_hessian():
     curvatures = np.array([1.0, 100.0, 0.0])
     posterior, exact = quadratic(curvatures), 100 / 101
@@ -156,6 +157,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_rank_of_a_quadratic(name):
     """By default settings; the rotation of the parameters matters to none of the three."""
