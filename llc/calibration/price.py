@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from llc.bounds.rank import rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.methods import spectrum
 from llc.posterior.local_posterior import LocalPosterior
@@ -31,6 +32,7 @@ _ERROR, _SCALE = 0.05, 0.03  # wanted of λ_quad, and the γ/nβ in units of h_m
 # Operations of the spectrum above which it is made for a price (set by eye). At 5e10 a second it takes 100 s. A model
 # just below waits that long for a rank, one just above gets λ_quad and no rank.
 _COSTLY = 5e12
+_SECONDS = 2e11  # operations of the whole spectrum up to which it is made whatever the budget
 
 
 def gradient_flops(posterior: LocalPosterior) -> float:
@@ -66,8 +68,7 @@ def price_of(posterior: LocalPosterior, *, limit: float = _COSTLY) -> Price:
         limit: operations of all eigenvalues of the Hessian above which a model is costly.
     """
     flops = gradient_flops(posterior)
-    products = min(posterior.num_params, _PRODUCTS)
-    return Price(flops, products * _GRADIENTS_A_PRODUCT * flops > limit)
+    return Price(flops, _whole_cost(posterior) * flops > limit)
 
 
 class SpectrumPlan(NamedTuple):
@@ -100,12 +101,40 @@ def plan_spectrum(posterior: LocalPosterior, price: Price, budget: int | None) -
     return SpectrumPlan(num_rows, work, work * num_rows / num_data)
 
 
+def spectrum_cost(posterior: LocalPosterior, price: Price, budget: int | None) -> float:
+    """Gradients over all the data that the spectrum takes at most.
+
+    Args:
+        posterior: loss, data and w*.
+        price: of a gradient.
+        budget: of the whole run, in gradients.
+    """
+    if _has_whole(posterior, price, budget):
+        return _whole_cost(posterior)
+    return plan_spectrum(posterior, price, budget).cost
+
+
+def _whole_cost(posterior: LocalPosterior) -> int:
+    """Gradients that all eigenvalues take, or a count of them by Lanczos."""
+    return _GRADIENTS_A_PRODUCT * min(posterior.num_params, _PRODUCTS)
+
+
+def _has_whole(posterior: LocalPosterior, price: Price, budget: int | None) -> bool:
+    """Whether all of the spectrum is made: it takes seconds, or no more than a third of the budget, or than minutes."""
+    if price.costly or budget is None:
+        return not price.costly
+    cost = _whole_cost(posterior)
+    return cost <= budget / 3 or cost * price.flops <= _SECONDS
+
+
 def affordable_spectrum(
     posterior: LocalPosterior, price: Price, budget: int | None, *, progress: bool | None
 ) -> Spectrum:
     """The spectrum of the Hessian: all of it where that is cheap, else λ_quad and the leading eigenvectors for a price.
 
-    A third of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows.
+    A third of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows. So it
+    is made, too, where all of it has neither a gap nor known eigenvectors, and γ is to be found: localization.py asks
+    for those.
 
     Args:
         posterior: loss, data and w*.
@@ -114,8 +143,10 @@ def affordable_spectrum(
         progress: as of `llc.spectrum`.
     """
     posterior = on_resident_rows(posterior)
-    if not price.costly:
-        return spectrum(posterior, progress=progress)
+    if _has_whole(posterior, price, budget):
+        found = spectrum(posterior, progress=progress)
+        if posterior.gamma is not None or found.vectors is not None or rank_bounds(found).rank_is_unique:
+            return found  # elsewhere γ is found with eigenvectors
     num_rows, work, _ = plan_spectrum(posterior, price, budget)
     num_data = posterior.num_data
     settings = {"method": "deflated", "budget": work, "relative_error": _ERROR, "relative_scale": _SCALE}

@@ -125,7 +125,7 @@ def report_so_far(place: Place, bounds: Bounds | None) -> Report | None:
 
 def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
     """Draws of a run, up to `num_draws` of a chain; where each takes long, λ̂ so far is told as they come in."""
-    if not calibration.costly or progress is False:
+    if not calibration.told or progress is False:
         chains.draw_until(num_draws, progress=progress)
         return
     there = chains.num_drawn
