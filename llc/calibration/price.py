@@ -32,6 +32,7 @@ _ERROR, _SCALE = 0.05, 0.03  # wanted of λ_quad, and the γ/nβ in units of h_m
 # Operations of the spectrum above which it is made for a price (set by eye). At 5e10 a second it takes 100 s. A model
 # just below waits that long for a rank, one just above gets λ_quad and no rank.
 _COSTLY = 5e12
+_MINUTE = 1e12  # operations above which the whole has to promise bounds: those of a small CNN took three minutes
 _SECONDS = 2e11  # operations of the whole spectrum up to which it is made whatever the budget
 
 
@@ -132,9 +133,11 @@ def affordable_spectrum(
 ) -> Spectrum:
     """The spectrum of the Hessian: all of it where that is cheap, else λ_quad and the leading eigenvectors for a price.
 
-    A third of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows. So it
-    is made, too, where all of it has neither a gap nor known eigenvectors, and γ is to be found: localization.py asks
-    for those.
+    A third of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows.
+
+    Where all of it would take more than a minute, it is made for a price first. If that shows negative curvature, the
+    rank gives no bounds, and nothing more is made. It is what there is, too, where γ is to be found and the whole has
+    neither a gap nor known eigenvectors, which localization.py asks for.
 
     Args:
         posterior: loss, data and w*.
@@ -143,10 +146,21 @@ def affordable_spectrum(
         progress: as of `llc.spectrum`.
     """
     posterior = on_resident_rows(posterior)
-    if _has_whole(posterior, price, budget):
-        found = spectrum(posterior, progress=progress)
-        if posterior.gamma is not None or found.vectors is not None or rank_bounds(found).rank_is_unique:
-            return found  # elsewhere γ is found with eigenvectors
+    if not _has_whole(posterior, price, budget):
+        return _for_a_price(posterior, price, budget, progress=progress)
+    first = None
+    if _whole_cost(posterior) * price.flops > _MINUTE:
+        first = _for_a_price(posterior, price, budget, progress=progress)
+        if not rank_bounds(first).valid:
+            return first
+    found = spectrum(posterior, progress=progress)
+    if posterior.gamma is not None or found.vectors is not None or rank_bounds(found).rank_is_unique:
+        return found
+    return _for_a_price(posterior, price, budget, progress=progress) if first is None else first
+
+
+def _for_a_price(posterior: LocalPosterior, price: Price, budget: int | None, *, progress: bool | None) -> Spectrum:
+    """λ_quad, h_max and the leading eigenvectors."""
     num_rows, work, _ = plan_spectrum(posterior, price, budget)
     num_data = posterior.num_data
     settings = {"method": "deflated", "budget": work, "relative_error": _ERROR, "relative_scale": _SCALE}

@@ -130,6 +130,16 @@ def test_a_cheap_model_has_all_of_its_spectrum():
     assert not affordable_spectrum(posterior, COSTLY, 60, progress=False).exact
 
 
+@pytest.mark.parametrize(("flops", "descent", "whole"), [(1e6, 1.0, True), (1e10, 0.0, True), (1e10, 1.0, False)])
+def test_a_spectrum_of_a_minute_is_made_only_where_it_may_give_bounds(flops, descent, whole):
+    """Negative curvature along one direction leaves the rank without a use."""
+    plain = decaying()
+    tilted = llc.LocalPosterior(
+        lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2 - descent * w[0] ** 2, plain.center, plain.data
+    )
+    assert affordable_spectrum(tilted, Price(flops, costly=False), None, progress=False).exact == whole
+
+
 @pytest.mark.parametrize(
     ("flops", "budget", "whole"), [(1e6, 60, True), (1e10, 600, True), (1e10, None, True), (1e10, 60, False)]
 )
