@@ -168,7 +168,16 @@ def _estimated(
     result = _with_reference(result, calibration, bounds, reference_loss)
     draws = result.draws
     if any(check.told_by_half_step for check in result.failed):
-        half = half_step_draws(keys.half_step, run.calibration, mesh=place.mesh, progress=progress)
+        made = run.calibration
+        half = half_step_draws(
+            keys.half_step,
+            made.posterior,
+            made.sampler,
+            made.lengths,
+            made.spectrum,
+            mesh=place.mesh,
+            progress=progress,
+        )
         if half is not None:
             draws[schema.HALF_STEP] = half
             result = report(draws, bounds=bounds, spectrum=calibration.spectrum)

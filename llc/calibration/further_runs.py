@@ -4,16 +4,17 @@ What they say is read off their draws by `llc.analysis`: whether λ_corr still c
 are not what was expected come from the step.
 """
 
-from dataclasses import replace
-
-import numpy as np
 import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from llc.analysis.stored_run import StoredRun
+from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.record import Calibration
+from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
+from llc.sampling.kernel import Sampler
+from llc.sampling.run_lengths import RunLengths
 
 _STRONGER, _FEWER = 3, 4  # γ of the run that λ_corr is compared with, and the part of the draws that it takes
 
@@ -44,21 +45,30 @@ def localized_draws(
 
 
 def half_step_draws(
-    key: PRNGKeyArray, calibration: Calibration, *, progress: bool | None, mesh: Mesh | None = None
+    key: PRNGKeyArray,
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    lengths: RunLengths,
+    spectrum: Spectrum,
+    *,
+    progress: bool | None,
+    mesh: Mesh | None = None,
 ) -> xr.DataTree | None:
-    """A run at half the step, with half the draws of the one at 3γ, twice as far apart; None of other dynamics.
+    """A run at half the step, with half the draws of the one at 3γ, twice as far apart; None where there is no ε.
 
     Args:
         key: `jax.random.key(seed)`.
-        calibration: of the first run.
+        posterior: of the first run.
+        sampler: of it.
+        lengths: of it.
+        spectrum: of the Hessian at w*.
         mesh: devices to spread it over.
         progress: whether to show a progress bar; None shows it on a terminal.
     """
-    before = calibration.sampler.langevin_step
-    if before is None:
+    slower = sampler.at_half_step()
+    if slower is None:
         return None
-    sampler = replace(calibration.sampler, step_size=np.asarray(before / 2))
-    lengths = calibration.lengths.shorter(2 * _FEWER).slower(2)
-    chains = Chains(key, calibration.posterior, sampler, lengths, spectrum=calibration.spectrum, mesh=mesh)
+    lengths = lengths.shorter(2 * _FEWER).slower(2)
+    chains = Chains(key, posterior, slower, lengths, spectrum=spectrum, mesh=mesh)
     chains.draw(lengths.num_draws, progress=progress)
     return chains.tree()

@@ -30,7 +30,7 @@ from llc.calibration.run_length import (
     plan_length,
     within_budget,
 )
-from llc.calibration.short_run import Length, costly_length
+from llc.calibration.short_run import Length, costly_length, is_costly, takes_minutes
 from llc.calibration.step_energies import choose_step_energies, space_draws
 from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
@@ -138,11 +138,15 @@ def calibrate_for(
         check_step_energies(sampler)
     _check_resident(posterior, asked)
     lengths = asked if price.costly else within_budget(posterior, asked, sampler)
-    tell = partial(say, progress=progress if price.costly else False)
+    told = takes_minutes(posterior, price, asked)
+    tell = partial(say, progress=progress if told else False)
     tell(lambda: forecast(posterior, price, asked, has_spectrum=spectrum is not None))
     if spectrum is None:
         spectrum = affordable_spectrum(posterior, price, asked.budget, progress=progress)
     request = Request(posterior, sampler, asked, lengths, spectrum, price, is_sample=given.stream is not None)
+    if is_costly(request):
+        price = price._replace(costly=True)
+        request = replace(request, lengths=asked, price=price)
 
     key, points_key = jax.random.split(key)
     length = costly_length(request) if price.costly else Length(num_gradients(lengths), RELAXATIONS)
@@ -165,7 +169,7 @@ def calibrate_for(
     is_sample = request.is_sample
     tell(lambda: run_forecast(calibration.lengths, posterior.num_data, price, doubled=doubled, is_sample=is_sample))
     scale = calibration.posterior.scale
-    return replace(calibration, posterior=given.with_scale(nbeta=scale.nbeta, gamma=scale.gamma))
+    return replace(calibration, posterior=given.with_scale(nbeta=scale.nbeta, gamma=scale.gamma), told=told)
 
 
 def _check_resident(posterior: LocalPosterior, asked: RequestedLengths) -> None:
@@ -233,7 +237,6 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
         pilots=found.pilots,
         spectrum=request.spectrum,
         overhead_bound=plan.overhead_bound,
-        costly=request.price.costly,
     )
 
 

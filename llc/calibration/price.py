@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from llc.bounds.rank import rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.geometry.curvature.methods import spectrum
 from llc.posterior.local_posterior import LocalPosterior
@@ -31,6 +32,8 @@ _ERROR, _SCALE = 0.05, 0.03  # wanted of λ_quad, and the γ/nβ in units of h_m
 # Operations of the spectrum above which it is made for a price (set by eye). At 5e10 a second it takes 100 s. A model
 # just below waits that long for a rank, one just above gets λ_quad and no rank.
 _COSTLY = 5e12
+_MINUTE = 1e12  # operations above which the whole has to promise bounds: those of a small CNN took three minutes
+_SECONDS = 2e11  # operations of the whole spectrum up to which it is made whatever the budget
 
 
 def gradient_flops(posterior: LocalPosterior) -> float:
@@ -66,8 +69,7 @@ def price_of(posterior: LocalPosterior, *, limit: float = _COSTLY) -> Price:
         limit: operations of all eigenvalues of the Hessian above which a model is costly.
     """
     flops = gradient_flops(posterior)
-    products = min(posterior.num_params, _PRODUCTS)
-    return Price(flops, products * _GRADIENTS_A_PRODUCT * flops > limit)
+    return Price(flops, _whole_cost(posterior) * flops > limit)
 
 
 class SpectrumPlan(NamedTuple):
@@ -100,12 +102,42 @@ def plan_spectrum(posterior: LocalPosterior, price: Price, budget: int | None) -
     return SpectrumPlan(num_rows, work, work * num_rows / num_data)
 
 
+def spectrum_cost(posterior: LocalPosterior, price: Price, budget: int | None) -> float:
+    """Gradients over all the data that the spectrum takes at most.
+
+    Args:
+        posterior: loss, data and w*.
+        price: of a gradient.
+        budget: of the whole run, in gradients.
+    """
+    if _has_whole(posterior, price, budget):
+        return _whole_cost(posterior)
+    return plan_spectrum(posterior, price, budget).cost
+
+
+def _whole_cost(posterior: LocalPosterior) -> int:
+    """Gradients that all eigenvalues take, or a count of them by Lanczos."""
+    return _GRADIENTS_A_PRODUCT * min(posterior.num_params, _PRODUCTS)
+
+
+def _has_whole(posterior: LocalPosterior, price: Price, budget: int | None) -> bool:
+    """Whether all of the spectrum is made: it takes seconds, or no more than a third of the budget, or than minutes."""
+    if price.costly or budget is None:
+        return not price.costly
+    cost = _whole_cost(posterior)
+    return cost <= budget / 3 or cost * price.flops <= _SECONDS
+
+
 def affordable_spectrum(
     posterior: LocalPosterior, price: Price, budget: int | None, *, progress: bool | None
 ) -> Spectrum:
     """The spectrum of the Hessian: all of it where that is cheap, else λ_quad and the leading eigenvectors for a price.
 
     A third of the budget goes into it. Where that is too little for all rows, the curvature is that of some rows.
+
+    Where all of it would take more than a minute, it is made for a price first. If that shows negative curvature, the
+    rank gives no bounds, and nothing more is made. It is what there is, too, where γ is to be found and the whole has
+    neither a gap nor known eigenvectors, which localization.py asks for.
 
     Args:
         posterior: loss, data and w*.
@@ -114,8 +146,21 @@ def affordable_spectrum(
         progress: as of `llc.spectrum`.
     """
     posterior = on_resident_rows(posterior)
-    if not price.costly:
-        return spectrum(posterior, progress=progress)
+    if not _has_whole(posterior, price, budget):
+        return _for_a_price(posterior, price, budget, progress=progress)
+    first = None
+    if _whole_cost(posterior) * price.flops > _MINUTE:
+        first = _for_a_price(posterior, price, budget, progress=progress)
+        if not rank_bounds(first).valid:
+            return first
+    found = spectrum(posterior, progress=progress)
+    if posterior.gamma is not None or found.vectors is not None or rank_bounds(found).rank_is_unique:
+        return found
+    return _for_a_price(posterior, price, budget, progress=progress) if first is None else first
+
+
+def _for_a_price(posterior: LocalPosterior, price: Price, budget: int | None, *, progress: bool | None) -> Spectrum:
+    """λ_quad, h_max and the leading eigenvectors."""
     num_rows, work, _ = plan_spectrum(posterior, price, budget)
     num_data = posterior.num_data
     settings = {"method": "deflated", "budget": work, "relative_error": _ERROR, "relative_scale": _SCALE}

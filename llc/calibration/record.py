@@ -170,7 +170,7 @@ class Calibration:
         spectrum: of the Hessian at w*.
         overhead_bound: whether a step costs little more than its overhead, so that runs may be many times longer, and
             neither the sampler nor the steps between draws and before them were given.
-        costly: whether all eigenvalues of the Hessian would take minutes or more.
+        told: whether it takes minutes, so that λ̂ is told as draws come in.
     """
 
     posterior: LocalPosterior
@@ -180,7 +180,7 @@ class Calibration:
     pilots: tuple[Pilot, ...]
     spectrum: Spectrum
     overhead_bound: bool = False
-    costly: bool = False
+    told: bool = False
 
     def with_smaller_step(self) -> "Calibration":
         """A quarter of the step size and four times the steps between draws, for chains that were too hot.

@@ -113,6 +113,18 @@ def num_gradients(lengths: RequestedLengths) -> int:
     return warmup + (lengths.num_draws or _NUM_DRAWS) * (lengths.thinning or _THINNING)
 
 
+def usual_cost(asked: RequestedLengths, rows: int, num_data: int) -> float:
+    """Gradients over all the data of all chains of a run that is as long as usual; at most the budget.
+
+    Args:
+        asked: the lengths that were asked for.
+        rows: of a minibatch.
+        num_data: of the data.
+    """
+    cost = asked.num_chains * (num_gradients(asked) * rows / num_data + (asked.num_draws or _NUM_DRAWS))
+    return cost if asked.budget is None else min(cost, asked.budget)
+
+
 def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:
     """How much longer than usual a run may be, and the number of steps that γ is set from.
 

@@ -1,6 +1,7 @@
 """Runs by calibrated settings: again with a smaller step where it was too large, and longer as far as that helps."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from llc.analysis.step_energies import combined_energy
 from llc.analysis.store import MAIN, Store
 from llc.bounds.rank import Bounds
 from llc.calibration.record import Calibration
-from llc.calibration.telling import say
+from llc.calibration.telling import about, say
 from llc.sampling.chains import Chains
 from llc.sampling.observable import Observable
 
@@ -124,17 +125,20 @@ def report_so_far(place: Place, bounds: Bounds | None) -> Report | None:
 
 
 def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
-    """Draws of a run, up to `num_draws` of a chain; where each takes long, λ̂ so far is told as they come in."""
-    if not calibration.costly or progress is False:
+    """Draws of a run, up to `num_draws` of a chain; where it takes minutes, λ̂ so far is told as they come in."""
+    if not calibration.told or progress is False:
         chains.draw_until(num_draws, progress=progress)
         return
-    there = chains.num_drawn
+    there, start = chains.num_drawn, time.perf_counter()
+    before = 0 if there else calibration.lengths.num_warmup_draws
     first = min(there + _FIRST_LOOK, num_draws)
     for look in np.unique(np.linspace(first, num_draws, 1 + _LOOKS).astype(int)).tolist():
         chains.draw_until(look, asked=num_draws, progress=progress)
         draws = chains.so_far()
         llc, total = combined_energy(draws) or mean_energy(draws), draws["posterior"].sizes["draw"]
-        say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain", progress=progress)
+        pace = (time.perf_counter() - start) / max(before + look - there, 1)
+        to_go = f", {about((num_draws - look) * pace)} to go" if look < num_draws else ""
+        say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain{to_go}", progress=progress)
 
 
 def _step_too_large(result: Report) -> bool:

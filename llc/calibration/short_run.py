@@ -1,4 +1,9 @@
-r"""γ of a run that a budget cuts short: how many steps a chain of a costly model has, and on how many rows.
+r"""Runs that are cut short: of models on which one of the usual length takes minutes, and γ of those with a budget.
+
+Where the rank is one number, λ may be determined, and a run of the usual length is made whatever it costs. Elsewhere λ̂
+belongs to its scale, and is told to 2 % by a run of a few thousand steps on minibatches, as that of a costly model.
+
+How many steps a chain of a costly model has, and on how many rows, follows from its budget.
 
 A chain that may look at W rows takes T = W/B steps on minibatches of B. Over them a flat direction relaxes R = T εγ/2
 times, and minibatches heat the curved directions (batch_size.py) by
@@ -14,14 +19,19 @@ parameters had seven steps within a budget of 100 gradients.
 
 from typing import NamedTuple
 
-from llc.calibration.batch_size import MAX_HEATING, fewest_rows, measure_noise, noise_rows
+from llc.bounds.rank import rank_bounds
+from llc.calibration.batch_size import MAX_HEATING, fewest_rows, measure_noise, noise_rows, nominal_rows
+from llc.calibration.price import Price
 from llc.calibration.record import Request
-from llc.calibration.run_length import OF_COSTLY_RUN
+from llc.calibration.run_length import OF_COSTLY_RUN, usual_cost
 from llc.calibration.step_size import RELAXATIONS, Settings, settings_from_curvature
+from llc.posterior.local_posterior import LocalPosterior
+from llc.sampling.run_lengths import RequestedLengths
 
 _LONG = 5000  # steps of a chain, for which γ of a costly model is not weaker than the run's length allows
 _RELAXATIONS = 20.0  # T εγ = 2R of a short run, of which a fifth is warm-up
 _OF_STEPS = 0.5  # of a chain's work; the other half evaluates its draws
+_COSTLY = 2e12  # operations of a run above which it takes minutes (set by eye)
 
 
 class Length(NamedTuple):
@@ -29,6 +39,30 @@ class Length(NamedTuple):
 
     num_steps: int
     relaxations: float
+
+
+def takes_minutes(posterior: LocalPosterior, price: Price, asked: RequestedLengths) -> bool:
+    """Whether the spectrum or a run of the usual length takes minutes.
+
+    Args:
+        posterior: loss, data and w*.
+        price: of a gradient.
+        asked: the lengths that were asked for.
+    """
+    cost = usual_cost(asked, nominal_rows(posterior), posterior.num_data)
+    return price.costly or cost * price.flops > _COSTLY
+
+
+def is_costly(request: Request) -> bool:
+    """Whether the run is to be that of a costly model: its spectrum is, or the usual run is and has no rank to find.
+
+    Args:
+        request: what calibration started from.
+    """
+    if request.price.costly or request.sampler is not None or request.is_sample:
+        return request.price.costly
+    has_rank = rank_bounds(request.spectrum).rank_is_unique
+    return not has_rank and takes_minutes(request.posterior, request.price, request.asked)
 
 
 def costly_length(request: Request) -> Length:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from llc.analysis.series import plus_minus
 from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.localization import MAX_ANHARMONICITY
-from llc.calibration.price import Price, plan_spectrum
+from llc.calibration.price import Price, spectrum_cost
 from llc.calibration.record import PilotResult, Request
 from llc.calibration.run_length import run_cost
 from llc.posterior.local_posterior import LocalPosterior
@@ -48,8 +48,8 @@ def forecast(posterior: LocalPosterior, price: Price, asked: RequestedLengths, *
     """What is going to be done, before anything is known of the curvature."""
     of = f"gradients of {posterior.num_data:,} rows, {price.flops:.1g} operations each"
     seconds = _seconds_per_gradient(price)
-    cost = plan_spectrum(posterior, price, asked.budget).cost
-    spectrum = "" if has_spectrum else f"spectrum at most {cost:.0f} ({about(cost * seconds)}), "
+    cost = spectrum_cost(posterior, price, asked.budget)
+    spectrum = "" if has_spectrum else f"spectrum at most {cost:,.0f} ({about(cost * seconds)}), "
     budget = "" if asked.budget is None else f"; at most {asked.budget:,} ({about(asked.budget * seconds)}) in all"
     return f"work in {of}: {spectrum}then γ, pilots with a first λ̂, and the run{budget}"
 

@@ -68,6 +68,10 @@ class Sampler(eqx.Module):
         """ε, where a step is one of plain SGLD (P = I) with a step size that is known; None of other dynamics."""
         return None
 
+    def at_half_step(self) -> "Sampler | None":
+        """The same dynamics at half of ε, in small steps of which its error is smaller; None of other samplers."""
+        return None
+
     @abc.abstractmethod
     def init(self, key: PRNGKeyArray, posterior: LocalPosterior, *, num_warmup: int = 0) -> Any:
         """State at w*. A sampler that adapts does so in its first `num_warmup` steps."""

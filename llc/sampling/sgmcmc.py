@@ -10,6 +10,7 @@ With control variates $\nabla L(w)$ on a minibatch B is $\nabla L_B(w) - \nabla 
 gradients of the examples differ by at w*, with noisy labels nearly all of their noise, drops out.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -85,6 +86,10 @@ class SGLD(Sampler):
     def langevin_step(self) -> float | None:
         """ε without a preconditioner."""
         return float(np.asarray(self.step_size)) if self.preconditioner.is_identity else None
+
+    def at_half_step(self) -> "SGLD | None":
+        """At ε/2, without a preconditioner."""
+        return replace(self, step_size=np.asarray(self.step_size) / 2) if self.preconditioner.is_identity else None
 
     def __check_init__(self) -> None:
         require_positive("SGLD", step_size=self.step_size)

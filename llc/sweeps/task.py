@@ -16,6 +16,7 @@ from llc.analysis.reporting import report
 from llc.analysis.slope import slope_of
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import to_dataset
+from llc.calibration.further_runs import half_step_draws
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import affordable_spectrum
 from llc.posterior.local_posterior import LocalPosterior
@@ -30,6 +31,7 @@ from llc.sweeps.plan import Plan
 from llc.sweeps.reach import reach
 
 _NO_SLOPE = 1e-3  # of λ̂, that a slope takes at most where nothing needs to be measured
+_PILOTS, _HALF_STEP = 1, 2  # of the key of an item
 _SLOWER = 4  # factor by which the step of an item shrinks whose chains are too hot, once
 ITEM, DIGEST, RETRIED = "sweep_item", "sweep_params", "sweep_retried"  # attributes of an item's draws
 
@@ -96,14 +98,20 @@ def run_task(task: Task) -> xr.DataTree:
     retried = own_step and _too_hot(result)
     if retried and isinstance(sampler, SGLD | SGHMC):
         smaller = replace(sampler, step_size=np.asarray(np.asarray(sampler.step_size) / _SLOWER))
-        result = _drawn(task, posterior, smaller, lengths.slower(_SLOWER), spectrum)
+        sampler, lengths = smaller, lengths.slower(_SLOWER)
+        result = _drawn(task, posterior, sampler, lengths, spectrum)
     draws = result.draws
+    if any(check.told_by_half_step for check in result.failed):
+        half_key = jax.random.fold_in(task.key.typed(), _HALF_STEP)
+        half = half_step_draws(half_key, posterior, sampler, lengths, spectrum, progress=False)
+        if half is not None:
+            draws[schema.HALF_STEP] = half
     draws.attrs |= {ITEM: item.name, DIGEST: digest(posterior), RETRIED: "a smaller step" if retried else ""}
     return draws
 
 
 def _own_calibration(task: Task, posterior: LocalPosterior, spectrum: Spectrum) -> tuple[Sampler, RunLengths]:
-    pilots = jax.random.fold_in(task.key.typed(), 1)
+    pilots = jax.random.fold_in(task.key.typed(), _PILOTS)
     found = calibrate_for(
         pilots, posterior, None, task.asked, task.plan.price_record, spectrum=spectrum, progress=False
     )

@@ -1,6 +1,5 @@
 """The shorter runs beside the first one: their γ, step and lengths."""
 
-import dataclasses
 import json
 
 import jax
@@ -27,7 +26,7 @@ def test_the_localized_run_is_at_three_gamma_and_a_quarter_as_long(calibration):
 
 
 def test_the_run_at_half_the_step_costs_as_much(calibration):
-    draws = half_step_draws(jax.random.key(1), calibration, progress=False)
+    draws = half_step_of(calibration, calibration.sampler)
     settings = json.loads(draws.attrs["settings"])
     assert settings["sampler"]["step_size"] == pytest.approx(5e-4)
     assert settings["thinning"] == 4
@@ -35,6 +34,17 @@ def test_the_run_at_half_the_step_costs_as_much(calibration):
     assert float(draws["constant_data"]["gamma"]) == 3.0
 
 
-def test_other_dynamics_have_no_half_step(calibration):
-    other = dataclasses.replace(calibration, sampler=llc.NUTS())
-    assert half_step_draws(jax.random.key(1), other, progress=False) is None
+def half_step_of(made, sampler):
+    settings = made.posterior, sampler, made.lengths, made.spectrum
+    return half_step_draws(jax.random.key(1), *settings, progress=False)
+
+
+def test_momentum_has_a_half_step_with_its_friction(calibration):
+    settings = json.loads(half_step_of(calibration, llc.SGHMC(1e-3, 2.0)).attrs["settings"])
+    assert settings["sampler"]["step_size"] == pytest.approx(5e-4)
+    assert settings["sampler"]["friction"] == 2.0
+
+
+@pytest.mark.parametrize("sampler", [llc.NUTS(), llc.SGLD(1e-3, preconditioner=llc.RMSProp())], ids=["NUTS", "RMSProp"])
+def test_other_dynamics_have_no_half_step(calibration, sampler):
+    assert half_step_of(calibration, sampler) is None

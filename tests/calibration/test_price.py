@@ -7,7 +7,7 @@ import pytest
 
 import llc
 from llc.calibration.pipeline import calibrate_for
-from llc.calibration.price import Price, affordable_spectrum, gradient_flops, plan_spectrum, price_of
+from llc.calibration.price import Price, affordable_spectrum, gradient_flops, plan_spectrum, price_of, spectrum_cost
 from llc.calibration.run_length import run_cost
 from llc.sampling.run_lengths import RequestedLengths
 
@@ -71,7 +71,7 @@ def calibrated(**lengths):
 def test_settings_of_a_costly_model(budget):
     found = calibrated(budget=budget)
     lengths = found.lengths
-    assert found.costly
+    assert found.told
     assert not found.overhead_bound
     assert found.choices["gamma"].origin == "chosen"
     assert found.gamma_origin == "run length", "a loss that is quadratic everywhere leaves it to that"
@@ -128,3 +128,24 @@ def test_a_cheap_model_has_all_of_its_spectrum():
     assert cheap.exact
     assert cheap.row_share == 1
     assert not affordable_spectrum(posterior, COSTLY, 60, progress=False).exact
+
+
+@pytest.mark.parametrize(("flops", "descent", "whole"), [(1e6, 1.0, True), (1e10, 0.0, True), (1e10, 1.0, False)])
+def test_a_spectrum_of_a_minute_is_made_only_where_it_may_give_bounds(flops, descent, whole):
+    """Negative curvature along one direction leaves the rank without a use."""
+    plain = decaying()
+    tilted = llc.LocalPosterior(
+        lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2 - descent * w[0] ** 2, plain.center, plain.data
+    )
+    assert affordable_spectrum(tilted, Price(flops, costly=False), None, progress=False).exact == whole
+
+
+@pytest.mark.parametrize(
+    ("flops", "budget", "whole"), [(1e6, 60, True), (1e10, 600, True), (1e10, None, True), (1e10, 60, False)]
+)
+def test_a_spectrum_of_more_than_seconds_takes_a_third_of_a_budget(flops, budget, whole):
+    """All forty eigenvalues take 160 gradients."""
+    posterior, price = decaying(), Price(flops, costly=False)
+    assert affordable_spectrum(posterior, price, budget, progress=False).exact == whole
+    cost = spectrum_cost(posterior, price, budget)
+    assert cost == 4 * WIDTH if whole else cost <= budget / 3

@@ -1,4 +1,4 @@
-"""γ of a run that a budget cuts short, on a quadratic whose λ̂ is known at every γ."""
+"""Which runs are cut short, and γ of those with a budget, on a quadratic whose λ̂ is known at every γ."""
 
 import dataclasses
 
@@ -12,9 +12,10 @@ from llc.calibration.batch_size import MAX_HEATING, measure_noise
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price
 from llc.calibration.record import Request
-from llc.calibration.short_run import costly_length
+from llc.calibration.short_run import costly_length, is_costly, takes_minutes
 from llc.calibration.step_size import RELAXATIONS, settings_from_curvature
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
+from tests.support.spectra import spectrum_of
 
 NUM_DATA, DIM, CHAINS = 2048, 60, 4
 COSTLY = Price(1e9, costly=True)
@@ -97,3 +98,27 @@ def test_a_short_run_has_the_estimate_of_its_gamma(seed):
     long = settings_from_curvature(decaying(), found.spectrum.largest, 5000)
     off, error = distance(found.posterior.with_scale(gamma=long.gamma), found.lengths)
     assert off < -MAX_HEATING
+
+
+GAP, DECAY = np.array([2.0, 1.0, *[0.0] * 58]), 10.0 ** -np.linspace(0, 20, DIM)
+LONG, SHORT = 1e8, 1e6  # operations of a gradient; a run of the usual length takes 96,000 of them
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "flops", "settings", "minutes", "cut"),
+    [
+        pytest.param(DECAY, LONG, {}, True, True, id="minutes, and no rank"),
+        pytest.param(DECAY, SHORT, {}, False, False, id="seconds"),
+        pytest.param(GAP, LONG, {}, True, False, id="a rank, so that λ may be determined"),
+        pytest.param(DECAY, LONG, {"budget": 100}, False, False, id="a budget"),
+        pytest.param(DECAY, LONG, {"num_draws": 10, "num_warmup": 10, "thinning": 2}, False, False, id="few steps"),
+    ],
+)
+def test_a_run_of_minutes_is_cut_short_where_no_rank_is_to_be_found(eigenvalues, flops, settings, minutes, cut):
+    asked, price = RequestedLengths(num_chains=CHAINS, **settings), Price(flops, costly=False)
+    spectrum = spectrum_of(eigenvalues)
+    assert takes_minutes(decaying(), price, asked) == minutes
+    assert is_costly(Request(decaying(), None, asked, asked, spectrum, price)) == cut
+    assert is_costly(Request(decaying(), None, asked, asked, spectrum, COSTLY)), "that of a costly spectrum always is"
+    given = Request(decaying(), llc.NUTS(), asked, asked, spectrum, price)
+    assert not is_costly(given), "a sampler that was given has its own length"

@@ -1,12 +1,16 @@
 """What a run of minutes tells: on standard error, and nothing where no progress is asked for."""
 
 import re
+from dataclasses import replace
 
+import jax
 import pytest
 
 import llc
+from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price
 from llc.calibration.record import Pilot, PilotResult
+from llc.calibration.running import draw_cool_enough
 from llc.calibration.telling import forecast, pilot_found, run_forecast, say
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from tests.support.regression import regression
@@ -45,3 +49,15 @@ def test_what_is_not_told_is_not_made():
     say(forbidden, progress=False)
     with pytest.raises(AssertionError):
         say(forbidden, progress=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
+def test_a_run_of_minutes_tells_its_estimate_and_the_time_to_go(capsys, told):
+    asked = RequestedLengths(num_chains=2, num_draws=20, num_warmup=10, thinning=2)
+    posterior, price = regression(num_data=100), Price(1e9, costly=True)
+    made = calibrate_for(jax.random.key(0), posterior, None, asked, price, progress=False)
+    draw_cool_enough((jax.random.key(1),), replace(made, told=told), None, progress=None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "λ̂ = " in line]
+    assert len(lines) == (5 if told else 0)
+    assert ["to go" in line for line in lines] == [True, True, True, True, False][: len(lines)]
