@@ -50,16 +50,18 @@ def check_settings(settings: Mapping[str, Any], source: str) -> None:
         good = good and isinstance(sampler.get("integrator"), str)
     if good and sampler["name"] in ("SGLD", "SGHMC"):
         good = _is_number(sampler.get("step_size"))
-    good = good and isinstance(thinning := settings.get("thinning", 1), int) and thinning >= 1
+    good = good and _is_number(settings.get("batch_size", 1))
+    good = good and isinstance(thinning := settings.get("thinning", 1), int) and _is_number(thinning)
     if not good:
         raise ValueError(
             f"{source} needs in the attribute settings a sampler with its name (and step_size, integrator and "
-            f"preconditioner of SGLD, and step_size of SGHMC), and a thinning >= 1 or none, got {short(settings)}."
+            f"preconditioner of SGLD, and step_size of SGHMC), and a batch_size and a thinning >= 1 or none, got "
+            f"{short(settings)}."
         )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < 1e300
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300
 
 
 def short(value: object) -> str:

@@ -1,13 +1,15 @@
-"""The manifest of a stored run: its settings, and the parts of it that are whole, with their checksums."""
+"""The manifest of a stored run: its settings, and the parts of it that are whole, with their checksums and its own."""
 
 import json
+import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llc.analysis.contents import short
 from llc.analysis.writing import write_whole
 
-_NAME = "manifest.json"
+_NAME, _CHECKSUM = "manifest.json", "checksum"
 
 
 class DamagedStore(ValueError):
@@ -74,6 +76,8 @@ class Manifest:
         path = folder / _NAME
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields.pop(_CHECKSUM, None) not in (None, _checksum(fields)):  # none of older versions
+                raise ValueError("its checksum is that of another one")
             segments = [Segment(x["stop"], Part(**x["draws"])) for x in fields.pop("segments")]
             checkpoints = [
                 Checkpoint(x["done"], Part(**x["state"]), Part(**x["head"]), x["numbers"])
@@ -88,9 +92,9 @@ class Manifest:
             )
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedStore(
-                f"{path} needs to be the manifest of a run, but it is damaged ({type(error).__name__}: {error}); "
+                f"{path} needs to be the manifest of a run, but it is damaged ({short(error)}); "
                 "restore it, or give another store."
             ) from error
 
@@ -113,4 +117,9 @@ class Manifest:
         Raises:
             OSError: if it can't be written.
         """
-        write_whole(folder / _NAME, json.dumps(asdict(self), indent=1).encode())
+        fields = json.loads(json.dumps(asdict(self)))  # as they are read
+        write_whole(folder / _NAME, json.dumps({_CHECKSUM: _checksum(fields), **fields}, indent=1).encode())
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(fields, sort_keys=True).encode()):08x}"

@@ -21,6 +21,7 @@ from llc.analysis.schema import (
     ENERGY,
     EVAL_SIZE,
     GAMMA,
+    GAMMA_ORIGIN,
     HALF_STEP,
     INIT_LOSS,
     LOCALIZED,
@@ -81,7 +82,7 @@ _RANGES = {  # least and largest value of a constant
     EVAL_SIZE: (1.0, math.inf),
     REFERENCE_LOSS: (-math.inf, math.inf),
 }
-_TEXTS = ("sampler", "seed", "versions", CALIBRATION)  # attributes of the root
+_TEXTS = ("sampler", "seed", "versions", CALIBRATION, GAMMA_ORIGIN)  # attributes of the root
 
 
 def require(draws: xr.DataTree) -> None:

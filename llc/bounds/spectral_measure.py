@@ -288,5 +288,5 @@ def _sum(nodes: np.ndarray, weights: np.ndarray, fn: Callable[[np.ndarray], np.n
 
 
 def _require_nonnegative(method: str, name: str, value: float) -> None:
-    if not value >= 0:
+    if isinstance(value, (str, bytes)) or np.ndim(value) or not value >= 0:
         raise ValueError(f"{method} needs a {name} >= 0, got {value}.")

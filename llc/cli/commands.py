@@ -101,7 +101,7 @@ def sample(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "llc sample needs --out FILE.nc for its draws, or --store FOLDER.zarr to keep them as it goes."
         )
-    outputs.check(out=arguments.out, reads=(inputs.model_file(arguments.posterior),))
+    outputs.check(out=arguments.out, folder=arguments.store, reads=(inputs.model_file(arguments.posterior),))
     model = inputs.load_model(arguments.posterior)
     posterior = model.posterior.with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
     before = outputs.check_draws(arguments.out, posterior, keeps="spectrum")
@@ -205,7 +205,7 @@ def bounds(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """`llc report`: text, JSON, page and figures of a file; the status is that of the verdict."""
-    outputs.check(page=arguments.html, reads=(arguments.file,))
+    outputs.check(page=arguments.html, folder=arguments.figures, reads=(arguments.file,))
     if arguments.figures is not None and arguments.figures.exists() and not arguments.figures.is_dir():
         raise ValueError(f"--figures needs a folder, but {arguments.figures} is a file; give another path.")
     result = llc.report(llc.load(arguments.file), reference_loss=arguments.reference_loss)

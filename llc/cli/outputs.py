@@ -24,7 +24,12 @@ _STARTS = {"picture": (b"\x89png",), "page": (b"<!doctype html", b"<html")}  # o
 
 
 def check(
-    *, out: Path | None = None, figure: Path | None = None, page: Path | None = None, reads: Sequence[Path] = ()
+    *,
+    out: Path | None = None,
+    figure: Path | None = None,
+    page: Path | None = None,
+    folder: Path | None = None,
+    reads: Sequence[Path] = (),
 ) -> None:
     """Refuses outputs that can't be written, or would replace each other, what is read, or another kind of file.
 
@@ -32,6 +37,7 @@ def check(
         out: the file of draws.
         figure: a picture.
         page: in HTML.
+        folder: that is written to.
         reads: files that the command reads.
 
     Raises:
@@ -39,6 +45,8 @@ def check(
     """
     writing.check_writable(out, figure, page)
     for path in (path for path in (out, figure, page) if path is not None):
+        if folder is not None and writing.same_file(path, folder):
+            raise ValueError(f"{path} is given for a file and for a folder; give two paths.")
         if any(writing.same_file(path, read) for read in reads):
             raise ValueError(f"{path} is what the command reads, and would be lost; give another path.")
     for path, kind in ((figure, "picture"), (page, "page")):

@@ -58,7 +58,7 @@ def _status(error: BaseException, command: str, signal: int | None) -> int:
         return _SIGNAL + (2 if signal is None else signal)
     if isinstance(error, OSError) and error.filename is None and error.strerror:
         terminal.complain(f"{command}: {error.strerror}")  # one of ours, which names the path: without "[Errno 28]"
-    elif isinstance(error, (ValueError, ImportError, OSError)):
+    elif isinstance(error, (ValueError, ImportError, OSError)) or (isinstance(error, MemoryError) and str(error)):
         terminal.complain(f"{command}: {error}")
     elif isinstance(error, SystemExit):
         terminal.complain(f"{command}: the model's file called sys.exit({error.code!r}); remove it.")

@@ -142,6 +142,8 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
     """
     canvas.require("report", report, "an llc.Report", "verdict", "checks", "draws", "spectrum", "bounds")
     folder = expand(folder, "folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder needs to be one, but {folder} is a file; give another path.")
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"report": plot_report(report)}
     for name, plot in _OF_DRAWS.items():

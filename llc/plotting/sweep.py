@@ -49,6 +49,8 @@ def plot_sweep(source: xr.DataTree | xr.Dataset) -> Figure:
     """
     require_type("source", source, (xr.DataTree, xr.Dataset), "what llc.sweep gives, or its table")
     table = source.to_dataset() if isinstance(source, xr.DataTree) else source
+    if missing := [name for name in ("checkpoint", "llc", "mcse", "verdict") if name not in table.variables]:
+        raise ValueError(f"source needs to be what llc.sweep gives, or its table, but it lacks {missing}.")
     figure = Figure(figsize=_SIZE, layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     lines = list(_lines(table))

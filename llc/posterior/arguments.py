@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def require_number(
     if optional and value is None:
         return
     try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) or np.ndim(value) else float(value)  # pyright: ignore
+        number = math.nan if is_no_number(value) or np.ndim(value) else float(value)  # pyright: ignore
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and (number > least or (number == least and not strict))):
@@ -62,6 +63,19 @@ def require_number(
         raise ValueError(
             f"{name} needs a finite number {sign} {least:g}{' or None' if optional else ''}, got {_shown(value)}."
         )
+
+
+def is_no_number(value: object) -> bool:
+    """Whether NumPy or Python would turn `value` into a number that is none: a flag, text, a date, a complex number."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    return isinstance(value, (bool, str, bytes, complex)) or kind in tuple("bcmMUS")
+
+
+def plain(value: Any) -> Any:
+    """A number or flag of NumPy or JAX as one of Python's, which programs and files have as a constant."""
+    return (
+        value.item() if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim) else value
+    )
 
 
 def _shown(value: object) -> str:

@@ -6,6 +6,7 @@ code *and* the same program: posteriors of a function that has not changed share
 function that has changed meets no old constant.
 """
 
+import functools
 import hashlib
 import itertools
 import re
@@ -22,7 +23,9 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, PyTree
 
+from llc.posterior.loss_parts import is_another_program
 from llc.posterior.programs import inner_programs, primitives
+from llc.posterior.rows import num_rows
 from llc.posterior.tables import fresh_tables
 
 # JAX keeps what it traced of functions within the loss (jitted ones, bodies of loops, branches, checkpoints) by their
@@ -33,6 +36,7 @@ _ADDRESS = re.compile(r"0x[0-9a-f]+")
 _JITTED = type(jax.jit(lambda: 0)), type(eqx.filter_jit(lambda: 0))
 _LONG = 300  # characters of another program's message
 _ROWS = 2  # of the batch on which the program is read; its values play no part
+_MANY = 2048  # rows of another batch, on which it may be another program
 
 
 class Loss:
@@ -96,7 +100,46 @@ def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree, n
             "it probably draws from np.random or random, reads a clock, or counts its calls, and JAX would freeze "
             "what it got once. Draw what is random before, with a fixed seed, and put it into data."
         )
-    return Loss(fn, *first)
+    return Loss(fn, first.fingerprint + _of_sizes(fn, params, data), first.no_gradient)
+
+
+def _of_sizes(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
+    """What tells functions apart that are one program on two rows; empty where it is the same one on many rows.
+
+    The sizes at which it changes are known by their powers of two, and by the numbers that the function has caught.
+    """
+
+    def loss(batch: PyTree) -> PyTree:
+        with fresh_tables(fn, params):
+            return fn(params, batch)
+
+    if not jax.tree.leaves(data):
+        return ""
+    most = min(num_rows(data), _MANY)
+    with _PROGRAM(next(_LOOKS)), warnings.catch_warnings(action="ignore"):
+        if most <= _ROWS or not is_another_program(loss, data, _ROWS, most):
+            return ""
+        sizes = [*(2**k for k in range(2, most.bit_length()) if 2**k < most), most]
+        programs = [is_another_program(loss, data, _ROWS, size) for size in sizes]
+    return f" of sizes {[*zip(sizes, programs, strict=True), *_numbers(fn)]}"
+
+
+def _numbers(fn: Any, depth: int = 3) -> list[Any]:
+    """Numbers and texts among the values that a function, its arguments or its object hold."""
+    if isinstance(fn, (bool, int, float, str, np.number)):
+        return [fn]
+    if depth == 0:
+        return []
+    cells = getattr(fn, "__closure__", None) or ()
+    held = [cell.cell_contents for cell in cells if cell != type(cell)()]
+    held += [*(getattr(fn, "__defaults__", None) or ()), *(getattr(fn, "__kwdefaults__", None) or {}).values()]
+    if (code := getattr(fn, "__code__", None)) is not None:
+        held += [fn.__globals__[name] for name in code.co_names if name in fn.__globals__]
+    elif isinstance(fn, functools.partial):
+        held += [fn.func, *fn.args, *fn.keywords.values()]
+    elif not isinstance(fn, type):
+        held += [getattr(fn, "__self__", None), getattr(fn, "__func__", None), *getattr(fn, "__dict__", {}).values()]
+    return [number for value in held for number in _numbers(value, depth - 1)]
 
 
 def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree, PyTree], Array]:

@@ -2,8 +2,12 @@
 
 A kink is no mismatch: with steps of 10⁻⁶ a share of about 10⁻⁶ of the rectifiers is crossed. A buffer under
 `stop_gradient`, a straight-through estimate, and a custom derivative that is clipped or wrong are.
+
+A jump is seen by neither. Along a line, the loss of two points differs by the integral of its slope. Where it does not,
+the interval is halved until it is too short for any slope to explain what is left.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +21,12 @@ from llc.posterior.mask import path_name
 _SHOWN = 6  # leaves in a message
 _LEAVES = 32  # with zero gradient that are looked at one by one
 _DIRECTIONS = 2  # along all leaves at once
+_LONGER, _FINE = 30, 1e-4  # a step by which a difference is confirmed, where it is finer than this
+_INTERVALS, _SUSPECTS, _HALVINGS = 16, 3, 20  # of a line as long as the params, in the search for jumps
 _STRIDES = (0.3, 0.15, -0.3)  # of the size of a leaf: by these a function of steps changes, whatever its width
+
+
+_Point = tuple[float, float, float]  # on a line: where it is, the loss, and its slope
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Slopes:
         step: of finite differences, as a share of the size of the parameters.
         share: of the slope by which a finite difference may be off.
         noise: by which it may be off in any case.
+        may_jump: whether the loss has steps somewhere that depend on the params.
     """
 
     value_fn: Callable[[PyTree], float]
@@ -41,13 +51,14 @@ class Slopes:
     step: float
     share: float
     noise: float
+    may_jump: bool = False
 
 
 def wrong_slope(slopes: Slopes) -> str | None:
     """What is wrong with the gradient, and the cure; None if nothing is.
 
     It takes 4 evaluations of the loss, 8 for each leaf whose gradient is zero and, if something is wrong, 2 for each of
-    the other leaves.
+    the other leaves; and up to 77 with their gradients where it may jump.
     """
     leaves = jax.tree_util.tree_leaves_with_path(slopes.gradient)
     if not all(np.isfinite(leaf).all() for _, leaf in leaves):
@@ -65,7 +76,10 @@ def wrong_slope(slopes: Slopes) -> str | None:
             return _message(name or "params", *pair)
         if i in silent and _has_steps(slopes, direction, i):
             return _steps_message(name or "params")
-    return _message("params", *found[0]) if found else None
+    if found:
+        return _message("params", *found[0])
+    size = _jump(slopes, directions[0]) if slopes.may_jump else 0.0
+    return _jump_message(size) if size else None
 
 
 def undefined_slope(gradient: PyTree) -> str | None:
@@ -82,16 +96,30 @@ def undefined_slope(gradient: PyTree) -> str | None:
 
 
 def _mismatch(slopes: Slopes, direction: PyTree) -> tuple[float, float] | None:
-    """Finite difference and slope along `direction`, where they differ by more than they may."""
-    ahead, behind = (
-        slopes.value_fn(jax.tree.map(lambda x, v, h=h: (x + h * v).astype(x.dtype), slopes.position, direction))
-        for h in (slopes.step, -slopes.step)
-    )
-    seen = (ahead - behind) / (2 * slopes.step)
+    """Finite difference and slope along `direction`, where they differ by more than they may.
+
+    A loss that is a small difference of large numbers, as a cross entropy of 1e-8 is of logits, rounds by more than its
+    own size tells. A longer step then gives another difference, and nothing is known of the slope.
+    """
+    seen = _difference(slopes, direction, slopes.step)
     parts = [float(np.vdot(g, v)) for g, v in zip(*map(jax.tree.leaves, (slopes.gradient, direction)), strict=True)]
     said = sum(parts)
     allowed = slopes.noise + slopes.share * max(abs(seen), sum(map(abs, parts)))
-    return (seen, said) if np.isfinite(seen) and abs(seen - said) > allowed else None
+    if not (np.isfinite(seen) and abs(seen - said) > allowed):
+        return None
+    if slopes.step < _FINE:
+        again = _difference(slopes, direction, _LONGER * slopes.step)
+        if np.isfinite(again) and not abs(again - seen) < abs(again - said):
+            return None
+    return seen, said
+
+
+def _difference(slopes: Slopes, direction: PyTree, step: float) -> float:
+    ahead, behind = (
+        slopes.value_fn(jax.tree.map(lambda x, v, h=h: (x + h * v).astype(x.dtype), slopes.position, direction))
+        for h in (step, -step)
+    )
+    return (ahead - behind) / (2 * step)
 
 
 def _has_steps(slopes: Slopes, direction: PyTree, leaf: int) -> bool:
@@ -103,6 +131,43 @@ def _has_steps(slopes: Slopes, direction: PyTree, leaf: int) -> bool:
             return False
         changes |= bool(abs(slopes.value_fn(there) - here) > slopes.noise)
     return changes
+
+
+def _jump(slopes: Slopes, direction: PyTree) -> float:
+    """Size of a jump of the loss along a line around the position; 0 where none was found."""
+
+    def point(t: float) -> _Point:
+        there = jax.tree.map(lambda x, v: (x + t * v).astype(x.dtype), slopes.position, direction)
+        pairs = zip(*map(jax.tree.leaves, (slopes.gradient_fn(there), direction)), strict=True)
+        return t, slopes.value_fn(there), sum(float(np.vdot(g, v)) for g, v in pairs)
+
+    points = [point(t) for t in np.linspace(-0.5, 0.5, _INTERVALS + 1)]
+    intervals = [pair for pair in itertools.pairwise(points) if np.isfinite(pair).all()]
+    for interval in sorted(intervals, key=lambda pair: -_defect(*pair))[:_SUSPECTS]:
+        left, right = interval
+        for _ in range(_HALVINGS):
+            if not _defect(left, right) > slopes.noise:
+                break
+            middle = point((left[0] + right[0]) / 2)
+            left, right = max([(left, middle), (middle, right)], key=lambda pair: _defect(*pair))
+        steepest = 10 * (right[0] - left[0]) * (abs(left[2]) + abs(right[2]))
+        if _defect(left, right) > slopes.noise + steepest:
+            return abs(right[1] - left[1])
+    return 0.0
+
+
+def _defect(left: _Point, right: _Point) -> float:
+    """What the loss changes by between two points, less the integral of its slope by the trapezoidal rule."""
+    return abs(right[1] - left[1] - (right[0] - left[0]) * (left[2] + right[2]) / 2)
+
+
+def _jump_message(size: float) -> str:
+    return (
+        f"loss_fn needs to be continuous in the params, but along a line it jumps by {size:.3g}: a step of heaviside, "
+        "sign, rounding, a comparison or an argmax flips there, and its gradient does not show that. Samplers and "
+        "curvature would see another function than the loss. Take a smooth version (a sigmoid, a softmax), leave "
+        "counts of errors out of the loss, or let the params on which it depends stay, with mask."
+    )
 
 
 def _steps_message(name: str) -> str:

@@ -33,7 +33,7 @@ def microbatched(loss_fn: Callable[[PyTree, PyTree], Array], microbatch_size: in
     """
     require_callable("loss_fn", loss_fn, "a function of (params, batch)")
     require_integer("microbatch_size", microbatch_size, least=1, most=2**31 - 1)
-    return _Microbatched(loss_fn, microbatch_size)
+    return _Microbatched(loss_fn, int(microbatch_size))
 
 
 class _Microbatched(eqx.Module):

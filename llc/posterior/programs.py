@@ -10,6 +10,8 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jaxtyping import Array, PyTree
 
+# What jumps where its argument varies; `ne` and `is_finite` are left out, which softplus and logsumexp ask of nan.
+_STEPS = {"gt", "ge", "lt", "le", "eq", "sign", "floor", "ceil", "round", "argmax", "argmin", "top_k"}
 _NO_FORWARD_MODE = "custom_lin"  # the primitive that a directional derivative through a `jax.custom_vjp` leaves behind
 
 
@@ -77,6 +79,36 @@ def _floats(jaxpr: Jaxpr, depends: list[bool]) -> set[np.dtype]:
             same = len(part.invars) == len(marks)
             found |= _floats(part, marks if same else [True] * len(part.invars))
     return found
+
+
+def has_steps(fn: Callable[..., PyTree], params: PyTree, batch: PyTree) -> bool:
+    """Whether `fn(params, batch)` takes steps, such as a comparison or a rounding, of what depends on `params`."""
+    jaxpr = jax.make_jaxpr(fn)(params, batch).jaxpr
+    return _takes_steps(jaxpr, [i < len(jax.tree.leaves(params)) for i in range(len(jaxpr.invars))])
+
+
+def _takes_steps(jaxpr: Jaxpr, depends: list[bool]) -> bool:
+    """Whether a step depends on the inputs that are marked."""
+    known = {var for var, mark in zip(jaxpr.invars, depends, strict=True) if mark}
+    for equation in jaxpr.eqns:
+        marks = [isinstance(var, Var) and var in known for var in equation.invars]
+        if not any(marks):
+            continue
+        if _is_step(equation):
+            return True
+        known |= set(equation.outvars)
+        for part in _parts(equation):
+            if _takes_steps(part, marks if len(part.invars) == len(marks) else [True] * len(part.invars)):
+                return True
+    return False
+
+
+def _is_step(equation: JaxprEqn) -> bool:
+    name = equation.primitive.name
+    if name == "sort":  # of several arrays: it gives the order of the first
+        return len(equation.invars) > 1
+    to_integer = name == "convert_element_type" and not jnp.issubdtype(equation.params["new_dtype"], jnp.inexact)
+    return name in _STEPS or to_integer
 
 
 def _size(var: Any) -> int:

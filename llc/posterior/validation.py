@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
+from llc.posterior.arguments import is_no_number
 from llc.posterior.mask import path_name
 from llc.posterior.tables import fresh_tables
 
@@ -129,7 +130,7 @@ def checked_scale(name: str, value: Any) -> Any:
         return value
     least = ">" if name == "nbeta" else ">="
     try:
-        number = np.asarray(np.nan if isinstance(value, bool) else value, dtype=np.float64)
+        number = np.asarray(np.nan if is_no_number(value) else value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         number = np.asarray(np.nan)
     if number.shape != () or not np.isfinite(number) or number < 0 or (least == ">" and number == 0):

@@ -85,7 +85,8 @@ def normalized_weights(weights: Any, num_data: int) -> Any:
             f"{type(weights).__name__ if shape is None else f'shape {shape} of {weights.dtype}'}; weights of tokens "
             "belong in data, and into the loss of their row."
         )
-    total = values.sum()
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum()
     if not (np.isfinite(values).all() and (values >= 0).all() and np.isfinite(total) and total > 0):
         raise ValueError(
             f"weights need finite numbers >= 0 with a mean above 0, got values from {values.min():.4g} to "

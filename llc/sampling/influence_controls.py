@@ -69,12 +69,13 @@ def influence_controls(posterior: LocalPosterior, spectrum: Spectrum, sets: Mapp
     require_differentiable(posterior)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum")
     require_type("sets", sets, Mapping, "a dict of data, or None, by the name of their observable")
+    if not sets:
+        raise ValueError("sets needs at least one set of data, got none.")
     _check(posterior, spectrum)
     root, inverse = _roots(posterior, spectrum)
     observables, variables = {}, {}
     for name, data in sets.items():
-        if data is not None:
-            check_rows(data, f"sets[{name!r}]")
+        _check_set(posterior, name, data)
         gradients, hessians = _derivatives(posterior, posterior.data if data is None else data, root)
         values, vectors = np.linalg.eigh(hessians)
         order = np.argsort(-np.abs(values), axis=1)
@@ -86,6 +87,22 @@ def influence_controls(posterior: LocalPosterior, spectrum: Spectrum, sets: Mapp
         variables[f"{name}_root"] = ((f"{name}_row", f"{name}_form", "param"), scaled)
         variables[f"{name}_curvature"] = ((f"{name}_row", f"{name}_square"), values[:, :number])
     return InfluenceControls(observables, xr.Dataset(variables))
+
+
+def _check_set(posterior: LocalPosterior, name: object, data: PyTree) -> None:
+    """Raises ValueError if a name is none of an observable, or the loss does not work on the data."""
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"sets need names that are identifiers, got {name!r}; rename it.")
+    if data is None:
+        return
+    check_rows(data, f"sets[{name!r}]")
+    try:
+        eqx.filter_eval_shape(posterior.loss_fn, posterior.center, data)
+    except Exception as error:  # the user's function may raise anything
+        raise ValueError(
+            f"sets[{name!r}] needs rows like those of the posterior's data, but on it loss_fn raises "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}."
+        ) from error
 
 
 def _check(posterior: LocalPosterior, spectrum: Spectrum) -> None:

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from numpyro.infer.hmc import HMCState, hmc
 
-from llc.posterior.arguments import require_flag, require_integer, require_number
+from llc.posterior.arguments import plain, require_flag, require_integer, require_number
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Info, Sampler, virial
 
@@ -102,9 +102,9 @@ class MALA(_Hamiltonian):
         ValueError: if step_size is not positive or target_accept not within (0, 1).
     """
 
-    step_size: float | None = None
-    target_accept: float = 0.9
-    adapt_mass: bool = True
+    step_size: float | None = eqx.field(default=None, converter=plain)
+    target_accept: float = eqx.field(default=0.9, converter=plain)
+    adapt_mass: bool = eqx.field(default=True, converter=plain)
 
     def _settings(self) -> "_Settings":
         root = None if self.step_size is None else math.sqrt(self.step_size)
@@ -129,12 +129,12 @@ class HMC(_Hamiltonian):
 
     takes_trajectories: ClassVar[bool] = True
 
-    step_size: float | None = None
-    trajectory_length: float = math.pi / 2
-    num_steps: int | None = None
-    target_accept: float = 0.99
-    adapt_mass: bool = True
-    dense_mass: bool = False
+    step_size: float | None = eqx.field(default=None, converter=plain)
+    trajectory_length: float = eqx.field(default=math.pi / 2, converter=plain)
+    num_steps: int | None = eqx.field(default=None, converter=plain)
+    target_accept: float = eqx.field(default=0.99, converter=plain)
+    adapt_mass: bool = eqx.field(default=True, converter=plain)
+    dense_mass: bool = eqx.field(default=False, converter=plain)
 
     def __check_init__(self) -> None:
         require_integer("num_steps", self.num_steps, least=1, optional=True)
@@ -170,11 +170,11 @@ class NUTS(_Hamiltonian):
 
     takes_trajectories: ClassVar[bool] = True
 
-    step_size: float | None = None
-    target_accept: float = 0.99
-    max_tree_depth: int = 10
-    adapt_mass: bool = True
-    dense_mass: bool = False
+    step_size: float | None = eqx.field(default=None, converter=plain)
+    target_accept: float = eqx.field(default=0.99, converter=plain)
+    max_tree_depth: int = eqx.field(default=10, converter=plain)
+    adapt_mass: bool = eqx.field(default=True, converter=plain)
+    dense_mass: bool = eqx.field(default=False, converter=plain)
 
     def __check_init__(self) -> None:
         require_integer("max_tree_depth", self.max_tree_depth, least=1)

@@ -25,7 +25,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from llc.bounds.spectral_measure import Spectrum
-from llc.posterior.arguments import require_number
+from llc.posterior.arguments import plain, require_number
+from llc.posterior.mask import path_name
+
+_FEW, _ORTHONORMAL = 1000, 1e-2  # vectors whose products are looked at, and by how much these may be off
 
 
 class Preconditioner(eqx.Module):
@@ -93,6 +96,14 @@ class Diagonal(Constant):
             raise ValueError(
                 f"Diagonal needs scales like the parameters that move, of shapes {shapes[1]}, got {shapes[0]}."
             )
+        names = [
+            {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (self.scales, position)
+        ]
+        if all(isinstance(tree, dict) for tree in (self.scales, position)) and names[0] != names[1]:
+            raise ValueError(
+                f"Diagonal needs scales of the parameters that move, {sorted(names[1])}, got {sorted(names[0])}."
+            )
 
     def apply(self, state: None, tree: PyTree, power: float = 1.0) -> PyTree:  # noqa: ARG002
         """P^power · tree."""
@@ -142,6 +153,13 @@ class Curvature(Constant):
             )
         if not (isinstance(vectors, Tracer) or np.isfinite(vectors).all()):
             raise ValueError("Curvature needs finite vectors, got nan or infinity.")
+        if not isinstance(vectors, Tracer) and len(vectors) <= _FEW:
+            off = float(np.abs(np.asarray(vectors @ vectors.T) - np.eye(len(vectors))).max(initial=0.0))
+            if off > _ORTHONORMAL:
+                raise ValueError(
+                    f"Curvature needs orthonormal vectors as rows, got products that are off by {off:.2g}; take "
+                    "Curvature.of(spectrum)."
+                )
 
     @classmethod
     def of(cls, spectrum: Spectrum, damping: float = 0.1) -> "Curvature":
@@ -199,8 +217,8 @@ class RMSProp(Preconditioner):
         ValueError: unless 0 <= decay < 1 and eps > 0.
     """
 
-    decay: float = 0.99
-    eps: float = 0.1
+    decay: float = eqx.field(default=0.99, converter=plain)
+    eps: float = eqx.field(default=0.1, converter=plain)
 
     def __check_init__(self) -> None:
         require_number("decay", self.decay, least=-math.inf)

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from llc.posterior.arguments import require_flag, require_integer
+from llc.posterior.arguments import plain, require_flag, require_integer
 
 _MOST: dict[str, int] = {"budget": 2**53, "max_steps": 2**63}  # integers that no compiled loop counts
 
@@ -43,6 +43,8 @@ class _Lengths:
     step_energies: bool | None = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         require_flag("step_energies", self.step_energies, optional=isinstance(self, RequestedLengths))
         for field in fields(self):
             if field.name not in ("batch_size", "eval_size", "step_energies"):  # see check_rows

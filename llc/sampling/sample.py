@@ -97,7 +97,7 @@ def sample(
         eval_size=eval_size,
         step_energies=step_energies,
     )
-    settings = {"spectrum": spectrum, "chain_method": chain_method, "keep_params": keep_params, "mesh": mesh}
+    settings = {"spectrum": spectrum, "chain_method": chain_method, "keep_params": bool(keep_params), "mesh": mesh}
     with opened(store) as folder:
         chains = Chains(
             key, posterior, sampler, lengths, observables=observables, store=folder and folder.run(), **settings

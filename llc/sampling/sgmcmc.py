@@ -21,7 +21,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from llc.posterior.arguments import require_flag, require_option
+from llc.posterior.arguments import is_no_number, plain, require_flag, require_option
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import NO_ACCEPT_STEP, Gradient, Info, Sampler, center_gradient, potential_gradient, virial
 from llc.sampling.noise import normal_like
@@ -32,10 +32,10 @@ _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
 
 def as_array(step_size: Any) -> Any:
     """An array, so that another step size is no other program."""
-    if isinstance(step_size, jax.Array):
+    if isinstance(step_size, jax.Array) and not is_no_number(step_size):
         return step_size
     try:
-        return np.asarray(np.nan if isinstance(step_size, bool) else step_size, np.float64)
+        return np.asarray(np.nan if is_no_number(step_size) else step_size, np.float64)
     except (TypeError, ValueError, OverflowError):
         return np.asarray(np.nan)  # which no setting may be
 
@@ -77,7 +77,7 @@ class SGLD(Sampler):
     step_size: Float[ArrayLike, ""] = eqx.field(converter=as_array)
     integrator: str = "leimkuhler_matthews"
     preconditioner: Preconditioner = Identity()
-    control_variates: bool = False
+    control_variates: bool = eqx.field(default=False, converter=plain)
 
     needs_full_batch: ClassVar[bool] = False
     has_batch_loss: ClassVar[bool] = True

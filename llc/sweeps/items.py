@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from llc.interop.checkpoints import load_params
-from llc.posterior.arguments import require_type
+from llc.posterior.arguments import require_flag, require_integer, require_number, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.mask import normalize_mask
 from llc.posterior.validation import check_center, check_finite
+from llc.sampling.kernel import Sampler
 
 LENGTHS = ("num_warmup", "num_draws", "thinning", "batch_size", "eval_size", "step_energies")  # an item's own
 SETTINGS = ("nbeta", "gamma", "sampler", *LENGTHS)
@@ -112,8 +113,9 @@ def make_items(
     several = masks is not None or settings is not None
     items = []
     for (mask_name, mask), (setting, values) in kinds:
-        _check_settings(setting, values)
+        _check_settings(setting, values, min(point.template.num_data for point in points))
         for point in points:
+            _check_mask(mask_name, mask, point.template)
             names = [point.name if checkpoints is not None or not isinstance(posteriors, LocalPosterior) else ""]
             labels = {"mask": mask_name} if masks is not None else {}
             labels |= {"setting": setting} if settings is not None else {}
@@ -133,6 +135,8 @@ def _points(posteriors: Any, checkpoints: Any, prefix: str) -> list[Item]:
         named = checkpoints_by_name(checkpoints)
         if not named:
             raise ValueError("checkpoints need at least one, got none.")
+        if empty := [name for name, params in named.items() if params is None]:
+            raise ValueError(f"checkpoints need params or a file by name, got None for {empty}.")
         return [Item(name, posteriors, params, prefix) for name, params in named.items()]
     if checkpoints is not None:
         raise ValueError("checkpoints need one posterior as their template, got several; give the one or the others.")
@@ -208,10 +212,29 @@ def _check_mapping(name: str, value: Any, what: str) -> None:
         raise ValueError(f"{name} needs a dict from names to {what}, got {type(value).__name__}.")
 
 
-def _check_settings(name: str, values: Any) -> None:
+def _check_settings(name: str, values: Any, num_data: int) -> None:
     got = sorted(set(values) - set(SETTINGS)) if isinstance(values, Mapping) else type(values).__name__
     if got:
         raise ValueError(f"settings[{name!r}] needs a dict with some of {SETTINGS}, got {got}.")
+    for key, value in values.items():
+        label = f"settings[{name!r}][{key!r}]"
+        if key in ("nbeta", "gamma"):
+            require_number(label, value, strict=key == "nbeta", optional=True)
+        elif key == "sampler":
+            require_type(label, value, Sampler, "a sampler, such as llc.NUTS()")
+        elif key == "step_energies":
+            require_flag(label, value)
+        else:
+            rows = key in ("batch_size", "eval_size")
+            most = num_data if rows else 2**31 - 1
+            require_integer(label, value, least=int(key != "num_warmup"), most=most, optional=rows)
+
+
+def _check_mask(name: str, mask: PyTree, template: LocalPosterior) -> None:
+    try:
+        normalize_mask(mask, template.center)
+    except ValueError as error:
+        raise ValueError(f"masks[{name!r}] needs to be a mask of the params: {error}") from error
 
 
 def _recentered(template: LocalPosterior, params: PyTree, name: str, prefix: str) -> LocalPosterior:

@@ -13,9 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from llc.analysis.contents import short
 from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price, price_of
+from llc.posterior.arguments import require_number, require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.momentum import SGHMC
@@ -64,8 +66,20 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Plan":
-        """From `to_json`."""
-        return cls(**{**data, "lengths": RunLengths(**data["lengths"])})
+        """From `to_json`.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        try:
+            plan = cls(**{**data, "lengths": RunLengths(**data["lengths"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the plan of a sweep needs the fields of one, got {short(data)}.") from error
+        for name in ("nbeta", "gamma", "price", "stiffness", "damping"):
+            require_number(name, getattr(plan, name), strict=False, optional=name in ("stiffness", "damping"))
+        require_type("reference", plan.reference, str, "the name of an item")
+        require_option("calibration", plan.calibration, ("shared", "each"))
+        return plan
 
     @property
     def price_record(self) -> Price:

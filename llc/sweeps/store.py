@@ -18,7 +18,7 @@ from typing import Any
 
 import xarray as xr
 
-from llc.analysis import files
+from llc.analysis import files, validation, writing
 from llc.analysis.text import printable
 from llc.analysis.writing import expand, write_whole
 
@@ -41,6 +41,11 @@ class Store:
         self.is_zarr = self.path.suffix == ".zarr"
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"out needs a folder, or a store that ends in .zarr, but {self.path} is a file.")
+        there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        try:
+            writing.check_writable(there / _SETTINGS)
+        except ValueError as error:
+            raise ValueError(f"out needs a folder that can be written to: {error}") from error
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / _SETTINGS).exists():
             raise ValueError(f"out needs a new folder or that of a sweep, but {self.path} has other files in it.")
 
@@ -74,8 +79,10 @@ class Store:
             if not self.is_zarr:
                 return files.load(target)
             with _quiet(), xr.open_datatree(target, engine="zarr", consolidated=False) as opened:
-                return opened.load()
-        except (ValueError, OSError, KeyError) as error:
+                draws = opened.load()
+            validation.require(draws)
+            return draws
+        except Exception as error:  # zarr and xarray raise whatever they stumble over in a damaged store
             warnings.warn(f"{target} is damaged and is made again: {printable(str(error))[:200]}", stacklevel=3)
             return None
 

@@ -111,7 +111,7 @@ def sweep(
     require_type("out", out, (str, Path), "the path of a folder or store", optional=True)
     require_integer("batch_size", batch_size, least=1, optional=True)
     require_integer("eval_size", eval_size, least=1, optional=True)
-    if executor is not None and not callable(getattr(executor, "submit", None)):
+    if isinstance(executor, type) or not (executor is None or callable(getattr(executor, "submit", None))):
         raise ValueError(f"executor needs a concurrent.futures.Executor or None, got {type(executor).__name__}.")
     items = make_items(posteriors, checkpoints=checkpoints, masks=masks, settings=settings, prefix=prefix)
     asked = RequestedLengths(
@@ -136,10 +136,10 @@ def _tasks(key: PRNGKeyArray, wanted: Wanted, store: Store | None, *, progress: 
     identity, found = wanted.identity(key), None if store is None else store.settings()
     spectra = {}
     if found is not None:
-        plan = Plan.from_json(found["plan"])
+        assert store is not None
+        plan = _plan_in(store, found["plan"])
         given = {"reference": plan.reference if wanted.reference is None else wanted.reference}
         if wrong := differing(found["settings"] | {"reference": plan.reference}, identity | given):
-            assert store is not None
             said = ", ".join(f"{name} {a} (here {b})" for name, (a, b) in wrong.items())
             raise ValueError(
                 f"out has a sweep of other settings in {store.path}: {said}; give the same ones to go on with it, or "
@@ -167,6 +167,13 @@ def _tasks(key: PRNGKeyArray, wanted: Wanted, store: Store | None, *, progress: 
     return [
         Task(item, plan, Key.of(runs), wanted.sampler, wanted.asked, spectra.get(item.name)) for item in wanted.items
     ]
+
+
+def _plan_in(store: Store, data: Mapping[str, Any]) -> Plan:
+    try:
+        return Plan.from_json(data)
+    except ValueError as error:
+        raise ValueError(f"out needs a sweep as it was written, but {store.path} is damaged: {error}") from error
 
 
 def _collected(

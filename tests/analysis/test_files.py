@@ -1,6 +1,7 @@
 """Files of draws: what is written is read again, and what is damaged is refused by name."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -56,8 +57,16 @@ def test_what_others_add_is_no_damage():
     assert "constant_data" in words
 
 
+def change_settings(tree, **changes):
+    tree.attrs["settings"] = json.dumps(json.loads(tree.attrs["settings"]) | changes)
+
+
 NAMED = {  # damage → file, group and variable in the message
     "settings null": (lambda tree: tree.attrs.update(settings="null"), ["settings"]),
+    "batch_size null": (lambda tree: change_settings(tree, batch_size=None), ["settings", "batch_size"]),
+    "batch_size of text": (lambda tree: change_settings(tree, batch_size="x"), ["settings", "batch_size"]),
+    "thinning that is a flag": (lambda tree: change_settings(tree, thinning=True), ["settings", "thinning"]),
+    "origin of gamma in a list": (lambda tree: tree.attrs.update(gamma_origin=["x", "y"]), ["gamma_origin"]),
     "no settings": (lambda tree: tree.attrs.pop("settings"), ["settings"]),
     "missing variable": (lambda tree: damage.damage_variable(tree, "posterior", 0, "dropped", 0.0), ["posterior/llc"]),
     "text": (lambda tree: damage.damage_variable(tree, "posterior", 0, "text", 0.0), ["posterior/llc"]),

@@ -1,5 +1,6 @@
 """Stores of runs: what is whole is read, what is damaged is found, and one process writes at a time."""
 
+import json
 import os
 import resource
 import shutil
@@ -142,6 +143,33 @@ def test_a_damaged_manifest_is_named(tmp_path, write):
     (path / "run" / "manifest.json").write_text('{"settings": 3')
     with pytest.raises(DamagedStore, match=r"manifest\.json"):
         llc.load(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"asked": 30', '"asked": 31'), ('"done": 30', '"done": 20'), ('"checksum"', '"checksun"')]
+)
+def test_a_manifest_that_was_changed_is_named(tmp_path, write, before, after):
+    path = tmp_path / "run.zarr"
+    whole = write(path)
+    file = path / "run" / "manifest.json"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+    for action in (lambda: llc.load(path), lambda: Store(path).run().open(SETTINGS)):
+        with pytest.raises(DamagedStore, match=r"manifest\.json"):
+            action()
+    file.write_text(text)
+    equal(llc.load(path), whole)
+
+
+def test_a_manifest_of_a_version_without_checksums_is_read(tmp_path, write):
+    path = tmp_path / "run.zarr"
+    whole = write(path)
+    file = path / "run" / "manifest.json"
+    fields = json.loads(file.read_text())
+    del fields["checksum"]
+    file.write_text(json.dumps(fields))
+    equal(llc.load(path), whole)
 
 
 def test_what_is_not_in_the_manifest_does_not_count(tmp_path, write):

@@ -167,3 +167,9 @@ def test_a_disk_that_is_full_everywhere_is_one_line(folder, tmp_path_factory):
     assert (folder / "run.nc").read_bytes() == before
     assert {path.name for path in folder.iterdir()} == {"model.py", "run.nc"}
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_file_that_is_also_the_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="for a file and for a folder"):
+        outputs.check(out=tmp_path / "run.zarr", folder=tmp_path / "run.zarr")
+    outputs.check(out=tmp_path / "run.nc", folder=tmp_path / "run.zarr")

@@ -16,7 +16,7 @@ import pytest
 
 import llc
 from llc import LocalPosterior
-from llc.posterior.loss_probes import different_rows
+from llc.posterior.loss_parts import different_rows
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -113,7 +113,32 @@ def mixed(x):
     return x if x.dtype == int else 0.7 * x + 0.3 * x[::-1]
 
 
+def in_groups(w, batch, size=8):
+    """A mean over whole groups of rows; the rest is dropped."""
+    whole = len(batch["x"]) // size * size
+    return jnp.mean(squares(w, batch)[:whole] if whole else squares(w, batch))
+
+
+def weighted_groups(w, batch, size=8):
+    """Weights normalized in groups of rows; the rest is dropped."""
+    whole = max(len(batch["x"]) // size * size, 1)
+    losses, weights = (x[:whole].reshape(-1, min(size, whole)) for x in (squares(w, batch), jnp.exp(batch["x"][:, 0])))
+    return jnp.mean(jnp.sum(losses * weights, axis=1) / jnp.sum(weights, axis=1))
+
+
+def normalized_where_large(w, batch, least=128):
+    """Batch normalization that is left out on few rows."""
+    found = outputs(w, batch)
+    return jnp.sum(((normalized(found) if len(found) >= least else found) - batch["y"]) ** 2, axis=1)
+
+
 NO_MEANS = {
+    "groups of 8, the rest dropped": (in_groups, PARAMS, DATA),
+    "weights of groups of 8, the rest dropped": (weighted_groups, PARAMS, DATA),
+    "groups of 120, the rest dropped": (functools.partial(in_groups, size=120), PARAMS, DATA),
+    "batch normalization from 128 rows on": (lambda w, b: jnp.mean(normalized_where_large(w, b)), PARAMS, DATA),
+    "batch normalization from 128 rows on, per example": (normalized_where_large, PARAMS, DATA),
+    "batch normalization from 299 rows on": (functools.partial(normalized_where_large, least=299), PARAMS, DATA),
     "weights normalized in the batch": (weighted_in_batch, jnp.float32(0.1), (SIGNED, LENGTHS)),
     "token mean": (token_mean, {"logits": jnp.zeros(9)}, {"tokens": TOKENS}),
     "token mean, moved": (token_mean, {"logits": jnp.linspace(0, 1, 9)}, {"tokens": TOKENS}),
@@ -210,7 +235,34 @@ def recentred(w, batch):
     return jnp.mean(1e4 + squares(w, batch)) - jnp.mean(1e4 + squares(center, batch))
 
 
+def in_pieces_where_large(w, batch):
+    """Another program on many rows, of the same value."""
+    if len(batch["x"]) < 100:
+        return squares(w, batch)
+    halves = [jax.tree.map(lambda x, part=part: x[part], batch) for part in (slice(50), slice(50, None))]
+    return jnp.concatenate([squares(w, half) for half in halves])
+
+
+def with_activation(activation):
+    return lambda w, b: jnp.sum((activation(outputs(w, b)) - b["y"]) ** 2, axis=1)
+
+
+def steep(x):
+    """Continuous, and thirty times as steep as its argument."""
+    return jnp.where(x > 0, jnp.tanh(30 * x), 0.0)
+
+
 HONEST = {
+    "other program on many rows": (in_pieces_where_large, PARAMS, DATA),
+    "microbatched": (llc.microbatched(squares, 64), PARAMS, DATA),
+    "leaky relu": (with_activation(jax.nn.leaky_relu), PARAMS, DATA),
+    "elu by comparison": (with_activation(jax.nn.elu), PARAMS, DATA),
+    "hard tanh": (with_activation(jax.nn.hard_tanh), PARAMS, DATA),
+    "steep": (with_activation(steep), PARAMS, DATA),
+    "huber": (lambda w, b: optax.huber_loss(outputs(w, b), b["y"]).sum(axis=1), PARAMS, DATA),
+    "largest output": (lambda w, b: (jnp.max(outputs(w, b), axis=1) - b["y"][:, 0]) ** 2, PARAMS, DATA),
+    "median output": (lambda w, b: (jnp.median(outputs(w, b), axis=1) - b["y"][:, 0]) ** 2, PARAMS, DATA),
+    "choice by the data": (lambda w, b: jnp.where(b["x"][:, 0] > 0, 1.0, 2.0) * squares(w, b), PARAMS, DATA),
     "per example": (squares, PARAMS, DATA),
     "mean": (mean_square, PARAMS, DATA),
     "mean over outputs too": (lambda w, batch: jnp.mean((outputs(w, batch) - batch["y"]) ** 2), PARAMS, DATA),
@@ -348,6 +400,26 @@ def test_a_loss_in_steps_is_refused(name):
     with pytest.raises(ValueError, match=rf"along {leaf} the loss is a function of steps"):
         LocalPosterior(loss_fn, params, DATA, gamma=1.0)
     LocalPosterior(loss_fn, params, DATA, gamma=1.0, mask="b" if "b" in params else "w")
+
+
+JUMPS = {  # beside a part with a gradient
+    "heaviside": lambda x: 0.1 * jnp.heaviside(x - 0.3, 0.0),
+    "comparison": lambda x: jnp.where(x > 0.3, 0.1, 0.0),
+    "sign": lambda x: 0.01 * jnp.sign(x),
+    "rounding": lambda x: jnp.round(4 * x) / 4,
+    "floor": lambda x: x - jnp.floor(x),
+    "errors": lambda x: 1.0 * (jnp.argmax(x, axis=1, keepdims=True) == 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JUMPS)
+def test_a_loss_that_jumps_is_refused(name):
+    def loss_fn(w, batch):
+        return squares(w, batch) + jnp.sum(JUMPS[name](outputs(w, batch)), axis=1)
+
+    with pytest.raises(ValueError, match="loss_fn needs to be continuous"):
+        LocalPosterior(loss_fn, PARAMS, DATA, gamma=1.0)
 
 
 NO_GRADIENTS = {
@@ -722,3 +794,5 @@ def test_the_rows_of_a_probe_differ():
     assert 17 in rows
     assert splits.shape[1:] == (2, 16)
     assert all(sorted(split.ravel()) == list(range(32)) for split in splits)
+    assert different_rows((INPUTS, RARE), 26)[1].shape[1:] == (2, 13)
+    assert different_rows((INPUTS[:17], RARE[:17]), 26)[1].shape[1:] == (2, 7)

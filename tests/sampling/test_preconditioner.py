@@ -150,3 +150,22 @@ def test_what_does_not_fit_is_refused():
 def test_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         llc.RMSProp(**settings)
+
+
+def test_scales_of_other_names_are_refused():
+    data = np.ones((30, 2), np.float32)
+    posterior = LocalPosterior(lambda w, x: 0.5 * (x @ w["w"]) ** 2, {"w": jnp.zeros(2)}, data, gamma=1.0)
+    lengths = {"num_chains": 1, "num_draws": 1, "num_warmup": 0, "progress": False}
+    for name in ("w", "v"):
+        sampler = llc.SGLD(0.01, preconditioner=llc.Diagonal({name: np.ones(2, np.float32)}))
+        if name == "w":
+            llc.sample(jax.random.key(0), posterior, sampler, **lengths)
+            continue
+        with pytest.raises(ValueError, match=r"\['w'\], got \['v'\]"):
+            llc.sample(jax.random.key(0), posterior, sampler, **lengths)
+
+
+def test_vectors_that_are_not_orthonormal_are_refused():
+    with pytest.raises(ValueError, match="orthonormal"):
+        llc.Curvature(np.ones((2, 2), np.float32), np.ones(2, np.float32))
+    llc.Curvature(np.eye(2, dtype=np.float32), np.ones(2, np.float32))

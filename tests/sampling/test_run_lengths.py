@@ -2,7 +2,11 @@
 
 import dataclasses
 import inspect
+import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import llc
@@ -57,3 +61,41 @@ def test_the_keywords_are_those_of_sample():
     keywords = LENGTHS.keywords()
     assert keywords.keys() <= inspect.signature(llc.sample).parameters.keys()
     assert keywords.keys() == dataclasses.asdict(LENGTHS).keys() - {"max_steps"}
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    """Settings are written as JSON, and are constants of programs."""
+    lengths = RunLengths(num_chains=np.int64(2), num_draws=np.int32(5), num_warmup=np.uint8(3), thinning=np.int16(1))
+    assert json.dumps(dataclasses.asdict(lengths)) == json.dumps(
+        dataclasses.asdict(RunLengths(num_chains=2, num_draws=5, num_warmup=3, thinning=1))
+    )
+
+
+def test_a_run_takes_numbers_of_numpy():
+    posterior = llc.LocalPosterior(
+        lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(2), np.ones((30, 2), np.float32), gamma=1.0
+    )
+    sampler = llc.SGLD(np.float32(0.01), control_variates=np.bool_(True))
+    numbers = {"num_chains": 2, "num_draws": 5, "num_warmup": 3, "batch_size": 7, "eval_size": 20}
+    key, flags = jax.random.key(0), {"progress": False, "keep_params": np.bool_(True)}
+    first = llc.sample(key, posterior, sampler, **{name: np.int64(value) for name, value in numbers.items()}, **flags)
+    plain = llc.sample(
+        key, posterior, llc.SGLD(0.01, control_variates=True), **numbers, keep_params=True, progress=False
+    )
+    np.testing.assert_allclose(first["posterior"]["llc"], plain["posterior"]["llc"], rtol=1e-5)
+    llc.spectrum(posterior, method="lanczos", num_matvecs=np.int64(2), num_probes=np.int64(2))
+
+
+@pytest.mark.parametrize(
+    "value", [np.bool_(True), np.complex64(1), np.datetime64("2020-01-01"), np.timedelta64(3, "s"), "3", np.str_("3")]
+)
+def test_what_numpy_would_turn_into_a_number_is_refused(value):
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(2), np.ones((30, 2), np.float32))
+    for action in (
+        lambda: posterior.with_scale(nbeta=value),
+        lambda: posterior.with_scale(gamma=value),
+        lambda: llc.SGLD(value),
+        lambda: llc.NUTS(step_size=value),
+    ):
+        with pytest.raises(ValueError, match="needs"):
+            action()

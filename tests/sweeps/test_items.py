@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import llc
 from llc.sweeps.items import checkpoints_by_name, digest, in_natural_order, make_items, step_of
 from tests.support import checkpoints as run
 
@@ -31,6 +32,11 @@ def test_products_are_items_with_one_kind_after_the_other():
         ([{"x": POSTERIOR}], {}, ["x"]),
         ([POSTERIOR], {"masks": {"all": None, "first": "first"}}, ["all", "first"]),
         ([POSTERIOR], {"settings": {"hot": {"nbeta": 3.0}}}, ["hot"]),
+        (
+            [POSTERIOR],
+            {"settings": {"a": {"nbeta": np.float32(3), "num_draws": np.int64(9)}}},
+            ["a"],
+        ),
     ],
 )
 def test_names(arguments, keywords, names):
@@ -69,6 +75,14 @@ WRONG = {
     "nothing": (lambda: make_items([]), "posteriors"),
     "a slash": (lambda: make_items({"a/b": POSTERIOR}), "a/b"),
     "an unknown setting": (lambda: make_items(POSTERIOR, settings={"a": {"step": 1}}), "step"),
+    "a negative nbeta": (lambda: make_items(POSTERIOR, settings={"a": {}, "b": {"nbeta": -1.0}}), "'b'.*nbeta"),
+    "a gamma of text": (lambda: make_items(POSTERIOR, settings={"a": {"gamma": "x"}}), "gamma"),
+    "the class of a sampler": (lambda: make_items(POSTERIOR, settings={"a": {"sampler": llc.NUTS}}), "sampler"),
+    "no draws": (lambda: make_items(POSTERIOR, settings={"a": {"num_draws": 0}}), "num_draws"),
+    "part of a step": (lambda: make_items(POSTERIOR, settings={"a": {"thinning": 1.5}}), "thinning"),
+    "more rows than there are": (lambda: make_items(POSTERIOR, settings={"a": {"batch_size": 10**6}}), "batch_size"),
+    "a flag that is a number": (lambda: make_items(POSTERIOR, settings={"a": {"step_energies": 1}}), "step_energies"),
+    "a mask of no parameter": (lambda: make_items(POSTERIOR, masks={"all": None, "b": "nowhere"}), "masks.*'b'"),
 }
 
 

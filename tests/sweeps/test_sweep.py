@@ -291,6 +291,32 @@ def test_a_damaged_item_is_made_again(folder, tmp_path):
     assert same_draws(found, result())
 
 
+DAMAGED_PLANS = {
+    "empty": lambda plan: {},
+    "a scale of text": lambda plan: plan | {"nbeta": "x"},
+    "lengths of nothing": lambda plan: plan | {"lengths": None},
+    "another field": lambda plan: plan | {"more": 3},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_PLANS)
+def test_a_damaged_plan_is_named(name, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "training")
+    file = tmp_path / "training" / "sweep.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"plan": DAMAGED_PLANS[name](content["plan"])}))
+    with pytest.raises(ValueError, match=r"out needs .*training is damaged"):
+        swept(out=tmp_path / "training")
+
+
+@pytest.mark.parametrize("out", ["/proc/training", "/dev/null/training"])
+def test_a_folder_that_can_not_be_written_is_refused_before_the_work(out):
+    with Failing("nothing", 0) as executor:
+        executor.shutdown()  # any work would fail
+        with pytest.raises(ValueError, match=f"out needs a folder that can be written to.*{out.split('/')[1]}"):
+            swept(executor=executor, out=out)
+
+
 def test_other_folders_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="out"):

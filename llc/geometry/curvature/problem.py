@@ -4,7 +4,7 @@ A method is a function `(Problem) -> Spectrum`. What costs products is computed 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from llc.geometry.curvature.residuals import first_order, gauss_newton_part, res
 from llc.geometry.curvature.smoothness import directions, probe_smoothness
 from llc.geometry.curvature.stability import unstable_eigenvalues
 from llc.geometry.curvature.symmetric import check_symmetric
-from llc.posterior.arguments import require_flag, require_integer, require_number, require_option
+from llc.posterior.arguments import plain, require_flag, require_integer, require_number, require_option
 from llc.posterior.local_posterior import LocalPosterior
 
 _MIN_BUDGET = (
@@ -47,6 +47,8 @@ class Settings:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, plain(getattr(self, one.name)))
         require_option("matrix", self.matrix, ("hessian", "ggn"))
         require_integer("num_matvecs", self.num_matvecs, least=1, optional=True)
         require_integer("num_probes", self.num_probes, least=1)

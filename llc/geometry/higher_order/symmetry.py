@@ -120,7 +120,13 @@ def _is_invariant(change: np.ndarray | np.floating, size: np.ndarray | np.floati
 
 def _tangent(generator: Generator, posterior: LocalPosterior, params: PyTree) -> np.ndarray:
     """The field at `params`, flat; it has to be zero for parameters that do not move."""
-    tangent = generator(params)
+    try:
+        tangent = generator(params)
+    except Exception as error:  # the user's function may raise anything
+        raise ValueError(
+            "generators need to be functions of params that return their tangent, but one raises "
+            f"{type(error).__name__}: {error}."
+        ) from error
     there = eqx.tree_at(lambda p: p.center, posterior, tangent)
     flat, unravel = ravel_pytree(there.position)
     stays = eqx.tree_at(lambda p: p.center, posterior, jax.tree.map(jnp.zeros_like, eqx.filter(tangent, eqx.is_array)))

@@ -162,3 +162,21 @@ def test_other_targets_leave_no_residuals(targets, expected):
     posterior = _two_layers(np.array(targets, np.float32))
     with float64():
         assert excess_loss(posterior, KEY).exact_fit is expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"generators": [lambda params: params["nowhere"]]}, "generators"),
+        ({"generators": [lambda: None]}, "generators"),
+        ({"bounds": "of three parameters"}, "bounds need to be of the posterior's 2 parameters"),
+    ],
+)
+def test_generators_that_raise_and_bounds_of_another_posterior_are_named(wrong, name):
+    data = np.ones((20, 1), np.float32)
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * jnp.sum(w["w"] ** 2) * x[:, 0], {"w": jnp.zeros(2)}, data)
+    if "bounds" in wrong:
+        other = llc.LocalPosterior(lambda w, x: 0.5 * jnp.sum(w**2) * x[:, 0], jnp.zeros(3), data)
+        wrong = {"bounds": llc.rank_bounds(llc.spectrum(other))}
+    with pytest.raises(ValueError, match=name):
+        llc.higher_bounds(posterior, key=jax.random.key(0), progress=False, **wrong)
