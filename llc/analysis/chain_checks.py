@@ -1,30 +1,26 @@
 """Checks of kind "chains": whether the draws are those of their posterior, whatever w* is and wherever bounds lie."""
 
-import math
-
 import numpy as np
 import xarray as xr
 from scipy import stats
 
 from llc.analysis import schema
-from llc.analysis.advice import larger_batch, more_rows, stronger_gamma
-from llc.analysis.cause import Cause, virial_at_half_step
+from llc.analysis.advice import more_rows, stronger_gamma
+from llc.analysis.cause import Cause
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate, zero_variance
-from llc.analysis.pointwise import Moments, subset_share, subset_stderr
+from llc.analysis.pointwise import Moments, subset_share
 from llc.analysis.rounding_checks import rounding_checks
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
 from llc.analysis.step_energies import combined_energy, step_energies_check
+from llc.analysis.virial_checks import virial_checks
 from llc.bounds.shrinkage import shrink
 from llc.bounds.spectral_measure import Spectrum
 
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 _MAX_Z = 4.0
-_MAX_VIRIAL = 0.05  # docs/theory.md, §7: every unmixed run had .37–.9, every trusted one is within .05
-_MAX_VIRIAL_CURVED = 0.03  # the same where λ_quad comes from
-_LESS = 0.75  # of the excess that is left at half the step, if the step is what heats: a half is expected
 _MIN_ROWS = 100  # of an evaluation subset: at 15 and 30 rows errors were 1.4 to 1.75 times too small, at 100 right
 _STABLE, _SAFE = 4.0, 2.0  # ε (nβ h + γ) from which Euler–Maruyama is unstable, and up to which it is trusted
 
@@ -47,9 +43,7 @@ def chain_checks(
         _rhat(draws, mean),
         _ess(draws, mean),
         _drift(draws),
-        _virial(draws, mean, cause),
-        _virial_error(draws),
-        _virial_curved(draws, moments),
+        *virial_checks(draws, mean, cause, moments),
         _control_variates(draws, mean, moments),
         _evaluation_rows(draws),
         None if spectrum is None else _step_size(draws, spectrum),
@@ -143,90 +137,6 @@ def _drift(draws: xr.DataTree) -> Check:
         seen=f"the last third of the draws differs from the first by {z:+.1f} standard errors",
         cure="the chains have not reached their stationary law; raise num_warmup, then num_draws",
         cured_by_draws=True,
-    )
-
-
-def _virial(draws: xr.DataTree, mean: Estimate, cause: Cause) -> Check:
-    virial = variable(draws, SAMPLE_STATS, schema.VIRIAL)
-    finite = virial[finite_chains(virial)]
-    value = float(finite.mean()) if finite.size else np.nan
-    # Chains that have not mixed make its own error large, so it may excuse little: on (w₁w₂)²/2 at nβ from 3e5 on, λ̂
-    # was 6 % too high (6 mcse) at .89 ± .03 to .91 ± .03.
-    error = monte_carlo_error(virial)
-    noise = 3 * error
-    # Heating sits in the stiff directions: an excess of x·∇U/d by δ moves λ̂ by δ d/2.
-    dim = constant(draws, schema.NUM_PARAMS)
-    hot = max(_MAX_VIRIAL * min(1.0, 2 * max(mean.value, 0.0) / dim), noise)
-    cold = max(_MAX_VIRIAL, noise)
-    above = value > 1
-    threshold = hot if above else cold
-    return make_check(
-        "virial",
-        "chains",
-        value,
-        threshold,
-        passed=abs(value - 1) <= threshold,
-        seen=f"x·∇U/d = {value:.3f} ± {error:.2g}, 1 is exact",
-        cure=_cooling(draws, cause, value)
-        if above
-        else f"the chains have not filled the posterior; take more draws and warm-up, or give {stronger_gamma(draws)}",
-        direction="hot" if above else "cold",
-        told_by_half_step=above,
-    )
-
-
-def _cooling(draws: xr.DataTree, cause: Cause, value: float) -> str:
-    """What to change of chains that are too hot: the step, if half of it is known to heat less."""
-    hot, half = "the chains are hotter than the posterior; ", virial_at_half_step(draws)
-    if math.isnan(half):
-        return f"{hot}lower step_size{_or_raise_batch(draws)}"
-    seen = f"{hot}at half the step x·∇U/d is {half:.3f}; {cause.seen}; "
-    if half - 1 < _LESS * (value - 1):
-        return f"{seen}lower step_size"
-    return f"{seen}take more draws and warm-up{_or_raise_batch(draws)}"
-
-
-def _or_raise_batch(draws: xr.DataTree) -> str:
-    """Minibatches heat, all the data do not."""
-    num_data = constant(draws, schema.NUM_DATA)
-    return f", or {larger_batch(draws)}" if schema.settings_of(draws).get("batch_size", num_data) < num_data else ""
-
-
-def _virial_error(draws: xr.DataTree) -> Check:
-    """Whether `virial` can see what it is there for."""
-    error = monte_carlo_error(variable(draws, SAMPLE_STATS, schema.VIRIAL))
-    return make_check(
-        "virial_error",
-        "chains",
-        error,
-        _MAX_VIRIAL,
-        passed=error <= _MAX_VIRIAL,
-        seen=f"x·∇U/d has a standard error of {error:.2g}",
-        cure="too large to see chains that have not filled the posterior; take more draws or a larger thinning",
-        cured_by_draws=True,
-    )
-
-
-def _virial_curved(draws: xr.DataTree, moments: Moments | None) -> Check | None:
-    """The virial ratio weighted by A = ½ nβH (nβH + γ)⁻¹, what each direction has of λ_quad."""
-    if not schema.has(draws, SAMPLE_STATS, schema.STEIN_CURVED) or constant(draws, schema.TRACE_CURVED) == 0:
-        return None
-    trace = constant(draws, schema.TRACE_CURVED)
-    ratio = 1 + variable(draws, SAMPLE_STATS, schema.STEIN_CURVED) / trace
-    finite = ratio[finite_chains(ratio)]
-    value = float(finite.mean()) if finite.size else np.nan
-    subset = constant(draws, schema.NBETA) * subset_stderr(draws, (0.0, 1.0), moments=moments) / trace
-    threshold = max(_MAX_VIRIAL_CURVED, _MAX_Z * np.hypot(monte_carlo_error(ratio), subset))
-    return make_check(
-        "virial_curved",
-        "chains",
-        value,
-        threshold,
-        passed=abs(value - 1) <= threshold,
-        seen=f"x·A∇U / tr A = {value:.3f} in the curved directions, 1 is exact",
-        cure=f"the sampler heats them; lower step_size{_or_raise_batch(draws)}"
-        if value > 1
-        else "the chains have not filled them; take more draws and warm-up",
     )
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 from llc.posterior.arguments import require_callable
 from llc.posterior.loss import fixed
 from llc.posterior.loss_probes import Probe, check_loss_function, check_precision
-from llc.posterior.mask import Moves, normalize_mask
+from llc.posterior.mask import moving, normalize_mask, with_moved
 from llc.posterior.microbatches import microbatched
 from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import InFloat32, as_float64, float64, lenient
@@ -259,18 +259,7 @@ class LocalPosterior(eqx.Module):
 
     def params_at(self, position: PyTree) -> PyTree:
         """Full params with `position` in place of the parameters that move."""
-        if self.mask is None:
-            _, rest = eqx.partition(self.center, eqx.is_inexact_array)
-            return eqx.combine(position, rest)
-
-        def put(moves: Moves, center: Any, moved: Any) -> Any:
-            if moves is True:
-                return moved
-            if moves is False:
-                return center
-            return jnp.ravel(center).astype(moved.dtype).at[moves].set(moved).reshape(jnp.shape(center))
-
-        return jax.tree.map(put, self.mask, self.center, position)
+        return with_moved(self.mask, self.center, position)
 
     def position_of(self, params: PyTree) -> PyTree:
         """The parameters that move, of full `params`: the inverse of `params_at`."""
@@ -303,15 +292,7 @@ class LocalPosterior(eqx.Module):
         return self.nbeta * self.loss(params, batch) + 0.5 * self.gamma * localization
 
     def _select(self, params: PyTree) -> PyTree:
-        if self.mask is None:
-            return eqx.filter(params, eqx.is_inexact_array)
-
-        def take(moves: Moves, leaf: Any) -> Any:
-            if moves is True:
-                return leaf
-            return None if moves is False else jnp.ravel(leaf)[moves]
-
-        return jax.tree.map(take, self.mask, params)
+        return moving(self.mask, params)
 
 
 def _strong_dtype(leaf: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -77,3 +78,32 @@ def _normalize_leaf(path: tuple[Any, ...], moves: Any, leaf: Any) -> Moves:
     if moves.all() or not moves.any():
         return bool(moves.all()) if moves.size else False
     return np.flatnonzero(moves)
+
+
+def moving(mask: PyTree, params: PyTree) -> PyTree:
+    """The parameters of `params` that move, and nothing else; `mask` is as of `normalize_mask`."""
+    if mask is None:
+        return eqx.filter(params, eqx.is_inexact_array)
+
+    def take(moves: Moves, leaf: Any) -> Any:
+        if moves is True:
+            return leaf
+        return None if moves is False else jnp.ravel(leaf)[moves]
+
+    return jax.tree.map(take, mask, params)
+
+
+def with_moved(mask: PyTree, params: PyTree, position: PyTree) -> PyTree:
+    """`params` with `position`, as of `moving`, in place of the parameters that move."""
+    if mask is None:
+        _, rest = eqx.partition(params, eqx.is_inexact_array)
+        return eqx.combine(position, rest)
+
+    def put(moves: Moves, stays: Any, moved: Any) -> Any:
+        if moves is True:
+            return moved
+        if moves is False:
+            return stays
+        return jnp.ravel(stays).astype(moved.dtype).at[moves].set(moved).reshape(jnp.shape(stays))
+
+    return jax.tree.map(put, mask, params, position)
