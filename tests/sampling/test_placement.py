@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llc
-from llc.sampling.placement import method_that_fits
+from llc.sampling.placement import choose_method, method_that_fits
 
 PLACES = """
 import jax, jax.numpy as jnp, numpy as np, llc
@@ -159,6 +159,22 @@ def test_two_processes_are_one_run(tmp_path):
 )
 def test_chains_run_one_after_the_other_where_they_do_not_fit_at_once(fastest, free, method):
     assert method_that_fits(fastest, 8, 4, free) == method
+
+
+@pytest.mark.parametrize(
+    ("layer", "method"),
+    [
+        (lambda kernel, x: jax.lax.conv(x, kernel, (1, 1), "SAME"), "sequential"),
+        (lambda kernel, x: x @ kernel[0, 0], "vectorized"),
+    ],
+    ids=["convolution", "matrix"],
+)
+def test_a_convolution_is_not_vectorized_over_its_kernels(layer, method):
+    images = np.random.default_rng(0).normal(size=(20, 1, 3, 3)).astype(np.float32)
+    posterior = llc.LocalPosterior(
+        lambda w, x: jnp.mean(jnp.square(layer(w, x)), axis=(1, 2, 3)), jnp.ones((1, 1, 3, 3)), images, gamma=1.0
+    )
+    assert choose_method("auto", posterior, 4) == method
 
 
 def test_what_does_not_fit_at_all_is_refused_by_the_setting():
