@@ -27,7 +27,7 @@ from llc.sampling.kernel import Sampler
 from llc.sampling.observables import prepare_observables
 from llc.sampling.placement import on_device
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.validation import check_key
+from llc.sampling.validation import check_key, require_fine_params
 
 _MAX_RESTARTS = 2  # times that a run of an overhead-bound model may be made again with a smaller step
 
@@ -111,6 +111,7 @@ def estimate(
     _check_target(target_mcse)
     check_key(key)
     require_differentiable(posterior)
+    require_fine_params(posterior)
     # What can't be recorded is refused before the pilots run.
     at_first = RunLengths(num_chains=num_chains, num_warmup=0, num_draws=1, thinning=1)
     with lenient():

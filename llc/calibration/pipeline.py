@@ -41,7 +41,7 @@ from llc.posterior.whole import on_resident_rows
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from llc.sampling.step_energies import check_step_energies
-from llc.sampling.validation import check_key
+from llc.sampling.validation import check_key, require_fine_params
 from llc.sampling.windows import check_steps_of_stream
 
 
@@ -93,6 +93,7 @@ def calibrate(
     """
     check_key(key)
     require_differentiable(posterior)
+    require_fine_params(posterior)
     require_type("sampler", sampler, Sampler, "a sampler, such as llc.NUTS()", optional=True)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     require_flag("progress", progress, optional=True)

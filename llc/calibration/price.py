@@ -111,7 +111,7 @@ def spectrum_cost(posterior: LocalPosterior, price: Price, budget: int | None) -
         budget: of the whole run, in gradients.
     """
     if _has_whole(posterior, price, budget):
-        return _whole_cost(posterior)
+        return float(_whole_cost(posterior))
     return plan_spectrum(posterior, price, budget).cost
 
 

@@ -122,7 +122,7 @@ def usual_cost(asked: RequestedLengths, rows: int, num_data: int) -> float:
         num_data: of the data.
     """
     cost = asked.num_chains * (num_gradients(asked) * rows / num_data + (asked.num_draws or _NUM_DRAWS))
-    return cost if asked.budget is None else min(cost, asked.budget)
+    return cost if asked.budget is None else min(cost, float(asked.budget))
 
 
 def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:

@@ -47,6 +47,8 @@ def check(
     for path in (path for path in (out, figure, page) if path is not None):
         if folder is not None and writing.same_file(path, folder):
             raise ValueError(f"{path} is given for a file and for a folder; give two paths.")
+        if folder is not None and path.suffix == ".png" and writing.same_file(path.parent, folder):
+            raise ValueError(f"{path} may be the name of a figure in the folder {folder}; give another path.")
         if any(writing.same_file(path, read) for read in reads):
             raise ValueError(f"{path} is what the command reads, and would be lost; give another path.")
     for path, kind in ((figure, "picture"), (page, "page")):

@@ -243,7 +243,7 @@ def _moved(position: PyTree, share: float) -> PyTree:
     """`position` moved at random, by `share` of its size or of 1."""
     rng = np.random.default_rng(0)
 
-    def move(leaf: np.ndarray) -> np.ndarray:
+    def move(leaf: Array | np.ndarray) -> np.ndarray:
         size = max(1.0, float(np.sqrt(np.mean(np.square(leaf, dtype=np.float64))))) if leaf.size else 1.0
         return np.asarray(leaf + share * size * rng.standard_normal(leaf.shape), leaf.dtype)
 

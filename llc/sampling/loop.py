@@ -245,7 +245,9 @@ def _steps(
         batch = _batch(stretch.source, step, posterior, energies, settings)
         state, info = sampler.step(jax.random.fold_in(stretch.step_key, step), posterior, state, batch[0])
         count = jnp.asarray(stretch.num_steps).astype(zero.dtype)
-        if energies is not None and delta is not None and info.loss is not None:
+        if energies is not None and delta is not None:
+            if info.loss is None:
+                raise ValueError("step_energies needs Info.loss of a sampler that says has_batch_loss, got None.")
             delta = delta + (info.loss - energies.center_loss(posterior, batch)).astype(zero.dtype) / count
         info = info._replace(loss=None)
         mean = jax.tree.map(lambda t, x: t + x / count, total, info)

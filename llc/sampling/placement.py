@@ -1,7 +1,7 @@
 """Where chains and data lie: side by side in one program, one after the other, or spread over devices."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import free_memory
 from llc.posterior.placement import is_committed
 from llc.posterior.programs import uses_primitive
+from llc.posterior.rows import shapes_of
 from llc.sampling.run_lengths import RunLengths
 
 CHAIN, DATA = "chain", "data"  # axes of a mesh
@@ -24,7 +25,7 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
 _SEQUENTIAL_PARAMS = 20_000
 # Under a vmap over its kernels a convolution is a grouped one: in a net of 1,898 parameters 1.5 times as slow.
-_CONVOLUTION = "conv_general_dilated"
+_CONVOLVES: dict[Hashable, bool] = {}  # by program
 # Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 11.8 for one chain and
 # 17.5 for four one after the other, whose states wait; side by side 7.5 a chain.
 _SIDE_BY_SIDE, _RUNNING, _WAITING = 8, 10, 2
@@ -76,10 +77,18 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
 
 def _is_faster_by_vmap(posterior: LocalPosterior) -> bool:
     """Whether chains are faster side by side on a CPU."""
-    if posterior.num_params > _SEQUENTIAL_PARAMS:
-        return False
-    rows = jax.tree.map(lambda x: x[:2], posterior.data)
-    return not uses_primitive(_CONVOLUTION, lambda z: posterior.loss(posterior.params_at(z), rows), posterior.position)
+    return posterior.num_params <= _SEQUENTIAL_PARAMS and not _has_convolution(posterior)
+
+
+def _has_convolution(posterior: LocalPosterior) -> bool:
+    """Whether the loss has one; it is traced once for each program."""
+    program = posterior.loss_fn, shapes_of(posterior.center), shapes_of(posterior.data)
+    if program not in _CONVOLVES:
+        rows = jax.tree.map(lambda x: x[:2], posterior.data)
+        _CONVOLVES[program] = uses_primitive(
+            "conv_general_dilated", lambda z: posterior.loss(posterior.params_at(z), rows), posterior.position
+        )
+    return _CONVOLVES[program]
 
 
 def method_that_fits(fastest: str, num_bytes: int, num_chains: int, free: float) -> str:

@@ -94,13 +94,23 @@ def told_what_to_change() -> Iterator[None]:
         raise MemoryError(f"the device has too little memory for the chains; take {CURE}.") from error
 
 
-def _check_params(posterior: LocalPosterior, sampler: Sampler, *, keep_params: bool) -> None:
-    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(posterior.position)})
+def require_fine_params(posterior: LocalPosterior) -> None:
+    """Raises ValueError if params that move are so coarse that a step would be lost in their rounding."""
+    dtypes = _dtypes(posterior)
     if not set(dtypes) <= {"float32", "float64"}:
         raise ValueError(
             f"sampling needs params in float32 or float64, got {dtypes}: a step is smaller than the rounding of less. "
             "Cast the params, and back inside of loss_fn if the model wants it."
         )
+
+
+def _dtypes(posterior: LocalPosterior) -> list[str]:
+    return sorted({str(leaf.dtype) for leaf in jax.tree.leaves(posterior.position)})
+
+
+def _check_params(posterior: LocalPosterior, sampler: Sampler, *, keep_params: bool) -> None:
+    require_fine_params(posterior)
+    dtypes = _dtypes(posterior)
     default = str(jax.dtypes.canonicalize_dtype(float))
     if sampler.needs_full_batch and dtypes != [default]:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Settings: each with its reason, and none that was given is changed."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import llc
@@ -64,3 +65,13 @@ def test_every_setting_has_a_reason():
 def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         llc.estimate(jax.random.key(0), regression(num_data=100), **settings)
+
+
+def test_params_whose_rounding_swallows_a_step_are_refused_before_the_spectrum():
+    def loss(params, rows):
+        return 0.5 * jnp.square(rows * params.astype(jnp.float32))
+
+    posterior = llc.LocalPosterior(loss, jnp.zeros((), jnp.bfloat16), jnp.linspace(-1.0, 1.0, 20), gamma=1.0)
+    for function in (llc.calibrate, llc.estimate):
+        with pytest.raises(ValueError, match=r"params in float32 or float64, got \['bfloat16'\]"):
+            function(jax.random.key(0), posterior)

@@ -89,6 +89,7 @@ CLASHES = {
     "figure and draws": (["demo", "--figure", "a.nc", "--out", "./a.nc"], "two outputs"),
     "figure and spectrum": (["calibrate", "model.py:posterior", "--figure", "b", "--out", "b"], "two outputs"),
     "figure onto a program": (["demo", "--figure", "model.py"], "another kind than a picture"),
+    "page among the figures": (["report", "run.nc", "--html", "a.png", "--figures", "."], "name of a figure"),
     "figures onto a file": (["report", "run.nc", "--figures", "model.py"], "needs a folder"),
     "draws onto the program": (["sample", "model.py:posterior", "--out", "model.py"], "is what the command reads"),
     "demo onto foreign draws": (["demo", "--out", "foreign.nc"], "another program"),

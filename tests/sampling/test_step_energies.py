@@ -156,6 +156,8 @@ def test_rows_drawn_anew_are_different_uniform_and_independent_of_the_step_befor
 class Silent(llc.SGLD):
     """A sampler that does not say the loss of its batch."""
 
+    has_batch_loss = False
+
     def step(self, key, posterior, state, batch):
         state, info = super().step(key, posterior, state, batch)
         return state, Info(*info[:6])
