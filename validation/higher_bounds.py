@@ -4,7 +4,7 @@ Three groups of points:
 
 - every stratum of the two-layer linear nets up to 4×4×4, where λ(w*) is known (Aoyagi & Watanabe 2005, local). All of
   them are run as one program: arrays of 4×4 with a mask, whose masked entries count as D symmetry directions. Targets:
-  no violation, mean width of the bracket <= 0.8, at least 55 % pinned to one number;
+  no violation, mean width of the bracket <= 0.05, at least 95 % pinned to one number;
 - the zoo, where λ is known too;
 - trained nets: deep linear ones and tanh, fitted to the outputs of a smaller one up to 10⁻⁶, and then to its own. Where
   the certificate g ≡ 0 holds, λ = r/2 is known at a trained point, and λ_corr of `llc.estimate` has to agree with it:
