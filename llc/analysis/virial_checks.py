@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Float
 
 from llc.analysis import schema
 from llc.analysis.advice import larger_batch, stronger_gamma
@@ -36,8 +37,7 @@ def virial_checks(
 
 def _virial(draws: xr.DataTree, mean: Estimate, cause: Cause) -> Check:
     virial = variable(draws, SAMPLE_STATS, schema.VIRIAL)
-    finite = virial[finite_chains(virial)]
-    value = float(finite.mean()) if finite.size else np.nan
+    value = _mean(virial)
     # Chains that have not mixed make its own error large, so it may excuse little: on (w₁w₂)²/2 at nβ from 3e5 on, λ̂
     # was 6 % too high (6 mcse) at .89 ± .03 to .91 ± .03.
     error = monte_carlo_error(virial)
@@ -61,6 +61,12 @@ def _virial(draws: xr.DataTree, mean: Estimate, cause: Cause) -> Check:
         direction="hot" if above else "cold",
         told_by_half_step=above,
     )
+
+
+def _mean(values: Float[np.ndarray, "chain draw"]) -> float:
+    """Over the chains that stay finite; nan where none does."""
+    finite = values[finite_chains(values)]
+    return float(finite.mean()) if finite.size else math.nan
 
 
 def _cooling(draws: xr.DataTree, cause: Cause, value: float) -> str:
@@ -101,8 +107,7 @@ def _virial_curved(draws: xr.DataTree, moments: Moments | None) -> Check | None:
         return None
     trace = constant(draws, schema.TRACE_CURVED)
     ratio = 1 + variable(draws, SAMPLE_STATS, schema.STEIN_CURVED) / trace
-    finite = ratio[finite_chains(ratio)]
-    value = float(finite.mean()) if finite.size else np.nan
+    value = _mean(ratio)
     subset = constant(draws, schema.NBETA) * subset_stderr(draws, (0.0, 1.0), moments=moments) / trace
     threshold = max(_MAX_VIRIAL_CURVED, _MAX_Z * np.hypot(monte_carlo_error(ratio), subset))
     return make_check(

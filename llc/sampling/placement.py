@@ -25,7 +25,8 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
 _SEQUENTIAL_PARAMS = 20_000
 # Under a vmap over its kernels a convolution is a grouped one: in a net of 1,898 parameters 1.5 times as slow.
-_CONVOLVES: dict[Hashable, bool] = {}  # by program
+_CONVOLVES: dict[Hashable, bool] = {}  # of the last programs
+_MOST_KNOWN = 256
 # Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 11.8 for one chain and
 # 17.5 for four one after the other, whose states wait; side by side 7.5 a chain.
 _SIDE_BY_SIDE, _RUNNING, _WAITING = 8, 10, 2
@@ -88,6 +89,8 @@ def _has_convolution(posterior: LocalPosterior) -> bool:
         _CONVOLVES[program] = uses_primitive(
             "conv_general_dilated", lambda z: posterior.loss(posterior.params_at(z), rows), posterior.position
         )
+        if len(_CONVOLVES) > _MOST_KNOWN:
+            del _CONVOLVES[next(iter(_CONVOLVES))]
     return _CONVOLVES[program]
 
 

@@ -152,10 +152,8 @@ def higher_bounds(
             f"{spectrum.dim}; leave it out, or pass llc.spectrum(posterior)."
         )
     if bounds is not None and bounds.dim != posterior.num_params:
-        raise ValueError(
-            f"bounds need to be of the posterior's {posterior.num_params} parameters, got those of {bounds.dim}; leave "
-            "them out, or pass llc.rank_bounds(spectrum)."
-        )
+        needed = f"bounds need to be of the posterior's {posterior.num_params} parameters, got those of {bounds.dim}"
+        raise ValueError(f"{needed}; leave them out, or pass llc.rank_bounds(spectrum).")
     if bounds is None:
         scale = {} if posterior.gamma is None else posterior.scale._asdict()
         bounds = rank_bounds(spectrum, **scale)
