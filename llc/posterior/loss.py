@@ -23,6 +23,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, PyTree
 
+from llc.posterior.convolutions import CONVOLUTION, by_products
 from llc.posterior.loss_parts import is_another_program
 from llc.posterior.programs import inner_programs, primitives
 from llc.posterior.rows import num_rows
@@ -39,6 +40,23 @@ _ROWS = 2  # of the batch on which the program is read; its values play no part
 _MANY = 2048  # rows of another batch, on which it may be another program
 
 
+class Program(NamedTuple):
+    """What a function does.
+
+    Attributes:
+        fingerprint: a digest of the program of the function and of its gradient, with all constants; equal programs
+            have equal digests. Where the gradient can't be traced it is that of the function alone. Where that can't
+            either (what evaluates it says why), or calls back to Python, whose doings are not seen, it is of the
+            function's own.
+        no_gradient: why JAX has no gradient of a function that it can trace; None if it has one.
+        convolves: whether there are convolutions in it.
+    """
+
+    fingerprint: str
+    no_gradient: str | None = None
+    convolves: bool = False
+
+
 class Loss:
     """`fn(params, batch)` with its `fingerprint`; called like the function.
 
@@ -46,12 +64,14 @@ class Loss:
         fn: the function.
         fingerprint: as of `Program`.
         no_gradient: as of `Program`.
+        convolves: as of `Program`.
     """
 
-    def __init__(self, fn: Callable[[PyTree, PyTree], Array], fingerprint: str, no_gradient: str | None = None) -> None:
+    def __init__(self, fn: Callable[[PyTree, PyTree], Array], program: Program, of_sizes: str = "") -> None:
         self.fn = fn
-        self.fingerprint = fingerprint
-        self.no_gradient = no_gradient
+        self.fingerprint = program.fingerprint + of_sizes
+        self.no_gradient = program.no_gradient
+        self.convolves = program.convolves
 
     @property
     def __wrapped__(self) -> Callable[[PyTree, PyTree], Array]:
@@ -62,7 +82,8 @@ class Loss:
         with _PROGRAM(self.fingerprint), fresh_tables(self.fn, params), warnings.catch_warnings():
             # A float64 table is float32 here without a word, as it would be in a loss of its own.
             warnings.filterwarnings("ignore", message="Explicitly requested dtype")
-            return self.fn(params, batch)
+            products = self.convolves and jax.default_backend() == "cpu"
+            return (by_products(self.fn) if products else self.fn)(params, batch)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Loss) or self.fingerprint != other.fingerprint:
@@ -100,7 +121,7 @@ def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree, n
             "it probably draws from np.random or random, reads a clock, or counts its calls, and JAX would freeze "
             "what it got once. Draw what is random before, with a fixed seed, and put it into data."
         )
-    return Loss(fn, first.fingerprint + _of_sizes(fn, params, data), first.no_gradient)
+    return Loss(fn, first, _of_sizes(fn, params, data))
 
 
 def _of_sizes(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
@@ -151,21 +172,6 @@ def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree,
     return fn
 
 
-class Program(NamedTuple):
-    """What a function does.
-
-    Attributes:
-        fingerprint: a digest of the program of the function and of its gradient, with all constants; equal programs
-            have equal digests. Where the gradient can't be traced it is that of the function alone. Where that can't
-            either (what evaluates it says why), or calls back to Python, whose doings are not seen, it is of the
-            function's own.
-        no_gradient: why JAX has no gradient of a function that it can trace; None if it has one.
-    """
-
-    fingerprint: str
-    no_gradient: str | None = None
-
-
 def program_of(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> Program:
     """The program of `fn`; nothing is compiled or computed."""
     arrays, rest = eqx.partition(params, eqx.is_inexact_array)
@@ -195,9 +201,10 @@ def program_of(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyT
         digest = hashlib.blake2b(_ADDRESS.sub("", str(closed.jaxpr)).encode(), digest_size=16)
         for value in [*closed.consts, *_constants(closed.jaxpr)]:
             digest.update(_bytes(value))
-        calls_host = any(primitive_name.endswith("callback") for primitive_name in primitives(closed.jaxpr))
+        used = {*primitives(closed.jaxpr)}
+        calls_host = any(primitive_name.endswith("callback") for primitive_name in used)
         name = f"{digest.hexdigest()}{f' of {id(fn)}' if calls_host else ''}"  # what the host does is not in it
-        return Program(name, no_gradient)
+        return Program(name, no_gradient, CONVOLUTION in used)
     return Program(f"unknown of {id(fn)}")
 
 

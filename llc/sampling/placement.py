@@ -1,7 +1,7 @@
 """Where chains and data lie: side by side in one program, one after the other, or spread over devices."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -15,8 +15,6 @@ from llc.posterior.arguments import require_option
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import free_memory
 from llc.posterior.placement import is_committed
-from llc.posterior.programs import uses_primitive
-from llc.posterior.rows import shapes_of
 from llc.sampling.run_lengths import RunLengths
 
 CHAIN, DATA = "chain", "data"  # axes of a mesh
@@ -24,9 +22,6 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
 _SEQUENTIAL_PARAMS = 20_000
-# Under a vmap over its kernels a convolution is a grouped one: in a net of 1,898 parameters 1.5 times as slow.
-_CONVOLVES: dict[Hashable, bool] = {}  # of the last programs
-_MOST_KNOWN = 256
 # Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 11.8 for one chain and
 # 17.5 for four one after the other, whose states wait; side by side 7.5 a chain.
 _SIDE_BY_SIDE, _RUNNING, _WAITING = 8, 10, 2
@@ -52,8 +47,7 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
 
     Args:
         chain_method: of `llc.sample`.
-        posterior: on a CPU its number of parameters decides, and whether it has convolutions; one that is bound to
-            devices is not spread over others.
+        posterior: on a CPU its number of parameters decides; one that is bound to devices is not spread over others.
         num_chains: has to be a multiple of the number of devices for `"parallel"`.
 
     Raises:
@@ -71,27 +65,11 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
         return chain_method
     if devices > 1 and num_chains % devices == 0 and not is_committed(posterior):
         return "parallel"
-    fastest = "vectorized" if jax.default_backend() != "cpu" or _is_faster_by_vmap(posterior) else "sequential"
+    fastest = (
+        "vectorized" if jax.default_backend() != "cpu" or posterior.num_params <= _SEQUENTIAL_PARAMS else "sequential"
+    )
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(posterior.position))
     return method_that_fits(fastest, num_bytes, num_chains, _free_memory())
-
-
-def _is_faster_by_vmap(posterior: LocalPosterior) -> bool:
-    """Whether chains are faster side by side on a CPU."""
-    return posterior.num_params <= _SEQUENTIAL_PARAMS and not _has_convolution(posterior)
-
-
-def _has_convolution(posterior: LocalPosterior) -> bool:
-    """Whether the loss has one; it is traced once for each program."""
-    program = posterior.loss_fn, shapes_of(posterior.center), shapes_of(posterior.data)
-    if program not in _CONVOLVES:
-        rows = jax.tree.map(lambda x: x[:2], posterior.data)
-        _CONVOLVES[program] = uses_primitive(
-            "conv_general_dilated", lambda z: posterior.loss(posterior.params_at(z), rows), posterior.position
-        )
-        if len(_CONVOLVES) > _MOST_KNOWN:
-            del _CONVOLVES[next(iter(_CONVOLVES))]
-    return _CONVOLVES[program]
 
 
 def method_that_fits(fastest: str, num_bytes: int, num_chains: int, free: float) -> str:

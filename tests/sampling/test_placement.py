@@ -161,22 +161,6 @@ def test_chains_run_one_after_the_other_where_they_do_not_fit_at_once(fastest, f
     assert method_that_fits(fastest, 8, 4, free) == method
 
 
-@pytest.mark.parametrize(
-    ("layer", "method"),
-    [
-        (lambda kernel, x: jax.lax.conv(x, kernel, (1, 1), "SAME"), "sequential"),
-        (lambda kernel, x: x @ kernel[0, 0], "vectorized"),
-    ],
-    ids=["convolution", "matrix"],
-)
-def test_a_convolution_is_not_vectorized_over_its_kernels(layer, method):
-    images = np.random.default_rng(0).normal(size=(20, 1, 3, 3)).astype(np.float32)
-    posterior = llc.LocalPosterior(
-        lambda w, x: jnp.mean(jnp.square(layer(w, x)), axis=(1, 2, 3)), jnp.ones((1, 1, 3, 3)), images, gamma=1.0
-    )
-    assert choose_method("auto", posterior, 4) == method
-
-
 def test_what_does_not_fit_at_all_is_refused_by_the_setting():
     with pytest.raises(ValueError, match="num_chains = 4 need"):
         method_that_fits("vectorized", 10, 4, 220.0)

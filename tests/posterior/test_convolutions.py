@@ -1,0 +1,99 @@
+"""Convolutions as matrix products: the same function with the same derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import llc
+from llc.posterior.convolutions import CONVOLUTION, by_products
+from llc.posterior.precision import float64
+from llc.posterior.programs import uses_primitive
+
+OIHW = ("NCHW", "OIHW", "NCHW")
+LAYERS = {
+    "same padding": ((1, 1), "SAME", {}),
+    "strides, uneven padding": ((2, 3), ((1, 2), (0, 1)), {}),
+    "dilated, cropped": ((1, 1), ((-1, 0), (2, 2)), {"lhs_dilation": (2, 1), "rhs_dilation": (1, 2)}),
+    "groups": ((1, 2), "VALID", {"feature_group_count": 2}),
+    "a kernel a channel": ((1, 1), "SAME", {"feature_group_count": 4}),
+    "channels last": ((1, 1), "SAME", {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}),
+    "axes of three orders": ((1, 1), "SAME", {"dimension_numbers": ("HWNC", "OIHW", "NHCW")}),
+}
+
+
+def arrays(settings):
+    """An image and a kernel whose axes are in the order that the layer has."""
+    names = settings.get("dimension_numbers", OIHW)
+    sizes = {"N": 3, "C": 4, "O": 8, "I": 4 // settings.get("feature_group_count", 1)}
+    spatial = {"H": (7, 3), "W": (8, 2)}
+    shapes = [[sizes[a] if a in sizes else spatial[a][i] for a in names[i]] for i in (0, 1)]
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+
+
+def derivatives(fn, x, kernel):
+    """Values, gradients, and the Hessian along the kernel itself, of a function that bends."""
+
+    def bent(kernel):
+        return jnp.sum(jnp.tanh(fn(x, kernel) / 4))
+
+    along = jax.jvp(jax.grad(bent), (kernel,), (kernel,))[1]
+    return fn(x, kernel), jax.grad(lambda x: jnp.sum(jnp.tanh(fn(x, kernel) / 4)))(x), jax.grad(bent)(kernel), along
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_and_two_derivatives_are_those_of_the_convolution(name):
+    strides, padding, settings = LAYERS[name]
+    settings = {"dimension_numbers": OIHW} | settings
+
+    def layer(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+
+    with float64():
+        x, kernel = arrays(settings)
+        exact, found = derivatives(layer, x, kernel), derivatives(by_products(layer), x, kernel)
+        # Some hundred terms of order 1 are added in another order; the second derivatives add some thousand.
+        for right, value in zip(exact, found, strict=True):
+            np.testing.assert_allclose(value, right, atol=1e-12)
+        turned = derivatives(lambda x, k: by_products(layer)(x, jnp.flip(k)), x, kernel)
+        assert float(jnp.abs(turned[0] - exact[0]).max()) > 0.1  # what the test would see
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, jax.jit, jax.checkpoint, jax.vmap], ids=["bare", "jitted", "checkpointed", "vectorized"]
+)
+def test_no_convolution_is_left_in_any_derivative(wrap):
+    def loss(kernel, x):
+        return jnp.sum(wrap(lambda x: jax.nn.relu(jax.lax.conv(x, kernel, (1, 1), "SAME")))(x) ** 2)
+
+    x = jnp.ones((2, 3, 2, 5, 5))
+    x = x if wrap is jax.vmap else x[0]
+    kernel = jnp.ones((4, 2, 3, 3))
+    for fn in (loss, jax.grad(loss)):
+        assert uses_primitive(CONVOLUTION, fn, kernel, x)
+    assert not uses_primitive(CONVOLUTION, by_products(loss), kernel, x)
+    assert not uses_primitive(CONVOLUTION, jax.grad(by_products(loss)), kernel, x)
+
+
+def test_params_that_are_no_arrays_and_tables_pass_through():
+    table = np.arange(4.0, dtype=np.float32).reshape(1, 1, 2, 2)
+
+    def fn(params, x):
+        return {"out": params["activation"](jax.lax.conv(x, params["kernel"] * table, (1, 1), params["padding"]))}
+
+    params = {"activation": jnp.tanh, "padding": "VALID", "kernel": jnp.full((1, 1, 2, 2), 0.1)}
+    x = np.linspace(-1, 1, 9, dtype=np.float32).reshape(1, 1, 3, 3)
+    np.testing.assert_allclose(by_products(fn)(params, x)["out"], fn(params, x)["out"], rtol=1e-6)
+
+
+def test_a_posterior_has_no_convolution_to_compile():
+    images = np.random.default_rng(0).normal(size=(20, 1, 4, 4)).astype(np.float32)
+
+    def loss(kernel, x):
+        return jnp.mean(jnp.square(jax.lax.conv(x, kernel, (1, 1), "VALID")), axis=(1, 2, 3))
+
+    posterior = llc.LocalPosterior(loss, jnp.ones((1, 1, 3, 3)), images, gamma=1.0)
+    assert uses_primitive(CONVOLUTION, loss, posterior.position, images)
+    assert not uses_primitive(CONVOLUTION, lambda p: posterior.loss(p), posterior.position)
+    np.testing.assert_allclose(posterior.loss(posterior.center), loss(posterior.center, images).mean(), rtol=1e-5)
