@@ -30,7 +30,7 @@ from verdicts import COLORS, counts
 
 import llc
 from llc.calibration.localization import anharmonicity, choose_localization
-from llc.calibration.price import gradient_flops
+from llc.calibration.operations import gradient_operations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +99,8 @@ def run(case: str, settings: Settings) -> Row:
         report, point = estimate(key, posterior, spectrum, settings, like=last)
         found = report.spectrum
         assert found is not None
-        flops = gradient_flops(posterior)
-        point["kappa"] = anharmonicity(key, posterior, found, point["gamma"], flops=flops)
+        operations = gradient_operations(posterior)
+        point["kappa"] = anharmonicity(key, posterior, found, point["gamma"], operations=operations)
         if is_small:
             point |= against_nuts(key, report, posterior, settings)
         if last is None:
@@ -120,7 +120,7 @@ def _spectrum(posterior: llc.LocalPosterior, settings: Settings) -> llc.Spectrum
 def _gamma(key: jax.Array, posterior: llc.LocalPosterior, spectrum: llc.Spectrum) -> float:
     """γ by the points of another key."""
     weakest = 1e-3 * float(posterior.nbeta) * spectrum.largest
-    return choose_localization(key, posterior, spectrum, weakest, flops=gradient_flops(posterior)).gamma
+    return choose_localization(key, posterior, spectrum, weakest, operations=gradient_operations(posterior)).gamma
 
 
 def estimate(

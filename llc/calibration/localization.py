@@ -84,7 +84,7 @@ def has_use_for_localization(spectrum: Spectrum) -> bool:
 
 
 def choose_localization(
-    key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, weakest: float, *, flops: float
+    key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, weakest: float, *, operations: float
 ) -> Localization:
     """The weakest localization, not below `weakest`, whose Gaussian lies where the loss is quadratic.
 
@@ -93,10 +93,10 @@ def choose_localization(
         posterior: loss, data and w*.
         spectrum: with eigenvectors.
         weakest: γ that the length of the run allows.
-        flops: operations of a gradient over all the data.
+        operations: operations of a gradient over all the data.
     """
     points_key, rows_key = jax.random.split(key)
-    probe = _Probe(points_key, rows_key, posterior, spectrum, flops)
+    probe = _Probe(points_key, rows_key, posterior, spectrum, operations)
     gamma = max(_STRONGEST * probe.nbeta * spectrum.largest, weakest)
     tried = [(gamma, probe.anharmonicity(gamma))]
     # Where the strongest γ leave so little loss that it is lost in rounding, the first κ mean nothing: go on down.
@@ -164,7 +164,7 @@ def _between(strong: tuple[float, float], weak: tuple[float, float]) -> float:
 
 
 def anharmonicity(
-    key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, gamma: float, *, flops: float
+    key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, gamma: float, *, operations: float
 ) -> float:
     """κ(γ) at one γ, by the points that `choose_localization` takes with the same key.
 
@@ -173,20 +173,25 @@ def anharmonicity(
         posterior: loss, data and w*.
         spectrum: with eigenvectors.
         gamma: γ.
-        flops: operations of a gradient over all the data.
+        operations: operations of a gradient over all the data.
     """
     points_key, rows_key = jax.random.split(key)
-    return _Probe(points_key, rows_key, posterior, spectrum, flops).anharmonicity(gamma)
+    return _Probe(points_key, rows_key, posterior, spectrum, operations).anharmonicity(gamma)
 
 
 class _Probe:
     """Losses of Gaussian points on a few rows; the same points, scaled, and the same rows for every γ."""
 
     def __init__(
-        self, key: PRNGKeyArray, rows_key: PRNGKeyArray, posterior: LocalPosterior, spectrum: Spectrum, flops: float
+        self,
+        key: PRNGKeyArray,
+        rows_key: PRNGKeyArray,
+        posterior: LocalPosterior,
+        spectrum: Spectrum,
+        operations: float,
     ) -> None:
         num_data = posterior.num_data
-        a_row = max(flops / num_data / 3, 1.0)  # a loss is a third of a gradient
+        a_row = max(operations / num_data / 3, 1.0)  # a loss is a third of a gradient
         size = int(min(_ROWS, num_data, max(_OPERATIONS / (20 * 2 * _FEWEST_PAIRS * a_row), 8)))
         rows = jax.device_get(jax.random.choice(rows_key, num_data, (size,), replace=False))
         data = jax.tree.map(lambda x: x[rows], posterior.data)

@@ -41,7 +41,7 @@ LOCAL = 2.0  # limit of ε (nβ h + γ) where the chains go, in units of COURANT
 _COUNTED = 32  # draws of a chain from which on they are counted
 _FEW_PILOTS, _FEW_POSITIONS = 2, 2  # of a costly model
 _OF_WARMUP = 2  # a pilot of a costly model with a budget is at most half as long as the warm-up
-_LOOK_FLOPS, _FEWEST_ROWS, _MOST_ROWS = 2e10, 16, 1024  # operations of one gradient in a look there, and its rows
+_LOOK_OPERATIONS, _FEWEST_ROWS, _MOST_ROWS = 2e10, 16, 1024  # operations of one gradient in a look there, and its rows
 _SOME = 16  # part of the rows that a look takes at most: it is some seventy gradients
 FAR = 0.5  # the same where it varies from place to place and chains have seen only some of them
 
@@ -183,7 +183,7 @@ def stiffness_at(
 def _few_rows(posterior: LocalPosterior, price: Price) -> LocalPosterior:
     """The posterior on as many rows as a look at the curvature may cost; nβ stays."""
     num_data = posterior.num_data
-    affordable = min(_LOOK_FLOPS * num_data / price.flops, num_data / _SOME)
+    affordable = min(_LOOK_OPERATIONS * num_data / price.operations, num_data / _SOME)
     size = int(min(num_data, _MOST_ROWS, max(affordable, _FEWEST_ROWS)))
     rows = np.sort(np.random.default_rng(0).permutation(num_data)[:size])  # data may be in order
     return eqx.tree_at(lambda p: p.data, posterior, jax.tree.map(lambda x: x[rows], posterior.data))

@@ -253,7 +253,7 @@ def find_localization(key: PRNGKeyArray, request: Request, weakest: float) -> Lo
     overhead_bound = not request.is_sample and is_overhead_bound(posterior, nominal_rows(posterior))
     if not request.chooses_gamma or overhead_bound or not has_use_for_localization(request.spectrum):
         return None
-    return choose_localization(key, posterior, request.spectrum, weakest, flops=request.price.flops)
+    return choose_localization(key, posterior, request.spectrum, weakest, operations=request.price.operations)
 
 
 def _max_steps(request: Request, plan: Plan, first: int) -> int | None:

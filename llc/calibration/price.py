@@ -1,9 +1,9 @@
 r"""What the work costs before it is done, in gradients of the loss over all the data: the unit of a budget.
 
 A step on a batch of B of n rows costs B/n gradients, twice that with control variates. A draw costs one gradient, which
-gives the loss of all rows and its slopes, and a product with the Hessian about two. How many floating-point operations
-a gradient takes is counted by XLA's compiler. Counts do not depend on what else the machine does, so that the same
-settings are chosen again.
+gives the loss of all rows and its slopes, and a product with the Hessian about two. How many operations a gradient
+takes is counted (operations.py). Counts do not depend on what else the machine does, so that the same settings are
+chosen again.
 """
 
 from dataclasses import replace
@@ -11,23 +11,21 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from llc.bounds.rank import rank_bounds
 from llc.bounds.spectral_measure import Spectrum
+from llc.calibration.operations import gradient_operations
 from llc.geometry.curvature.methods import spectrum
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.whole import on_resident_rows
 
-_PROBE = 4  # rows whose gradient is counted
 _PRODUCTS = 1_500  # with the Hessian, that its spectrum takes where d is larger: probes of Lanczos, and the range of H
 _GRADIENTS_A_PRODUCT = 4  # in float64
 _SPECTRUM_GRADIENTS = 80  # of a spectrum without a budget: some forty products (set by eye)
 _FEWEST_GRADIENTS = 40  # with fewer, neither h_max nor λ_quad is known well; rows are left out first
 _FEWEST_ROWS = 16
-_MOST_FLOPS = 2e13  # of a spectrum, some minutes on two cores
+_MOST_OPERATIONS = 2e13  # of a spectrum, some minutes on two cores
 _ERROR, _SCALE = 0.05, 0.03  # wanted of λ_quad, and the γ/nβ in units of h_max at which, where γ is open
 # Operations of the spectrum above which it is made for a price (set by eye). At 5e10 a second it takes 100 s. A model
 # just below waits that long for a rank, one just above gets λ_quad and no rank.
@@ -36,28 +34,15 @@ _MINUTE = 1e12  # operations above which the whole has to promise bounds: those 
 _SECONDS = 2e11  # operations of the whole spectrum up to which it is made whatever the budget
 
 
-def gradient_flops(posterior: LocalPosterior) -> float:
-    """Floating-point operations of one gradient of the loss over all the data; nothing is compiled or computed."""
-    posterior = posterior.resident()
-    num_rows = min(posterior.num_data, _PROBE)
-
-    def gradient(position: PyTree, batch: PyTree) -> PyTree:
-        return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
-
-    few = jax.tree.map(lambda x: jnp.asarray(x[:num_rows]), posterior.data)
-    counted = jax.jit(gradient).lower(posterior.position, few).cost_analysis() or {}
-    return float(counted.get("flops", 0.0)) * posterior.num_data / num_rows
-
-
 class Price(NamedTuple):
     """What a gradient over all the data costs.
 
     Attributes:
-        flops: floating-point operations of it.
+        operations: those of it, as of operations.py.
         costly: whether all eigenvalues of the Hessian, or a count of them by Lanczos, would take minutes or more.
     """
 
-    flops: float
+    operations: float
     costly: bool
 
 
@@ -68,8 +53,8 @@ def price_of(posterior: LocalPosterior, *, limit: float = _COSTLY) -> Price:
         posterior: loss, data and w*.
         limit: operations of all eigenvalues of the Hessian above which a model is costly.
     """
-    flops = gradient_flops(posterior)
-    return Price(flops, _whole_cost(posterior) * flops > limit)
+    operations = gradient_operations(posterior)
+    return Price(operations, _whole_cost(posterior) * operations > limit)
 
 
 class SpectrumPlan(NamedTuple):
@@ -95,7 +80,7 @@ def plan_spectrum(posterior: LocalPosterior, price: Price, budget: int | None) -
         budget: of the whole run, in gradients; None takes what some forty products cost.
     """
     wanted = _SPECTRUM_GRADIENTS if budget is None else min(max(budget // 3, 1), 4 * _SPECTRUM_GRADIENTS)
-    wanted = min(float(wanted), _MOST_FLOPS / price.flops)
+    wanted = min(float(wanted), _MOST_OPERATIONS / price.operations)
     num_data = posterior.resident().num_data
     num_rows = min(max(int(num_data * wanted / _FEWEST_GRADIENTS), min(_FEWEST_ROWS, num_data)), num_data)
     work = max(int(wanted * num_data / num_rows), _FEWEST_GRADIENTS // 2)
@@ -125,7 +110,7 @@ def _has_whole(posterior: LocalPosterior, price: Price, budget: int | None) -> b
     if price.costly or budget is None:
         return not price.costly
     cost = _whole_cost(posterior)
-    return cost <= budget / 3 or cost * price.flops <= _SECONDS
+    return cost <= budget / 3 or cost * price.operations <= _SECONDS
 
 
 def affordable_spectrum(
@@ -149,7 +134,7 @@ def affordable_spectrum(
     if not _has_whole(posterior, price, budget):
         return _for_a_price(posterior, price, budget, progress=progress)
     first = None
-    if _whole_cost(posterior) * price.flops > _MINUTE:
+    if _whole_cost(posterior) * price.operations > _MINUTE:
         first = _for_a_price(posterior, price, budget, progress=progress)
         if not rank_bounds(first).valid:
             return first

@@ -50,7 +50,7 @@ def takes_minutes(posterior: LocalPosterior, price: Price, asked: RequestedLengt
         asked: the lengths that were asked for.
     """
     cost = usual_cost(asked, nominal_rows(posterior), posterior.num_data)
-    return price.costly or cost * price.flops > _COSTLY
+    return price.costly or cost * price.operations > _COSTLY
 
 
 def is_costly(request: Request) -> bool:

@@ -46,7 +46,7 @@ def about(seconds: float) -> str:
 
 def forecast(posterior: LocalPosterior, price: Price, asked: RequestedLengths, *, has_spectrum: bool) -> str:
     """What is going to be done, before anything is known of the curvature."""
-    of = f"gradients of {posterior.num_data:,} rows, {price.flops:.1g} operations each"
+    of = f"gradients of {posterior.num_data:,} rows, {price.operations:.1g} operations each"
     seconds = _seconds_per_gradient(price)
     cost = spectrum_cost(posterior, price, asked.budget)
     spectrum = "" if has_spectrum else f"spectrum at most {cost:,.0f} ({about(cost * seconds)}), "
@@ -106,4 +106,4 @@ def _seconds_per_gradient(price: Price) -> float:
     for _ in range(_REPEATS):
         multiply(factor).block_until_ready()
     rate = 2 * _SIZE**3 * _REPEATS / (time.perf_counter() - start)
-    return price.flops / (_EFFICIENCY * rate)
+    return price.operations / (_EFFICIENCY * rate)

@@ -63,7 +63,7 @@ def _evaluate(jaxpr: Jaxpr, consts: list[Any], args: list[Any]) -> list[Any]:
         name, params = equation.primitive.name, equation.params
         with equation.ctx.manager:
             if name == CONVOLUTION and params["batch_group_count"] == 1:
-                out = [_convolve(*map(jnp.asarray, inputs), **params).astype(equation.outvars[0].aval.dtype)]
+                out = [_convolve(*map(jnp.asarray, inputs), **params)]
             elif name == "jit":
                 out = _evaluate(params["jaxpr"].jaxpr, params["jaxpr"].consts, inputs)
             elif name in ("remat2", "checkpoint"):
@@ -103,7 +103,8 @@ def _convolve(
     out = jnp.einsum(
         "...tgi,tigo->...go", in_groups, weights, precision=precision, preferred_element_type=preferred_element_type
     )
-    return jnp.transpose(out.reshape(*out.shape[:-2], -1), np.argsort((of_out[0], *of_out[2:], of_out[1])))
+    order = np.argsort((of_out[0], *of_out[2:], of_out[1])).tolist()
+    return jnp.transpose(out.reshape(*out.shape[:-2], -1), order)
 
 
 def _shifted(x: Array, size: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...]) -> Array:

@@ -151,7 +151,7 @@ def make_plan(
         lengths=found.lengths,
         stiffness=stiffness,
         control_variates=bool(getattr(found.sampler, "control_variates", False)),
-        price=price.flops,
+        price=price.operations,
         costly=price.costly,
         budget=asked.budget,
         damping=damping,

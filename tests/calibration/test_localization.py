@@ -58,7 +58,7 @@ SPECTRUM = spectrum_with_vectors(CURVATURES, num_vectors=DIM)
 
 def choose(quartic, weakest, seed=0):
     posterior = posterior_of(quartic)
-    return choose_localization(jax.random.key(seed), posterior, SPECTRUM, weakest, flops=1e6)
+    return choose_localization(jax.random.key(seed), posterior, SPECTRUM, weakest, operations=1e6)
 
 
 @pytest.mark.parametrize("quartic", [1e-3, 1.0, 100.0])
@@ -98,9 +98,9 @@ def test_gamma_is_the_weakest_at_which_the_loss_is_about_quadratic(quartic):
 def test_one_gamma_is_looked_at_by_the_same_points():
     found = choose(1.0, 1e-3, seed=3)
     for gamma, kappa in found.profile[:3]:
-        again = anharmonicity(jax.random.key(3), posterior_of(1.0), SPECTRUM, gamma, flops=1e6)
+        again = anharmonicity(jax.random.key(3), posterior_of(1.0), SPECTRUM, gamma, operations=1e6)
         assert again == pytest.approx(kappa, rel=1e-6)
-    other = anharmonicity(jax.random.key(4), posterior_of(1.0), SPECTRUM, found.gamma, flops=1e6)
+    other = anharmonicity(jax.random.key(4), posterior_of(1.0), SPECTRUM, found.gamma, operations=1e6)
     assert other != pytest.approx(found.anharmonicity, rel=1e-6), "control: other points"
 
 
@@ -112,7 +112,7 @@ def test_the_weaker_gamma_goes_a_tenth_of_the_way_to_the_loss_at_zero():
 
     data = np.zeros((NUM_DATA, 1), np.float32)
     posterior = llc.LocalPosterior(loss_fn, jnp.full(DIM, shift), data)
-    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
+    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, operations=1e6)
     zero = np.sum(0.5 * CURVATURES * shift**2 + quartic * shift**4)
 
     def excess(gamma):
@@ -124,7 +124,7 @@ def test_the_weaker_gamma_goes_a_tenth_of_the_way_to_the_loss_at_zero():
     assert abs(np.log(found.weaker / exact)) < 0.2
     assert found.weaker < found.gamma
     assert np.isnan(choose(quartic, 1e-3).weaker), "w* is at zero"
-    assert np.isnan(choose_localization(jax.random.key(0), posterior, SPECTRUM, found.gamma, flops=1e6).weaker)
+    assert np.isnan(choose_localization(jax.random.key(0), posterior, SPECTRUM, found.gamma, operations=1e6).weaker)
 
 
 def test_a_loss_that_is_nowhere_quadratic_is_told():
@@ -132,7 +132,7 @@ def test_a_loss_that_is_nowhere_quadratic_is_told():
     posterior = llc.LocalPosterior(
         lambda w, _: jnp.sum(jnp.abs(w)), jnp.zeros(DIM), np.zeros((NUM_DATA, 1), np.float32)
     )
-    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
+    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, operations=1e6)
     assert not found.is_local
     assert found.anharmonicity == min(kappa for _, kappa in found.profile)
     assert min(gamma for gamma, _ in found.profile) < found.gamma < max(gamma for gamma, _ in found.profile)
@@ -146,7 +146,7 @@ def test_a_loss_in_whose_rounding_the_strongest_gamma_are_lost():
         return jnp.asarray(1000.0, w.dtype) + (jnp.asarray(2.9e-5, w.dtype) + rise)
 
     posterior = llc.LocalPosterior(loss_fn, jnp.zeros(DIM), np.zeros((NUM_DATA, 1), np.float32))
-    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
+    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, operations=1e6)
     assert max(found.profile)[1] > 2
     assert found.is_local
     assert abs(np.log(found.gamma / choose(1.0, 1e-3).gamma)) < 0.1
@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_is_not_quadratic():
         return jnp.sum(0.5 * jnp.asarray(CURVATURES, w.dtype) * w**2) + 0 * jnp.sum(jnp.sqrt(1e-4 - w**2))
 
     posterior = llc.LocalPosterior(loss_fn, jnp.zeros(DIM), np.zeros((NUM_DATA, 1), np.float32))
-    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, flops=1e6)
+    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, operations=1e6)
     assert found.is_local
     assert found.gamma > 1e4
     assert min(found.profile)[1] == np.inf

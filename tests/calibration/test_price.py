@@ -7,7 +7,14 @@ import pytest
 
 import llc
 from llc.calibration.pipeline import calibrate_for
-from llc.calibration.price import Price, affordable_spectrum, gradient_flops, plan_spectrum, price_of, spectrum_cost
+from llc.calibration.price import (
+    Price,
+    affordable_spectrum,
+    gradient_operations,
+    plan_spectrum,
+    price_of,
+    spectrum_cost,
+)
 from llc.calibration.run_length import run_cost
 from llc.sampling.run_lengths import RequestedLengths
 
@@ -23,18 +30,12 @@ def linear(num_params, num_data):
     return llc.LocalPosterior(lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2, jnp.zeros(num_params), data)
 
 
-@pytest.mark.parametrize(("num_params", "num_data"), [(200, 100), (200, 10_000), (2000, 1000)])
-def test_operations_of_a_linear_model(num_params, num_data):
-    flops = gradient_flops(linear(num_params, num_data))
-    assert 4 <= flops / (num_params * num_data) < 6
-
-
 @pytest.mark.parametrize(("share", "costly"), [(0.9, True), (1.1, False)])
 @pytest.mark.parametrize(("num_params", "products"), [(200, 200), (2000, 1500)])
 def test_a_model_is_costly_from_a_number_of_operations_on(num_params, products, share, costly):
     """Four gradients for each product; beyond 1,500 parameters a spectrum takes no more products."""
     posterior = linear(num_params, 100)
-    limit = share * 4 * products * gradient_flops(posterior)
+    limit = share * 4 * products * gradient_operations(posterior)
     assert price_of(posterior, limit=limit).costly == costly
 
 
@@ -130,22 +131,22 @@ def test_a_cheap_model_has_all_of_its_spectrum():
     assert not affordable_spectrum(posterior, COSTLY, 60, progress=False).exact
 
 
-@pytest.mark.parametrize(("flops", "descent", "whole"), [(1e6, 1.0, True), (1e10, 0.0, True), (1e10, 1.0, False)])
-def test_a_spectrum_of_a_minute_is_made_only_where_it_may_give_bounds(flops, descent, whole):
+@pytest.mark.parametrize(("operations", "descent", "whole"), [(1e6, 1.0, True), (1e10, 0.0, True), (1e10, 1.0, False)])
+def test_a_spectrum_of_a_minute_is_made_only_where_it_may_give_bounds(operations, descent, whole):
     """Negative curvature along one direction leaves the rank without a use."""
     plain = decaying()
     tilted = llc.LocalPosterior(
         lambda w, batch: 0.5 * (batch[0] @ w - batch[1]) ** 2 - descent * w[0] ** 2, plain.center, plain.data
     )
-    assert affordable_spectrum(tilted, Price(flops, costly=False), None, progress=False).exact == whole
+    assert affordable_spectrum(tilted, Price(operations, costly=False), None, progress=False).exact == whole
 
 
 @pytest.mark.parametrize(
-    ("flops", "budget", "whole"), [(1e6, 60, True), (1e10, 600, True), (1e10, None, True), (1e10, 60, False)]
+    ("operations", "budget", "whole"), [(1e6, 60, True), (1e10, 600, True), (1e10, None, True), (1e10, 60, False)]
 )
-def test_a_spectrum_of_more_than_seconds_takes_a_third_of_a_budget(flops, budget, whole):
+def test_a_spectrum_of_more_than_seconds_takes_a_third_of_a_budget(operations, budget, whole):
     """All forty eigenvalues take 160 gradients."""
-    posterior, price = decaying(), Price(flops, costly=False)
+    posterior, price = decaying(), Price(operations, costly=False)
     assert affordable_spectrum(posterior, price, budget, progress=False).exact == whole
     cost = spectrum_cost(posterior, price, budget)
     assert cost == 4 * WIDTH if whole else cost <= budget / 3

@@ -105,7 +105,7 @@ LONG, SHORT = 1e8, 1e6  # operations of a gradient; a run of the usual length ta
 
 
 @pytest.mark.parametrize(
-    ("eigenvalues", "flops", "settings", "minutes", "cut"),
+    ("eigenvalues", "operations", "settings", "minutes", "cut"),
     [
         pytest.param(DECAY, LONG, {}, True, True, id="minutes, and no rank"),
         pytest.param(DECAY, SHORT, {}, False, False, id="seconds"),
@@ -114,8 +114,8 @@ LONG, SHORT = 1e8, 1e6  # operations of a gradient; a run of the usual length ta
         pytest.param(DECAY, LONG, {"num_draws": 10, "num_warmup": 10, "thinning": 2}, False, False, id="few steps"),
     ],
 )
-def test_a_run_of_minutes_is_cut_short_where_no_rank_is_to_be_found(eigenvalues, flops, settings, minutes, cut):
-    asked, price = RequestedLengths(num_chains=CHAINS, **settings), Price(flops, costly=False)
+def test_a_run_of_minutes_is_cut_short_where_no_rank_is_to_be_found(eigenvalues, operations, settings, minutes, cut):
+    asked, price = RequestedLengths(num_chains=CHAINS, **settings), Price(operations, costly=False)
     spectrum = spectrum_of(eigenvalues)
     assert takes_minutes(decaying(), price, asked) == minutes
     assert is_costly(Request(decaying(), None, asked, asked, spectrum, price)) == cut

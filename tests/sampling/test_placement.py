@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llc
-from llc.sampling.placement import choose_method, method_that_fits
+from llc.sampling.placement import method_that_fits
 
 PLACES = """
 import jax, jax.numpy as jnp, numpy as np, llc
