@@ -1,5 +1,6 @@
 """A sweep: λ̂ of many posteriors at one scale, each with its error, and of neighbours the difference with its own."""
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
@@ -11,9 +12,12 @@ import xarray as xr
 from jaxtyping import PRNGKeyArray, PyTree
 from tqdm.auto import tqdm
 
+from llc.analysis.estimators import mean_energy
 from llc.analysis.reporting import report
+from llc.analysis.series import plus_minus
 from llc.analysis.sweep_table import Row, sweep_table
 from llc.calibration.price import affordable_spectrum
+from llc.calibration.telling import about, say
 from llc.posterior.arguments import require_integer, require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
@@ -26,6 +30,7 @@ from llc.sweeps.store import Store, differing
 from llc.sweeps.task import DIGEST, RETRIED, Key, Task
 from llc.sweeps.wanted import Wanted
 
+_SILENT = 10.0  # seconds after which a sweep tells of each item
 _DRAWS = "draws"  # the group of the result under which the items' draws lie
 
 
@@ -89,7 +94,8 @@ def sweep(
             `client.get_executor()`. Beyond this process, loss_fn has to be importable there: a function of a module.
         out: a folder (or a store that ends in `.zarr`) for the draws of every item, as it ends. A rerun with the same
             settings skips the items that are there, and may have more of them; with others it is refused.
-        progress: whether to show a progress bar; None shows it on a terminal.
+        progress: whether to show a progress bar, and a line for each item of a sweep that takes more than ten seconds;
+            None shows the bar on a terminal only.
 
     Returns:
         DataTree whose root is a table over `checkpoint` (see docs, "Following λ along a training run"): `llc`, `mcse`,
@@ -188,6 +194,7 @@ def _collected(
                 _check_same(task.item, draws, store)
                 outcomes[task.item.name] = Outcome(draws, retried=str(draws.attrs.get(RETRIED, "")))
     missing = [task for task in tasks if task.item.name not in outcomes]
+    start, num_before = time.perf_counter(), len(outcomes)
     with (
         tqdm(total=len(missing), disable=None if progress is None else not progress, desc="sweep", unit="item") as bar,
         closing(run_all(missing, executor)) as finished,
@@ -197,7 +204,21 @@ def _collected(
             if store is not None and outcome.draws is not None:
                 store.put(name, outcome.draws)
             bar.update()
+            seconds = time.perf_counter() - start
+            if seconds > _SILENT:
+                done = len(outcomes) - num_before
+                to_go = seconds / done * (len(missing) - done)
+                say(_finished(name, outcome, f"{done} of {len(missing)} items", to_go), progress=progress)
     return _result(tasks, outcomes, wanted, store)
+
+
+def _finished(name: str, outcome: Outcome, count: str, to_go: float) -> str:
+    """What came of an item, how many are done, and the seconds that the rest takes at their pace."""
+    if outcome.draws is None:
+        return f"{name}: {outcome.failed} ({count})"
+    llc = mean_energy(outcome.draws)
+    rest = f", {about(to_go)} to go" if to_go > 0 else ""
+    return f"{name}: mean energy {plus_minus(llc.value, llc.mcse)} ({count}{rest})"
 
 
 def _check_same(item: Item, draws: xr.DataTree, store: Store) -> None:
