@@ -81,7 +81,7 @@ def estimate(
         eval_size: rows on which L(w) − L(w*) is evaluated; None takes all.
         step_energies: whether each step's own minibatch gives an energy as well; None: see `llc.calibrate`.
         target_mcse: standard error to be reached, relative to λ̂. None takes 2 %, and 1 % where a step costs next to
-            nothing and no length was given.
+            nothing and no length was given; a run that would take more than about five minutes ends before that.
         budget: most work of all chains together, in gradients of the loss over all the data, the spectrum of a costly
             model and the run at 3γ included (see `llc.calibrate`); None allows eight times the first draws.
         spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).

@@ -28,9 +28,10 @@ from llc.calibration.run_length import (
     is_overhead_bound,
     num_gradients,
     plan_length,
+    run_cost,
     within_budget,
 )
-from llc.calibration.short_run import Length, costly_length, is_costly, takes_minutes
+from llc.calibration.short_run import Length, costly_length, enough_draws, is_costly, takes_minutes
 from llc.calibration.step_energies import choose_step_energies, space_draws
 from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
@@ -170,7 +171,12 @@ def calibrate_for(
     is_sample = request.is_sample
     tell(lambda: run_forecast(calibration.lengths, posterior.num_data, price, doubled=doubled, is_sample=is_sample))
     scale = calibration.posterior.scale
-    return replace(calibration, posterior=given.with_scale(nbeta=scale.nbeta, gamma=scale.gamma), told=told)
+    cost = run_cost(calibration.lengths, posterior.num_data, doubled=doubled, is_sample=is_sample)
+    return replace(
+        calibration,
+        posterior=given.with_scale(nbeta=scale.nbeta, gamma=scale.gamma),
+        enough_draws=enough_draws(calibration.lengths.num_draws, cost, price) if told else None,
+    )
 
 
 def _check_resident(posterior: LocalPosterior, asked: RequestedLengths) -> None:

@@ -170,7 +170,8 @@ class Calibration:
         spectrum: of the Hessian at w*.
         overhead_bound: whether a step costs little more than its overhead, so that runs may be many times longer, and
             neither the sampler nor the steps between draws and before them were given.
-        told: whether it takes minutes, so that λ̂ is told as draws come in.
+        enough_draws: of a run of minutes, whose λ̂ is told as draws come in: draws of a chain that it ends with unless
+            an accuracy is asked for; None of a shorter run.
     """
 
     posterior: LocalPosterior
@@ -180,7 +181,7 @@ class Calibration:
     pilots: tuple[Pilot, ...]
     spectrum: Spectrum
     overhead_bound: bool = False
-    told: bool = False
+    enough_draws: int | None = None
 
     def with_smaller_step(self) -> "Calibration":
         """A quarter of the step size and four times the steps between draws, for chains that were too hot.

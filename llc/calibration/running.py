@@ -126,7 +126,7 @@ def report_so_far(place: Place, bounds: Bounds | None) -> Report | None:
 
 def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
     """Draws of a run, up to `num_draws` of a chain; where it takes minutes, λ̂ so far is told as they come in."""
-    if not calibration.told or progress is False:
+    if calibration.enough_draws is None or progress is False:
         chains.draw_until(num_draws, progress=progress)
         return
     there, start = chains.num_drawn, time.perf_counter()
@@ -151,14 +151,24 @@ def _step_too_large(result: Report) -> bool:
 
 
 def extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, progress: bool | None) -> Report:
-    """A report on the run with as many more draws as the target takes and the budget allows."""
+    """A report on the run with as many more draws as the target takes and the budget allows.
+
+    A run of minutes goes on for long only where a target was given.
+    """
     calibration, chains, result = run
+    most, enough = calibration.lengths.max_draws(_MAX_FACTOR), calibration.enough_draws
     if target_mcse is None:
+        if enough is not None and calibration.lengths.max_steps is None:
+            most = min(most, enough)
         target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
-    most = calibration.lengths.max_draws(_MAX_FACTOR)
     while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
         _draw(chains, min(done + more, most), calibration, progress=progress)
         result = _report(chains, calibration, bounds)
+    if enough is not None and chains.num_drawn == most and (more := _num_extra_draws(result, target_mcse, most)):
+        say(
+            f"λ̂ may become more accurate with {more} more draws of each chain: num_draws={most + more}",
+            progress=progress,
+        )
     return result
 
 

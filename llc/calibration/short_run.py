@@ -32,6 +32,7 @@ _LONG = 5000  # steps of a chain, for which γ of a costly model is not weaker t
 _RELAXATIONS = 20.0  # T εγ = 2R of a short run, of which a fifth is warm-up
 _OF_STEPS = 0.5  # of a chain's work; the other half evaluates its draws
 _COSTLY = 2e12  # operations of a run above which it takes minutes (set by eye)
+_ENOUGH = 1.5e13  # operations up to which draws are added without being asked for, some five minutes on two cores
 
 
 class Length(NamedTuple):
@@ -51,6 +52,17 @@ def takes_minutes(posterior: LocalPosterior, price: Price, asked: RequestedLengt
     """
     cost = usual_cost(asked, nominal_rows(posterior), posterior.num_data)
     return price.costly or cost * price.operations > _COSTLY
+
+
+def enough_draws(num_draws: int, cost: float, price: Price) -> int:
+    """Draws of a chain that a run of minutes has, unless an accuracy is asked for: the first ones at least.
+
+    Args:
+        num_draws: of a chain, at first.
+        cost: of the run with these draws, in gradients over all the data.
+        price: of a gradient.
+    """
+    return max(num_draws, int(num_draws * _ENOUGH / (cost * price.operations)))
 
 
 def is_costly(request: Request) -> bool:

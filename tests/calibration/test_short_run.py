@@ -12,7 +12,7 @@ from llc.calibration.batch_size import MAX_HEATING, measure_noise
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price
 from llc.calibration.record import Request
-from llc.calibration.short_run import costly_length, is_costly, takes_minutes
+from llc.calibration.short_run import costly_length, enough_draws, is_costly, takes_minutes
 from llc.calibration.step_size import RELAXATIONS, settings_from_curvature
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from tests.support.spectra import spectrum_of
@@ -122,3 +122,9 @@ def test_a_run_of_minutes_is_cut_short_where_no_rank_is_to_be_found(eigenvalues,
     assert is_costly(Request(decaying(), None, asked, asked, spectrum, COSTLY)), "that of a costly spectrum always is"
     given = Request(decaying(), llc.NUTS(), asked, asked, spectrum, price)
     assert not is_costly(given), "a sampler that was given has its own length"
+
+
+@pytest.mark.parametrize(("operations", "most"), [(1e8, 15_000), (1e10, 150), (1e12, 100)])
+def test_a_run_has_as_many_draws_as_take_some_minutes_or_the_first_ones(operations, most):
+    """A hundred draws of a thousand gradients, of which 1.5e13 operations are enough."""
+    assert enough_draws(100, 1000.0, Price(operations, costly=False)) == most
