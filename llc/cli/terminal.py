@@ -1,14 +1,17 @@
 """The terminal: output that no reader and no encoding stops, and signals that end a command in order."""
 
+import argparse
 import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from llc.analysis.paths import expand
 from llc.analysis.text import printable
 
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
@@ -19,6 +22,14 @@ def accept_all_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
+
+
+def path(text: str) -> Path:
+    """The path of a flag; one that no file can have is refused with the flag's name."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def say(text: str) -> None:
