@@ -15,6 +15,8 @@ from llc.analysis.paths import expand
 from llc.analysis.text import printable
 
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
+_ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
+_AGAIN = 0.1  # seconds
 
 
 def accept_all_characters() -> None:
@@ -69,8 +71,16 @@ class Stops:
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """As a handler: what Python does on Ctrl-C."""
-        self.received = number
+        self.received = self.received if number in _ALARM else number
         raise KeyboardInterrupt
+
+    def _lost(self, lost: "sys.UnraisableHookArgs") -> bool:
+        """Whether a stop came while Python collected garbage, which drops what is raised: it comes again soon."""
+        if self.received is None or not isinstance(lost.exc_value, KeyboardInterrupt) or not _ALARM:
+            return False
+        signal.signal(_ALARM[0], self)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        return True
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -78,12 +88,16 @@ class Stops:
         if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
             yield
             return
-        before = {number: signal.getsignal(number) for number in _STOPS}
+        before = {number: signal.getsignal(number) for number in (*_STOPS, *_ALARM)}
+        report, sys.unraisablehook = sys.unraisablehook, lambda lost: self._lost(lost) or report(lost)
         try:
-            for number, handler in before.items():
-                if handler is not signal.SIG_IGN:
+            for number in _STOPS:
+                if before[number] is not signal.SIG_IGN:
                     signal.signal(number, self)
             yield
         finally:
+            sys.unraisablehook = report
+            if _ALARM:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
