@@ -126,12 +126,8 @@ def _add(
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of training and sampling")
-    command.add_argument(
-        "--out", type=path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum"
-    )
-    command.add_argument(
-        "--figure", type=path, default=Path("llc-demo.png"), help="PNG file for the dashboard"
-    )
+    command.add_argument("--out", type=path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
+    command.add_argument("--figure", type=path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
 
 
 def _calibrate_flags(command: argparse.ArgumentParser) -> None:
@@ -153,9 +149,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
     command.add_argument("--out", type=path, help="netCDF file for the spectrum; llc sample keeps it there")
-    command.add_argument(
-        "--figure", type=path, help="PNG file: predicted bias and cost over ε and γ, with the pilots"
-    )
+    command.add_argument("--figure", type=path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
 
 def _sample_flags(command: argparse.ArgumentParser) -> None:

@@ -52,6 +52,11 @@ class _Dropped:
         signal.raise_signal(signal.SIGTERM)
 
 
+def _drop_and_wait():
+    _Dropped()
+    time.sleep(5)
+
+
 def test_a_stop_while_garbage_is_collected_is_not_lost(monkeypatch):
     """Negative control: by itself Python drops what is raised there."""
     dropped = []
@@ -62,8 +67,7 @@ def test_a_stop_while_garbage_is_collected_is_not_lost(monkeypatch):
     assert dropped == [KeyboardInterrupt]
     stops = terminal.Stops()
     with pytest.raises(KeyboardInterrupt), stops.handled():
-        _Dropped()
-        time.sleep(5)
+        _drop_and_wait()
     assert stops.received == signal.SIGTERM
     assert dropped == [KeyboardInterrupt]
 
