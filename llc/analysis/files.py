@@ -16,10 +16,11 @@ import numpy as np
 import xarray as xr
 
 from llc.analysis import schema, validation
+from llc.analysis.paths import expand
 from llc.analysis.store import is_store, read_store
 from llc.analysis.text import printable
 from llc.analysis.writing import check_writable as check_writable
-from llc.analysis.writing import expand, locked, write_whole
+from llc.analysis.writing import locked, write_whole
 from llc.posterior.arguments import require_type
 
 _CHECKSUM = "checksum"  # attribute of each group
@@ -60,7 +61,11 @@ def load(path: str | Path) -> xr.DataTree:
         return draws
     if path.is_dir():
         raise ValueError(f"{path} needs to be a netCDF file of llc sample, but it is another folder.")
-    return from_bytes(path.read_bytes(), str(path))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, f"{path} can't be read: {error.strerror or error}") from error
+    return from_bytes(content, str(path))
 
 
 def update(path: str | Path, change: Callable[[xr.DataTree], xr.DataTree]) -> None:

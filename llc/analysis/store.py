@@ -11,8 +11,8 @@ from pathlib import Path
 import xarray as xr
 
 from llc.analysis.folders import GROUP, make_group
+from llc.analysis.paths import expand
 from llc.analysis.stored_run import StoredRun
-from llc.analysis.writing import expand
 from llc.posterior.arguments import require_number, require_type
 
 try:

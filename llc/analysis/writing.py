@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from llc.posterior.arguments import require_type
+from llc.analysis.paths import expand
 
 try:
     import fcntl
@@ -22,16 +22,6 @@ except ImportError:  # not on Windows
     fcntl = None
 
 _PREFIX, _SUFFIX = ".llc-", ".part"
-
-
-def expand(path: str | Path, name: str = "path") -> Path:
-    """The path with `~` as the user's home.
-
-    Raises:
-        ValueError: if it is no path, naming the argument `name`.
-    """
-    require_type(name, path, (str, os.PathLike), "a path")
-    return Path(path).expanduser()
 
 
 def check_writable(*paths: str | Path | None) -> None:
@@ -72,6 +62,21 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> None:
     except OSError as error:
         text = f"{path} can't be written: {error.strerror or error}; free space or rights there, or give another path."
         raise OSError(error.errno, text) if error.errno is not None else OSError(text) from error
+
+
+def make_folder(path: str | Path) -> Path:
+    """Makes a folder and its parents, where they are not there, and returns its path.
+
+    Raises:
+        OSError: if it can't be made; the message names the path.
+    """
+    folder = expand(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"the folder {folder} can't be made: {error.strerror or error}; give another path."
+        raise OSError(error.errno or errno.EIO, text) from error
+    return folder
 
 
 @contextlib.contextmanager

@@ -1,16 +1,17 @@
 """What commands read: the posterior of a Python file, which is executed."""
 
 import ast
+import contextlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llc
-from llc.analysis.writing import expand
+from llc.analysis.paths import expand
 
 if TYPE_CHECKING:
     from llc.posterior.local_posterior import LocalPosterior
@@ -20,7 +21,14 @@ _OWN = "__executed_by_llc__"  # marks the modules that were made here
 
 def model_file(name: str) -> Path:
     """The file of `FILE.py:NAME`, as far as there is one."""
-    return expand(name.rpartition(":")[0])
+    return expand(_split(name)[0], "the posterior")
+
+
+def _split(name: str) -> tuple[str, str]:
+    path, _, attribute = name.rpartition(":")
+    if not path or not attribute:
+        raise ValueError(f"the posterior needs the form FILE.py:NAME, got {name!r}; for instance model.py:posterior.")
+    return path, attribute
 
 
 class Model(NamedTuple):
@@ -45,14 +53,29 @@ def load_model(name: str) -> Model:
     Raises:
         ValueError: if there is no such file or name, or it is no posterior.
     """
-    path, _, attribute = name.rpartition(":")
-    if not path or not attribute:
-        raise ValueError(f"the posterior needs the form FILE.py:NAME, got {name!r}; for instance model.py:posterior.")
-    module = _execute(expand(path))
+    path, attribute = _split(name)
+    file = expand(path, "the posterior").absolute()
+    with _kept_surroundings():
+        return _model(file, attribute, name)
+
+
+@contextlib.contextmanager
+def _kept_surroundings() -> Iterator[None]:
+    """What a model's file prints is no output of the command, and where it goes is not where the command writes."""
+    with contextlib.ExitStack() as stack:
+        if sys.stderr is not None:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        with contextlib.suppress(OSError):  # the folder may be gone
+            stack.enter_context(contextlib.chdir(Path.cwd()))
+        yield
+
+
+def _model(file: Path, attribute: str, name: str) -> Model:
+    module = _execute(file)
     if not hasattr(module, attribute):
-        tree = ast.parse(expand(path).read_text(encoding="utf-8"))
+        tree = ast.parse(file.read_text(encoding="utf-8"))
         names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-        raise ValueError(f"{path} needs a posterior called {attribute!r}; it has the functions {names}.")
+        raise ValueError(f"{file} needs a posterior called {attribute!r}; it has the functions {names}.")
     value = getattr(module, attribute)
     if callable(value) and not isinstance(value, llc.LocalPosterior):
         try:
@@ -67,8 +90,9 @@ def load_model(name: str) -> Model:
 
 def _execute(file: Path) -> ModuleType:
     """The file as a module, with its own folder on the path, as `python FILE.py` would have it."""
-    if file.suffix != ".py" or not file.exists():
-        reason = "which does not end in .py" if file.suffix != ".py" else "which does not exist"
+    if file.suffix != ".py" or not file.is_file():
+        reason = "which does not exist" if not file.exists() else "which is a folder"
+        reason = "which does not end in .py" if file.suffix != ".py" else reason
         raise ValueError(f"the posterior needs a Python file, got {str(file)!r}, {reason}.")
     # Dataclasses, pickles and annotations look a module up by its name; one that is taken, as json, stays what it is.
     taken = file.stem in sys.modules and not hasattr(sys.modules[file.stem], _OWN)

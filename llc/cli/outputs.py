@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 import llc
-from llc.analysis import files, schema, writing
+from llc.analysis import files, paths, schema, writing
 from llc.bounds import storage
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check(
             raise ValueError(f"{path} is what the command reads, and would be lost; give another path.")
     for path, kind in ((figure, "picture"), (page, "page")):
         if path is not None and _has_content(path):
-            with writing.expand(path).open("rb") as file:
+            with paths.expand(path).open("rb") as file:
                 start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
             if not start.startswith(_STARTS[kind]):
                 raise ValueError(f"{path} is a file of another kind than a {kind}, and would be lost; move it.")
@@ -175,7 +175,7 @@ def has_spectrum(path: Path) -> bool:
 
 
 def _has_content(path: Path) -> bool:
-    path = writing.expand(path)
+    path = paths.expand(path)
     return path.is_file() and path.stat().st_size > 0
 
 
@@ -194,7 +194,7 @@ def _written(path: Path, change: Callable[[xr.DataTree], xr.DataTree]) -> Path:
 
 
 def _kept_elsewhere(path: Path, change: Callable[[xr.DataTree], xr.DataTree]) -> Path:
-    path = writing.expand(path)
+    path = paths.expand(path)
     beside = next(
         p for i in range(2, 10**6) if not (p := path.with_name(f"{path.stem[:200]}-{i}{path.suffix}")).exists()
     )

@@ -14,8 +14,10 @@ from typing import NoReturn
 
 from llc.cli import sweeps, terminal
 from llc.cli.compile_cache import keep_compiled
+from llc.cli.terminal import path
 
 _WRONG = 3  # exit status of wrong input
+_LEADING = (str(Path(__file__).parent), "<frozen importlib")  # files of the frames before those of a model's file
 _SIGNAL = 128  # and the number of the signal: the exit status of a command that was stopped
 _SAMPLERS = ("hmc", "mala", "nuts", "sghmc", "sgld", "sgnht")
 _NBETA = "inverse temperature times n; default: the posterior's (n / log n)"
@@ -58,13 +60,21 @@ def _status(error: BaseException, command: str, signal: int | None) -> int:
         return _SIGNAL + (2 if signal is None else signal)
     if isinstance(error, OSError) and error.filename is None and error.strerror:
         terminal.complain(f"{command}: {error.strerror}")  # one of ours, which names the path: without "[Errno 28]"
-    elif isinstance(error, (ValueError, ImportError, OSError)) or (isinstance(error, MemoryError) and str(error)):
+    elif isinstance(error, (ValueError, ImportError, OSError, MemoryError)) and str(error):
         terminal.complain(f"{command}: {error}")
     elif isinstance(error, SystemExit):
         terminal.complain(f"{command}: the model's file called sys.exit({error.code!r}); remove it.")
     else:
-        terminal.complain("".join(traceback.format_exception(error)))
+        terminal.complain(_trace(error))
     return _WRONG
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback from where the model's file begins, without the steps that led there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_LEADING):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,14 +124,10 @@ def _add(
     flags(command)
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 def _demo_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of training and sampling")
-    command.add_argument("--out", type=_path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
-    command.add_argument("--figure", type=_path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
+    command.add_argument("--out", type=path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
+    command.add_argument("--figure", type=path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
 
 
 def _calibrate_flags(command: argparse.ArgumentParser) -> None:
@@ -142,16 +148,16 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
         "--budget", type=int, help="most work of all chains, in gradients over all the data; default: no limit"
     )
     command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
-    command.add_argument("--out", type=_path, help="netCDF file for the spectrum; llc sample keeps it there")
-    command.add_argument("--figure", type=_path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
+    command.add_argument("--out", type=path, help="netCDF file for the spectrum; llc sample keeps it there")
+    command.add_argument("--figure", type=path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
 
 def _sample_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
     command.epilog = f"{_EXECUTED} A variable observables in it, a dict of functions, is recorded (see llc.sample)."
-    command.add_argument("--out", type=_path, help="netCDF file; a spectrum in it is kept")
+    command.add_argument("--out", type=path, help="netCDF file; a spectrum in it is kept")
     command.add_argument(
-        "--store", type=_path, help="folder to keep the run in as it goes; the same command goes on from there"
+        "--store", type=path, help="folder to keep the run in as it goes; the same command goes on from there"
     )
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
@@ -223,14 +229,14 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--gamma", type=float, help="localization γ at which λ_quad is computed; default: the posterior's"
     )
-    command.add_argument("--out", type=_path, help="netCDF file for the spectrum; its draws are kept")
+    command.add_argument("--out", type=path, help="netCDF file for the spectrum; its draws are kept")
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=_path, help="netCDF file or store, best with a spectrum of llc bounds")
+    command.add_argument("file", type=path, help="netCDF file or store, best with a spectrum of llc bounds")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
-    command.add_argument("--html", type=_path, help="HTML file for the report as one self-contained page")
-    command.add_argument("--figures", type=_path, help="folder for the figures (PNG)")
+    command.add_argument("--html", type=path, help="HTML file for the report as one self-contained page")
+    command.add_argument("--figures", type=path, help="folder for the figures (PNG)")
     command.add_argument(
         "--reference-loss",
         type=float,

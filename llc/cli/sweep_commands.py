@@ -13,6 +13,7 @@ from pathlib import Path
 import xarray as xr
 
 import llc
+from llc.analysis.paths import expand
 from llc.analysis.sweep_table import FAILED, ITEM_DIM, table_text
 from llc.analysis.text import printable
 from llc.cli import inputs, outputs
@@ -76,7 +77,7 @@ def _found(patterns: list[str]) -> list[Path]:
     """
     found = []
     for pattern in patterns:
-        matches = glob.glob(str(Path(pattern).expanduser()))
+        matches = glob.glob(str(expand(pattern, "checkpoints")))
         if not matches:
             raise ValueError(f"checkpoints need files, but nothing matches {pattern!r}; see that the folder is right.")
         found += [Path(match) for match in matches]

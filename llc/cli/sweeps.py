@@ -1,7 +1,8 @@
 """The flags of `llc sweep` and `llc compare`; nothing here needs JAX."""
 
 import argparse
-from pathlib import Path
+
+from llc.cli.terminal import path
 
 _SAMPLERS = ("sgld", "nuts", "hmc", "mala")
 _STATUS = (
@@ -30,7 +31,7 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
         "'checkpoints/*.npz'; they are taken in natural order (step_9 before step_10) and named after their files",
     )
     command.add_argument(
-        "--out", type=_path, help="folder, or store that ends in .zarr; a rerun goes on where it stopped"
+        "--out", type=path, help="folder, or store that ends in .zarr; a rerun goes on where it stopped"
     )
     command.add_argument("--prefix", default="", help="part of the files that has the params, such as params")
     command.add_argument("--reference", help="item at which γ and the settings are chosen; default: the last")
@@ -59,7 +60,7 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--budget", type=int, help="most gradients over all the data, of each checkpoint")
     command.add_argument("--seed", type=int, default=0, help="seed of all runs")
     command.add_argument("--workers", type=int, default=1, help="processes that share the checkpoints")
-    command.add_argument("--figure", type=_path, help="PNG file: λ̂, bounds and loss over the checkpoints")
+    command.add_argument("--figure", type=path, help="PNG file: λ̂, bounds and loss over the checkpoints")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
@@ -69,10 +70,6 @@ def compare_flags(command: argparse.ArgumentParser) -> None:
         "Exit status: 0 both runs are sound and at one scale, 1 one is unresolved or they are not at one scale, 2 one "
         "is outside of its bounds, 3 wrong input."
     )
-    command.add_argument("first", type=_path, help="netCDF file of llc sample, or of an item of a sweep")
-    command.add_argument("second", type=_path, help="another one; the difference is second − first")
+    command.add_argument("first", type=path, help="netCDF file of llc sample, or of an item of a sweep")
+    command.add_argument("second", type=path, help="another one; the difference is second − first")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()

@@ -1,17 +1,22 @@
 """The terminal: output that no reader and no encoding stops, and signals that end a command in order."""
 
+import argparse
 import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from llc.analysis.paths import expand
 from llc.analysis.text import printable
 
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
+_ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
+_AGAIN = 0.1  # seconds
 
 
 def accept_all_characters() -> None:
@@ -19,6 +24,14 @@ def accept_all_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
+
+
+def path(text: str) -> Path:
+    """The path of a flag; one that no file can have is refused with the flag's name."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def say(text: str) -> None:
@@ -58,8 +71,16 @@ class Stops:
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """As a handler: what Python does on Ctrl-C."""
-        self.received = number
+        self.received = self.received if number in _ALARM else number
         raise KeyboardInterrupt
+
+    def _lost(self, lost: "sys.UnraisableHookArgs") -> bool:
+        """Whether a stop came while Python collected garbage, which drops what is raised: it comes again soon."""
+        if self.received is None or not isinstance(lost.exc_value, KeyboardInterrupt) or not _ALARM:
+            return False
+        signal.signal(_ALARM[0], self)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        return True
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -67,12 +88,16 @@ class Stops:
         if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
             yield
             return
-        before = {number: signal.getsignal(number) for number in _STOPS}
+        before = {number: signal.getsignal(number) for number in (*_STOPS, *_ALARM)}
+        report, sys.unraisablehook = sys.unraisablehook, lambda lost: self._lost(lost) or report(lost)
         try:
-            for number, handler in before.items():
-                if handler is not signal.SIG_IGN:
+            for number in _STOPS:
+                if before[number] is not signal.SIG_IGN:
                     signal.signal(number, self)
             yield
         finally:
+            sys.unraisablehook = report
+            if _ALARM:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from llc.analysis.writing import expand
+from llc.analysis.paths import expand
+from llc.analysis.writing import write_whole
 from llc.posterior.arguments import require_type
 from llc.posterior.mask import path_name
 
@@ -85,7 +86,7 @@ def save_params(path: str | Path, params: PyTree) -> None:
     arrays = {path_name(where) or _ROOT: np.asarray(_plain(leaf)) for where, leaf in leaves}
     content = io.BytesIO()
     np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
-    path.write_bytes(content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def _plain(leaf: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llc.analysis.paths import expand
 from llc.analysis.schema import constant
 from llc.analysis.series import plus_minus
 from llc.analysis.text import printable
-from llc.analysis.writing import expand, write_whole
+from llc.analysis.writing import make_folder, write_whole
 from llc.plotting import canvas
 from llc.plotting.chains import plot_autocorrelation, plot_distance, plot_ess, plot_rank, plot_running, plot_trace
 from llc.plotting.spectrum import plot_effective_dimension, plot_spectrum
@@ -144,7 +145,7 @@ def save_figures(report: Report, folder: str | Path) -> list[Path]:
     folder = expand(folder, "folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder needs to be one, but {folder} is a file; give another path.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     figures = {"report": plot_report(report)}
     for name, plot in _OF_DRAWS.items():
         figures[name] = canvas.panel_figure()

@@ -4,8 +4,9 @@ import base64
 import html
 from pathlib import Path
 
+from llc.analysis.paths import expand
 from llc.analysis.report import Report
-from llc.analysis.writing import expand, write_whole
+from llc.analysis.writing import write_whole
 from llc.plotting.dashboard import plot_report, to_png
 
 _STYLE = (

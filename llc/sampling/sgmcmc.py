@@ -27,6 +27,7 @@ from llc.sampling.kernel import NO_ACCEPT_STEP, Gradient, Info, Sampler, center_
 from llc.sampling.noise import normal_like
 from llc.sampling.preconditioner import Identity, Preconditioner
 
+_SINGLE = np.finfo(np.float32)
 _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
 
 
@@ -128,8 +129,13 @@ class SGLD(Sampler):
 def require_positive(name: str, **values: Any) -> None:
     """Raises a ValueError that names the setting which is no finite number above zero; traced ones pass."""
     for setting, value in values.items():
-        if not isinstance(value, Tracer) and not (np.ndim(value) == 0 and 0 < np.asarray(value) < np.inf):
+        if isinstance(value, Tracer):
+            continue
+        if not (np.ndim(value) == 0 and 0 < np.asarray(value) < np.inf):
             raise ValueError(f"{name} needs a finite {setting} > 0, got {value}.")
+        if not _SINGLE.tiny <= np.asarray(value) <= _SINGLE.max:
+            limits = f"from {_SINGLE.tiny:.3g} to {_SINGLE.max:.3g}"
+            raise ValueError(f"{name} needs a {setting} that float32 can hold, {limits}, got {value}.")
 
 
 def step_info(posterior: LocalPosterior, gradient: Gradient, num_gradients: int = 1) -> Info:

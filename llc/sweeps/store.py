@@ -19,8 +19,9 @@ from typing import Any
 import xarray as xr
 
 from llc.analysis import files, validation, writing
+from llc.analysis.paths import expand
 from llc.analysis.text import printable
-from llc.analysis.writing import expand, write_whole
+from llc.analysis.writing import write_whole
 
 _SETTINGS, _TABLE = "sweep.json", "summary"
 RESERVED = (_TABLE,)  # names that no item may have
@@ -66,7 +67,7 @@ class Store:
 
     def put_settings(self, settings: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
         """Writes the settings and the plan of a new sweep."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        writing.make_folder(self.path)
         content = json.dumps({"settings": settings, "plan": plan}, indent=2, ensure_ascii=False, default=_plain)
         write_whole(self.path / _SETTINGS, content.encode())
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 import llc
+from llc.cli import terminal
 from tests.support.files import full_draws
 
 SLOW = """
@@ -44,6 +45,31 @@ def start(words, folder, **environment):
         errors="replace",
         env=os.environ | environment,
     )
+
+
+class _Dropped:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _drop_and_wait():
+    _Dropped()
+    time.sleep(5)
+
+
+def test_a_stop_while_garbage_is_collected_is_not_lost(monkeypatch):
+    """Negative control: by itself Python drops what is raised there."""
+    dropped = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: dropped.append(lost.exc_type))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _Dropped()
+    signal.signal(signal.SIGTERM, before)
+    assert dropped == [KeyboardInterrupt]
+    stops = terminal.Stops()
+    with pytest.raises(KeyboardInterrupt), stops.handled():
+        _drop_and_wait()
+    assert stops.received == signal.SIGTERM
+    assert dropped == [KeyboardInterrupt]
 
 
 @pytest.mark.slow

@@ -192,6 +192,14 @@ def test_scales_may_be_integers():
     assert (float(posterior.nbeta), float(posterior.gamma)) == (5.0, 1.0)
 
 
+@pytest.mark.parametrize("scale", [2e-38, 1e-30, 1.0, 1e30, 3e38])
+def test_scales_that_float32_can_hold_are_taken(scale):
+    """Negative control of the ones that are refused below."""
+    posterior = LocalPosterior(regression, center(), DATA, nbeta=scale, gamma=scale)
+    assert (float(posterior.nbeta), float(posterior.gamma)) == (scale, scale)
+    assert float(posterior.with_scale(gamma=0.0).gamma) == 0
+
+
 def test_with_scale_changes_only_what_it_is_given():
     posterior = LocalPosterior(regression, center(), DATA)
     scaled = posterior.with_scale(gamma=3.0)
@@ -336,6 +344,10 @@ REFUSED = {
     "negative nbeta": (refused(nbeta=-2.0), "nbeta needs a finite number > 0, got -2"),
     "nan nbeta": (refused(nbeta=math.nan), "nbeta needs a finite number > 0, got nan"),
     "infinite nbeta": (refused(nbeta=math.inf), "nbeta needs a finite number > 0, got inf"),
+    "nbeta above float32": (refused(nbeta=1e39), "nbeta needs a number that float32 can hold"),
+    "nbeta below float32": (refused(nbeta=1e-50), "nbeta needs a number that float32 can hold"),
+    "gamma above float32": (refused(gamma=1e39), "gamma needs a number that float32 can hold"),
+    "gamma below float32": (refused(gamma=1e-50), "gamma needs a number that float32 can hold"),
     "zero nbeta": (refused(nbeta=0.0), "nbeta needs a finite number > 0, got 0"),
     "nan params": (refused(constant, params={"w": jnp.array([1.0, jnp.nan])}), r"finite values, got nan.*\['w'\]"),
     "params and loss": (
