@@ -150,8 +150,8 @@ def _kinks(spectrum: Spectrum) -> Check | None:
         _MAX_KINKS,
         passed=share <= _MAX_KINKS,
         seen=f"{share:.0%} of the change of the gradient around w* is not in the Hessian at w*",
-        cure="it sits in kinks (ReLU) that the chains cross; λ_quad, the rank and λ_corr may be off by as much, λ̂ is "
-        "not: compare it at the same nβ and γ",
+        cure="it sits in kinks (ReLU) that the chains cross, or the loss is far from quadratic within a hundredth of "
+        "the params; λ_quad, the rank and λ_corr may be off by as much, λ̂ is not: compare it at the same nβ and γ",
     )
 
 

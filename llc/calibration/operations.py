@@ -10,7 +10,7 @@ loop once; here it counts as often as it runs.
 """
 
 import jax
-import numpy as np
+from jax.dtypes import canonicalize_dtype
 from jax.extend.core import Jaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
@@ -29,7 +29,9 @@ def gradient_operations(posterior: LocalPosterior) -> float:
     def gradient(position: PyTree, batch: PyTree) -> PyTree:
         return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
 
-    few = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), _dtype(x)), posterior.data)
+    few = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), canonicalize_dtype(x.dtype)), posterior.data
+    )
     return _operations(jax.jit(gradient).trace(posterior.position, few)) * posterior.num_data / num_rows
 
 
@@ -50,7 +52,3 @@ def _of_repetitions(jaxpr: Jaxpr) -> float:
             total += (equation.params["length"] - 1) * _operations(jax.jit(jaxpr_as_fun(body)).trace(*args))
         total += sum(_of_repetitions(part) for part, _ in inner_programs(equation))
     return total
-
-
-def _dtype(x: np.ndarray) -> np.dtype:
-    return jax.dtypes.canonicalize_dtype(x.dtype)

@@ -1,5 +1,6 @@
 """What a function does, read from its traced program: nothing is compiled or computed."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,11 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, PyTree
 
 # What jumps where its argument varies; `ne` and `is_finite` are left out, which softplus and logsumexp ask of nan.
-_STEPS = {"gt", "ge", "lt", "le", "eq", "sign", "floor", "ceil", "round", "argmax", "argmin", "top_k"}
+_STEPS = {
+    *("gt", "ge", "lt", "le", "eq", "sign", "floor", "ceil", "round", "argmax", "argmin", "top_k"),
+    *("select_and_scatter_add", "select_and_gather_add"),  # in the derivatives of max-pooling
+}
+# What is never negative, and what is not where nothing that goes in is: they make the sums of exponentials whose sign
+# logsumexp asks for, and the variances that layers of normalization cut off at 0.
+_POSITIVE = {"exp", "exp2", "logistic", "square"}
+_KEEP_POSITIVE = {
+    *("reduce_sum", "add", "mul", "div", "sqrt", "rsqrt"),
+    *("broadcast_in_dim", "reshape", "convert_element_type", "squeeze"),
+}
 _NO_FORWARD_MODE = "custom_lin"  # the primitive that a directional derivative through a `jax.custom_vjp` leaves behind
 
 
@@ -88,19 +99,50 @@ def has_steps(fn: Callable[..., PyTree], params: PyTree, batch: PyTree) -> bool:
 
 
 def _takes_steps(jaxpr: Jaxpr, depends: list[bool]) -> bool:
-    """Whether a step depends on the inputs that are marked."""
+    """Whether a step depends on the inputs that are marked, and a result on the step."""
     known = {var for var, mark in zip(jaxpr.invars, depends, strict=True) if mark}
-    for equation in jaxpr.eqns:
+    positive: set[Var] = set()
+    for equation in _used(jaxpr):
+        name, sure = equation.primitive.name, all(map(functools.partial(_is_positive, positive), equation.invars))
+        if name in _POSITIVE or (name in _KEEP_POSITIVE and sure) or _is_even_power(equation):
+            positive |= set(equation.outvars)
         marks = [isinstance(var, Var) and var in known for var in equation.invars]
         if not any(marks):
             continue
-        if _is_step(equation):
+        if _is_step(equation) and not _is_decided(equation, positive):
             return True
         known |= set(equation.outvars)
         for part in _parts(equation):
             if _takes_steps(part, marks if len(part.invars) == len(marks) else [True] * len(part.invars)):
                 return True
     return False
+
+
+def _is_positive(positive: set[Var], var: Any) -> bool:
+    return bool(np.all(np.asarray(var.val) > 0)) if isinstance(var, Literal) else var in positive
+
+
+def _is_even_power(equation: JaxprEqn) -> bool:
+    return equation.primitive.name == "integer_pow" and equation.params["y"] % 2 == 0
+
+
+def _is_decided(equation: JaxprEqn, positive: set[Var]) -> bool:
+    """Whether a comparison comes out the same for all values: with infinity, or of what is never negative with 0."""
+    limits = [np.asarray(var.val) for var in equation.invars if isinstance(var, Literal)]
+    if any(np.isinf(limit).all() for limit in limits):
+        return True
+    of_sign = equation.primitive.name == "sign" or any(not limit.any() for limit in limits)
+    return of_sign and all(var in positive for var in equation.invars if isinstance(var, Var))
+
+
+def _used(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations that a result depends on, in order."""
+    needed, found = {var for var in jaxpr.outvars if isinstance(var, Var)}, []
+    for equation in reversed(jaxpr.eqns):
+        if needed & set(equation.outvars) or equation.effects:
+            found.append(equation)
+            needed |= {var for var in equation.invars if isinstance(var, Var)}
+    return found[::-1]
 
 
 def _is_step(equation: JaxprEqn) -> bool:

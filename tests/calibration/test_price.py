@@ -72,7 +72,7 @@ def calibrated(**lengths):
 def test_settings_of_a_costly_model(budget):
     found = calibrated(budget=budget)
     lengths = found.lengths
-    assert found.told
+    assert found.enough_draws is not None, "a run of minutes"
     assert not found.overhead_bound
     assert found.choices["gamma"].origin == "chosen"
     assert found.gamma_origin == "run length", "a loss that is quadratic everywhere leaves it to that"

@@ -57,7 +57,7 @@ def test_a_run_of_minutes_tells_its_estimate_and_the_time_to_go(capsys, told):
     asked = RequestedLengths(num_chains=2, num_draws=20, num_warmup=10, thinning=2)
     posterior, price = regression(num_data=100), Price(1e9, costly=True)
     made = calibrate_for(jax.random.key(0), posterior, None, asked, price, progress=False)
-    draw_cool_enough((jax.random.key(1),), replace(made, told=told), None, progress=None)
+    draw_cool_enough((jax.random.key(1),), replace(made, enough_draws=20 if told else None), None, progress=None)
     lines = [line for line in capsys.readouterr().err.splitlines() if "λ̂ = " in line]
     assert len(lines) == (5 if told else 0)
     assert ["to go" in line for line in lines] == [True, True, True, True, False][: len(lines)]

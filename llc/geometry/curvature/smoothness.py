@@ -25,9 +25,10 @@ and at an eighth of that,
 $$ \frac{\lVert A(t) \rVert}{t} = k + s, \qquad \frac{\lVert A(t/8) \rVert}{t/8} = k + \frac{s}{64}, $$
 
 so that k follows from both. It is noisy where few kinks lie within the smaller distance (then the larger one's whole is
-its limit), and 0 where none does. In units of ‖H v‖ it is .30 in a ReLU transformer layer of 1,040 parameters, 10⁻⁴ in
-the same one with GELU, .20 in a ReLU network of 269,322, and .010 in the tanh network of `llc demo`, which at a
-hundredth of its params is far from quadratic (‖A(t)‖/t = .25 ‖H v‖).
+its limit), and 0 where none does. In units of ‖H v‖ it is .30 in a ReLU transformer layer of 1,040 parameters, and .20
+in a ReLU network of 269,322. A loss that is far from quadratic at an eighth of that distance has a large k, too: 1 in a
+GELU transformer trained to a loss of 10⁻³. So it is measured only where the program of the gradient has a step (a
+comparison, a sign, the place of a maximum) that depends on the params. Without one, there are no kinks.
 
 A kink that moves the gradient by less than round-off, or by less than the smooth part of many other parameters does
 over the distances that count, is not seen.
@@ -44,6 +45,7 @@ from jaxtyping import Array, Float
 
 from llc.bounds.smoothness import Smoothness
 from llc.geometry.curvature.operators import CurvatureOperator
+from llc.posterior.programs import has_steps
 
 _NUM_DIRECTIONS = 3
 _RATIO = 8.0
@@ -89,7 +91,7 @@ def probe_smoothness(
             noise = np.maximum(noise, max(_roundoff(ahead), _roundoff(behind)))
     floor = _RESOLVED * (noise + np.finfo(np.float64).eps * size)
     (even_kink, even_power), (odd_kink, odd_power) = _judge(even, floor, _SMOOTH_EVEN), _judge(odd, floor, _SMOOTH_ODD)
-    share = kink_share(odd[_KINK_STEPS] / steps[_KINK_STEPS], float(curvature))
+    share = kink_share(odd[_KINK_STEPS] / steps[_KINK_STEPS], float(curvature)) if _may_have_kinks(operator) else 0.0
     if not (even_kink or odd_kink):
         return Smoothness("smooth", even_power, odd_power, share)
     state = "coarse" if _is_coarse(operator, np.asarray(flat)) else "kink"
@@ -108,8 +110,10 @@ def kinks_nearby(operator: CurvatureOperator, num_directions: int) -> float:
         num_directions: up to three.
 
     Returns:
-        As of `kink_share`; nan where rounding hides it.
+        As of `kink_share`; 0 where the gradient has no step, nan where rounding hides it.
     """
+    if not _may_have_kinks(operator):
+        return 0.0
     pieces = operator.rows
     each = max(pieces.num_rows // 3 // pieces.num_pieces, 1)
     few = jax.tree.map(lambda x: x[:, :each], pieces.pieces)
@@ -155,6 +159,13 @@ def kink_share(missing: Float[np.ndarray, "2"], curvature: float) -> float:
         return float("nan")
     level = min((_RATIO**2 * near - wide) / (_RATIO**2 - 1), wide)
     return float(level / max(curvature, wide)) if level > 0 else 0.0
+
+
+def _may_have_kinks(operator: CurvatureOperator) -> bool:
+    """Whether the gradient takes a step that depends on the params."""
+    posterior, few = operator.posterior, jax.tree.map(lambda x: x[0, :2], operator.rows.pieces)
+    gradient = jax.grad(lambda position, batch: posterior.loss(posterior.params_at(position), batch))
+    return has_steps(gradient, posterior.position, few)
 
 
 def _typical_size(operator: CurvatureOperator) -> float:

@@ -193,13 +193,14 @@ def _transformer_layer(activation, *, num_data=200, length=8, width=8, hidden=32
 
 KINKS_AROUND = {  # the least share, and the largest
     "ReLU transformer layer": (lambda: _transformer_layer(jax.nn.relu), 0.15, 0.35),
-    "GELU transformer layer": (lambda: _transformer_layer(jax.nn.gelu), 0.0, 1e-3),
+    "GELU transformer layer": (lambda: _transformer_layer(jax.nn.gelu), 0.0, 0.0),
     "ReLU net": (SMOOTH["ReLU net"], 0.01, 0.05),
-    "tanh net": (SMOOTH["tanh net, one input at 0"], 0.0, 1e-3),
+    "tanh net": (SMOOTH["tanh net, one input at 0"], 0.0, 0.0),
     "quadratic": (SMOOTH["quadratic"], 0.0, 0.0),
-    "w^6": (SMOOTH["w^6"], 0.0, 1e-3),
+    "w^6": (SMOOTH["w^6"], 0.0, 0.0),
     "|b|^3": (KINKS["|b|^3"], 0.0, 1e-3),  # its second derivative has no jump
-    "tanh net of the demo": (lambda: digits_posterior(jax.random.key(0)), 0.0, 0.05),  # far from quadratic
+    "tanh net of the demo": (lambda: digits_posterior(jax.random.key(0)), 0.0, 0.0),  # far from quadratic
+    "exp of large params": (lambda: _population(lambda a, b: jnp.exp(300 * (a + b)) - 300 * (a + b), [0, 0]), 0.0, 0.0),
 }
 
 
