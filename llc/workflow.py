@@ -83,7 +83,8 @@ def estimate(
         target_mcse: standard error to be reached, relative to λ̂. None takes 2 %, and 1 % where a step costs next to
             nothing and no length was given; a run that would take more than about five minutes ends before that.
         budget: most work of all chains together, in gradients of the loss over all the data, the spectrum of a costly
-            model and the run at 3γ included (see `llc.calibrate`); None allows eight times the first draws.
+            model and the run at 3γ included (see `llc.calibrate`); None allows eight times the first draws,
+            and fewer of a run of minutes.
         spectrum: of the Hessian at w*; None computes it (see `llc.spectrum` for what it takes of a large model).
         bounds: of `llc.higher_bounds`, the tightest; None takes those of the rank.
         reference_loss: as of `llc.report`: the loss of a model that has learnt nothing.

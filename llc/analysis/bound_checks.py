@@ -149,9 +149,9 @@ def _kinks(spectrum: Spectrum) -> Check | None:
         share,
         _MAX_KINKS,
         passed=share <= _MAX_KINKS,
-        seen=f"{share:.0%} of the change of the gradient around w* is not in the Hessian at w*",
-        cure="it sits in kinks (ReLU) that the chains cross, or the loss is far from quadratic within a hundredth of "
-        "the params; λ_quad, the rank and λ_corr may be off by as much, λ̂ is not: compare it at the same nβ and γ",
+        seen=f"{share:.0%} of the change of the gradient around w* sits in kinks, which the Hessian at w* leaves out",
+        cure="the chains cross kinks (ReLU), or the loss is far from quadratic, which looks alike; λ_quad, the rank "
+        "and λ_corr may be off by as much, λ̂ is not: compare it at the same nβ and γ",
     )
 
 

@@ -93,7 +93,7 @@ def choose_localization(
         posterior: loss, data and w*.
         spectrum: with eigenvectors.
         weakest: γ that the length of the run allows.
-        operations: operations of a gradient over all the data.
+        operations: of a gradient over all the data (operations.py).
     """
     points_key, rows_key = jax.random.split(key)
     probe = _Probe(points_key, rows_key, posterior, spectrum, operations)
@@ -173,7 +173,7 @@ def anharmonicity(
         posterior: loss, data and w*.
         spectrum: with eigenvectors.
         gamma: γ.
-        operations: operations of a gradient over all the data.
+        operations: of a gradient over all the data (operations.py).
     """
     points_key, rows_key = jax.random.split(key)
     return _Probe(points_key, rows_key, posterior, spectrum, operations).anharmonicity(gamma)

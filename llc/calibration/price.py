@@ -38,7 +38,7 @@ class Price(NamedTuple):
     """What a gradient over all the data costs.
 
     Attributes:
-        operations: those of it, as of operations.py.
+        operations: how many it takes (operations.py).
         costly: whether all eigenvalues of the Hessian, or a count of them by Lanczos, would take minutes or more.
     """
 

@@ -153,22 +153,20 @@ def _step_too_large(result: Report) -> bool:
 def extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, progress: bool | None) -> Report:
     """A report on the run with as many more draws as the target takes and the budget allows.
 
-    A run of minutes goes on for long only where a target was given.
+    Without a target or a budget, a run of minutes ends with `enough_draws`.
     """
     calibration, chains, result = run
-    most, enough = calibration.lengths.max_draws(_MAX_FACTOR), calibration.enough_draws
+    most, has_limit = calibration.lengths.max_draws(_MAX_FACTOR), calibration.lengths.max_steps is not None
+    enough = None if target_mcse is not None or has_limit else calibration.enough_draws
+    if enough is not None:
+        most = min(most, enough)
     if target_mcse is None:
-        if enough is not None and calibration.lengths.max_steps is None:
-            most = min(most, enough)
         target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
     while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
         _draw(chains, min(done + more, most), calibration, progress=progress)
         result = _report(chains, calibration, bounds)
-    if enough is not None and chains.num_drawn == most and (more := _num_extra_draws(result, target_mcse, most)):
-        say(
-            f"λ̂ may become more accurate with {more} more draws of each chain: num_draws={most + more}",
-            progress=progress,
-        )
+    if enough is not None and (more := _num_extra_draws(result, target_mcse, done)):
+        say(f"λ̂ becomes more accurate with more draws of each chain: num_draws={done + more}", progress=progress)
     return result
 
 

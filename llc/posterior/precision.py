@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 
@@ -50,6 +51,20 @@ def either_precision() -> Iterator[None]:
                 "int32 or float32, x.astype(np.float32), or pass it as part of data."
             ) from error
         raise
+
+
+def check_single(name: str, value: float | np.ndarray) -> None:
+    """Refuses a number above 0 in whose place float32 has 0 or infinity.
+
+    Raises:
+        ValueError: that calls it `name`.
+    """
+    limits = np.finfo(np.float32)
+    if not limits.tiny <= value <= limits.max:
+        raise ValueError(
+            f"{name} needs a number that float32 can hold, from {limits.tiny:.3g} to {limits.max:.3g}, got {value}: "
+            "chains would compute with 0 or infinity in its place. Change the unit of the loss or of the params."
+        )
 
 
 def as_float64(tree: PyTree) -> PyTree:

@@ -18,8 +18,8 @@ _STEPS = {
 }
 # What is never negative, and what is not where nothing that goes in is: they make the sums of exponentials whose sign
 # logsumexp asks for, and the variances that layers of normalization cut off at 0.
-_POSITIVE = {"exp", "exp2", "logistic", "square"}
-_KEEP_POSITIVE = {
+_NEVER_NEGATIVE = {"exp", "exp2", "logistic", "square"}
+_KEEP_SIGN = {
     *("reduce_sum", "add", "mul", "div", "sqrt", "rsqrt"),
     *("broadcast_in_dim", "reshape", "convert_element_type", "squeeze"),
 }
@@ -104,7 +104,7 @@ def _takes_steps(jaxpr: Jaxpr, depends: list[bool]) -> bool:
     positive: set[Var] = set()
     for equation in _used(jaxpr):
         name, sure = equation.primitive.name, all(map(functools.partial(_is_positive, positive), equation.invars))
-        if name in _POSITIVE or (name in _KEEP_POSITIVE and sure) or _is_even_power(equation):
+        if name in _NEVER_NEGATIVE or (name in _KEEP_SIGN and sure) or _is_even_power(equation):
             positive |= set(equation.outvars)
         marks = [isinstance(var, Var) and var in known for var in equation.invars]
         if not any(marks):

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from llc.posterior.arguments import is_no_number
 from llc.posterior.mask import path_name
+from llc.posterior.precision import check_single
 from llc.posterior.tables import fresh_tables
 
 _CURES = {  # by the name of the error, so that its library need not be imported
@@ -34,7 +35,6 @@ _NO_DROPOUT = (
     "eqx.nn.inference_mode, hk.without_apply_rng)."
 )
 _ANY_SIZE = " — batches are of any size; take it from the batch (len(x), reshape to -1)."
-_SINGLE = np.finfo(np.float32)
 _SHOWN = 8  # leaves in a message
 _LONG = 300  # characters of another program's message
 _FIRST_ROWS = 64  # on which the shape of the loss is found
@@ -136,11 +136,8 @@ def checked_scale(name: str, value: Any) -> Any:
         number = np.asarray(np.nan)
     if number.shape != () or not np.isfinite(number) or number < 0 or (least == ">" and number == 0):
         raise ValueError(f"{name} needs a finite number {least} 0, got {value!r}.")
-    if number and not _SINGLE.tiny <= number <= _SINGLE.max:
-        raise ValueError(
-            f"{name} needs a number that float32 can hold, from {_SINGLE.tiny:.3g} to {_SINGLE.max:.3g}, got "
-            f"{value!r}: chains would compute with 0 or infinity in its place. Change the unit of the loss or params."
-        )
+    if number:
+        check_single(name, number)
     return number
 
 

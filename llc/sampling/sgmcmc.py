@@ -23,11 +23,11 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from llc.posterior.arguments import is_no_number, plain, require_flag, require_option
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.precision import check_single
 from llc.sampling.kernel import NO_ACCEPT_STEP, Gradient, Info, Sampler, center_gradient, potential_gradient, virial
 from llc.sampling.noise import normal_like
 from llc.sampling.preconditioner import Identity, Preconditioner
 
-_SINGLE = np.finfo(np.float32)
 _INTEGRATORS = ("euler_maruyama", "leimkuhler_matthews")
 
 
@@ -133,9 +133,7 @@ def require_positive(name: str, **values: Any) -> None:
             continue
         if not (np.ndim(value) == 0 and 0 < np.asarray(value) < np.inf):
             raise ValueError(f"{name} needs a finite {setting} > 0, got {value}.")
-        if not _SINGLE.tiny <= np.asarray(value) <= _SINGLE.max:
-            limits = f"from {_SINGLE.tiny:.3g} to {_SINGLE.max:.3g}"
-            raise ValueError(f"{name} needs a {setting} that float32 can hold, {limits}, got {value}.")
+        check_single(f"the {setting} of {name}", np.asarray(value))
 
 
 def step_info(posterior: LocalPosterior, gradient: Gradient, num_gradients: int = 1) -> Info:

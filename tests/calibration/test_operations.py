@@ -37,8 +37,9 @@ def test_a_loop_counts_as_often_as_it_runs():
         return jnp.sum(h, axis=1)
 
     once = of(lambda w, x: jnp.sum(layer(x * w, None)[0], axis=1))
-    assert of(looped) == pytest.approx(of(unrolled), rel=0.3)
-    assert of(looped) > 10 * once
+    # The loop also writes what the gradient keeps of a step, and reads it: 5 % more (7 % at five steps).
+    assert of(looped) == pytest.approx(of(unrolled), rel=0.1)
+    assert of(looped) > 10 * once, "control: the body counted once"
 
 
 def test_what_is_elementwise_costs_the_memory_that_it_moves():
@@ -48,4 +49,6 @@ def test_what_is_elementwise_costs_the_memory_that_it_moves():
             h = jnp.maximum(h, 0.5 * h)
         return jnp.sum(h, axis=1)
 
-    assert of(deep) > 10 * of(lambda w, x: jnp.sum(x * w, axis=1))
+    arithmetic = 4 * 30 * NUM_ROWS * WIDTH  # a product and a maximum, and their gradients
+    moved = 4 * 30 * 4 * NUM_ROWS * WIDTH  # at least h read and written, and its gradient, of four bytes each
+    assert of(deep) > 1.5 * moved > arithmetic

@@ -205,8 +205,8 @@ def test_heating_tends_to_that_of_white_noise():
         ({"step_size": -1.0}, "finite step_size > 0"),
         ({"step_size": float("inf")}, "finite step_size > 0, got inf"),
         ({"step_size": float("nan")}, "finite step_size > 0, got nan"),
-        ({"step_size": 1e-50}, "step_size that float32 can hold"),
-        ({"step_size": 1e39}, "step_size that float32 can hold"),
+        ({"step_size": 1e-50}, "step_size of SGLD needs a number that float32"),
+        ({"step_size": 1e39}, "step_size of SGLD needs a number that float32"),
         ({"step_size": 1.0, "integrator": "euler"}, "integrator needs one of .*leimkuhler_matthews.*got 'euler'"),
     ],
 )

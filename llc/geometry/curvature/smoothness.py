@@ -28,7 +28,8 @@ so that k follows from both. It is noisy where few kinks lie within the smaller 
 its limit), and 0 where none does. In units of ‖H v‖ it is .30 in a ReLU transformer layer of 1,040 parameters, and .20
 in a ReLU network of 269,322. A loss that is far from quadratic at an eighth of that distance has a large k, too: 1 in a
 GELU transformer trained to a loss of 10⁻³. So it is measured only where the program of the gradient has a step (a
-comparison, a sign, the place of a maximum) that depends on the params. Without one, there are no kinks.
+comparison, a sign, the place of a maximum) that depends on the params. Without one there are no kinks, but for the
+zeros of roots.
 
 A kink that moves the gradient by less than round-off, or by less than the smooth part of many other parameters does
 over the distances that count, is not seen.

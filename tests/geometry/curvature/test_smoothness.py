@@ -200,7 +200,8 @@ KINKS_AROUND = {  # the least share, and the largest
     "w^6": (SMOOTH["w^6"], 0.0, 0.0),
     "|b|^3": (KINKS["|b|^3"], 0.0, 1e-3),  # its second derivative has no jump
     "tanh net of the demo": (lambda: digits_posterior(jax.random.key(0)), 0.0, 0.0),  # far from quadratic
-    "exp of large params": (lambda: _population(lambda a, b: jnp.exp(300 * (a + b)) - 300 * (a + b), [0, 0]), 0.0, 0.0),
+    "rounded |b|": (lambda: _population(lambda a, b: 0.5 * a**2 + jnp.logaddexp(1e4 * b, -1e4 * b), [0, 0]), 0.0, 0.0),
+    "|b|": (KINKS["|b|"], 0.5, 1.0),
 }
 
 
