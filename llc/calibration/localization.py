@@ -59,12 +59,14 @@ class Localization(NamedTuple):
         profile: the (γ, κ) that were tried, strongest first.
         weaker: a weaker γ, at which the Gaussian's mean loss is a tenth of the way from L(w*) to the loss at zero, so
             that its points lie in the basin, quadratic or not; nan if there is none.
+        item: of a sweep, at whose w* it was found; empty for that of the posterior itself.
     """
 
     gamma: float
     anharmonicity: float
     profile: tuple[tuple[float, float], ...]
     weaker: float = math.nan
+    item: str = ""
 
     @property
     def is_of_length(self) -> bool:

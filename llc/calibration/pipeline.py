@@ -26,14 +26,13 @@ from llc.calibration.run_length import (
     choose_thinning,
     choose_warmup,
     is_overhead_bound,
-    num_gradients,
     plan_length,
     run_cost,
     within_budget,
 )
-from llc.calibration.short_run import Length, costly_length, enough_draws, is_costly, takes_minutes
+from llc.calibration.short_run import enough_draws, takes_minutes, with_length
 from llc.calibration.step_energies import choose_step_energies, space_draws
-from llc.calibration.step_size import RELAXATIONS, choose_gamma, choose_step_size, settings_from_curvature
+from llc.calibration.step_size import choose_gamma, choose_step_size, settings_from_curvature
 from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
 from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.gradients import require_differentiable
@@ -120,6 +119,7 @@ def calibrate_for(
     price: Price,
     *,
     spectrum: Spectrum | None = None,
+    localization: Localization | None = None,
     progress: bool | None = None,
 ) -> Calibration:
     """What `calibrate` does once it is known what a gradient costs.
@@ -131,6 +131,7 @@ def calibrate_for(
         asked: the lengths that were asked for.
         price: of a gradient; of a costly model every step is told as it is done.
         spectrum: as of `calibrate`.
+        localization: the γ to take where the posterior has none; None finds it.
         progress: as of `calibrate`.
     """
     given, posterior = posterior, on_resident_rows(posterior)
@@ -146,14 +147,14 @@ def calibrate_for(
     if spectrum is None:
         spectrum = affordable_spectrum(posterior, price, asked.budget, progress=progress)
     request = Request(posterior, sampler, asked, lengths, spectrum, price, is_sample=given.stream is not None)
-    if is_costly(request):
-        price = price._replace(costly=True)
-        request = replace(request, lengths=asked, price=price)
+    request, length = with_length(request)
+    price = request.price
 
     key, points_key = jax.random.split(key)
-    length = costly_length(request) if price.costly else Length(num_gradients(lengths), RELAXATIONS)
     settings = partial(settings_from_curvature, largest=spectrum.largest, **length._asdict())
-    request = replace(request, localization=find_localization(points_key, request, settings(posterior).gamma))
+    if localization is None:
+        localization = find_localization(points_key, request, settings(posterior).gamma)
+    request = replace(request, localization=localization)
     at_center = settings(request.local_posterior)
     tell(curvature_found(spectrum, at_center.gamma / float(posterior.nbeta)))
     tell(gamma_found(request, at_center.gamma))
@@ -245,6 +246,27 @@ def _choose(request: Request, batch: Batch, plan: Plan, found: PilotResult) -> C
         spectrum=request.spectrum,
         overhead_bound=plan.overhead_bound,
     )
+
+
+def localization_for(
+    key: PRNGKeyArray, posterior: LocalPosterior, asked: RequestedLengths, price: Price, spectrum: Spectrum
+) -> Localization | None:
+    """The localization that `calibrate_for` would choose for the default sampler, without anything else.
+
+    Args:
+        key: of the points at which the loss is looked at.
+        posterior: as of `calibrate`.
+        asked: the lengths that were asked for.
+        price: of a gradient.
+        spectrum: of the Hessian at w*.
+    """
+    is_sample, posterior = posterior.stream is not None, on_resident_rows(posterior)
+    lengths = asked if price.costly else within_budget(posterior, asked, None)
+    request, length = with_length(Request(posterior, None, asked, lengths, spectrum, price, is_sample=is_sample))
+    if not request.chooses_gamma or not has_use_for_localization(spectrum):
+        return None
+    weakest = settings_from_curvature(posterior, spectrum.largest, **length._asdict()).gamma
+    return find_localization(key, request, weakest)
 
 
 def find_localization(key: PRNGKeyArray, request: Request, weakest: float) -> Localization | None:

@@ -17,13 +17,14 @@ weaker one λ̂ would tell of the chains' start: at the γ of 5,000 steps, those
 parameters had seven steps within a budget of 100 gradients.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from llc.bounds.rank import rank_bounds
 from llc.calibration.batch_size import MAX_HEATING, fewest_rows, measure_noise, noise_rows, nominal_rows
 from llc.calibration.price import Price
 from llc.calibration.record import Request
-from llc.calibration.run_length import OF_COSTLY_RUN, usual_cost
+from llc.calibration.run_length import OF_COSTLY_RUN, num_gradients, usual_cost
 from llc.calibration.step_size import RELAXATIONS, Settings, settings_from_curvature
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.run_lengths import RequestedLengths
@@ -75,6 +76,18 @@ def is_costly(request: Request) -> bool:
         return request.price.costly
     has_rank = rank_bounds(request.spectrum).rank_is_unique
     return not has_rank and takes_minutes(request.posterior, request.price, request.asked)
+
+
+def with_length(request: Request) -> tuple[Request, Length]:
+    """The request with the lengths of a costly model where it is one, and the length from which γ follows.
+
+    Args:
+        request: what calibration started from.
+    """
+    if is_costly(request):
+        request = replace(request, lengths=request.asked, price=request.price._replace(costly=True))
+        return request, costly_length(request)
+    return request, Length(num_gradients(request.lengths), RELAXATIONS)
 
 
 def costly_length(request: Request) -> Length:

@@ -100,6 +100,13 @@ def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice
 
 def _reason(localization: Localization) -> str:
     """Why γ is the one of `localization`."""
+    if localization.item:
+        return f"the largest that an item of the sweep asks for: at {localization.item} it is {_own(localization)}"
+    return _own(localization)
+
+
+def _own(localization: Localization) -> str:
+    """Why γ is the one of a w*."""
     kappa = localization.anharmonicity
     reason = f"the weakest at which the loss is about quadratic (its Gaussian mean is {kappa:.2g} times λ_quad)"
     weaker = [pair for pair in localization.profile if pair[0] < localization.gamma]

@@ -66,7 +66,8 @@ def gamma_found(request: Request, gamma: float) -> str:
         return ""
     found = request.localization
     wanted = f"at most {MAX_ANHARMONICITY:g} is wanted"
-    why = "for the length of the run" if found is None else f"κ = {found.anharmonicity:.2g} there, {wanted}"
+    where = f"at {found.item}" if found is not None and found.item else "there"
+    why = "for the length of the run" if found is None else f"κ = {found.anharmonicity:.2g} {where}, {wanted}"
     return f"γ = {gamma:.4g}: {why}"
 
 

@@ -3,46 +3,104 @@
 An item that fails is tried once more. A second failure is its outcome, and the others go on.
 """
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, as_completed
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol
 
-import xarray as xr
+from tqdm.auto import tqdm
 
-from llc.sweeps.task import RETRIED, Task, run_task
+from llc.calibration.telling import about, say
+from llc.sweeps.items import Item
+
+_SILENT = 10.0  # seconds after which each item is told of
+
+
+class HasItem(Protocol):
+    """Work on one item of a sweep."""
+
+    @property
+    def item(self) -> Item:
+        """The item."""
+        ...
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of an item: its draws, or why there are none."""
+class Outcome[T]:
+    """What came of an item, or why nothing did.
 
-    draws: xr.DataTree | None
+    Attributes:
+        value: what its work returned; None if it failed.
+        failed: why it failed twice.
+        retried: why it failed at first.
+    """
+
+    value: T | None
     failed: str = ""
     retried: str = ""
 
 
-def run_all(tasks: Sequence[Task], executor: Executor | None) -> Generator[tuple[str, Outcome]]:
+def run_told[W: HasItem, T](
+    work: Callable[[W], T],
+    tasks: Sequence[W],
+    executor: Executor | None,
+    *,
+    name: str,
+    found: Callable[[T], str],
+    progress: bool | None,
+) -> Generator[tuple[str, Outcome[T]]]:
+    """The same as `run_all`, with a bar, and a line for each item once all take more than ten seconds.
+
+    Args:
+        work: as of `run_all`.
+        tasks: as of `run_all`.
+        executor: as of `run_all`.
+        name: of the bar.
+        found: what came of an item, in words.
+        progress: as of `llc.sweep`.
+    """
+    start = time.perf_counter()
+    with (
+        tqdm(total=len(tasks), disable=None if progress is None else not progress, desc=name, unit="item") as bar,
+        closing(run_all(work, tasks, executor)) as finished,
+    ):
+        for done, (item, outcome) in enumerate(finished, 1):
+            yield item, outcome
+            bar.update()
+            seconds = time.perf_counter() - start
+            if seconds > _SILENT:
+                left = len(tasks) - done
+                rest = f", {about(seconds / done * left)} to go" if left else ""
+                said = outcome.failed if outcome.value is None else found(outcome.value)
+                say(f"{name} of {item}: {said} ({done} of {len(tasks)} items{rest})", progress=progress)
+
+
+def run_all[W: HasItem, T](
+    work: Callable[[W], T], tasks: Sequence[W], executor: Executor | None
+) -> Generator[tuple[str, Outcome[T]]]:
     """Each item's outcome as it comes, with one more try for those that fail.
 
     Args:
+        work: what is done for each; a function of a module, which every executor can send.
         tasks: of the items that are to be run.
         executor: where; None runs one after the other in this process.
     """
     pool = Here() if executor is None else executor
     most = 1 if executor is None else len(tasks)  # here, one is finished and written before the next begins
     queue = [(task, "") for task in tasks]
-    waiting: dict[Future[xr.DataTree], tuple[Task, str]] = {}
+    waiting: dict[Future[T], tuple[W, str]] = {}
     try:
         while queue or waiting:
             while queue and len(waiting) < most:
                 task, before = queue.pop(0)
-                waiting[_submitted(pool, task)] = task, before
+                waiting[_submitted(pool, work, task)] = task, before
             future = next(as_completed(waiting))
             task, before = waiting.pop(future)
             error = future.exception()
             if error is None:
-                draws = future.result()
-                yield task.item.name, Outcome(draws, retried=before or str(draws.attrs[RETRIED]))
+                yield task.item.name, Outcome(future.result(), retried=before)
             elif before:
                 yield task.item.name, Outcome(None, _said(error))
             else:
@@ -65,12 +123,12 @@ class Here(Executor):
         return future
 
 
-def _submitted(pool: Executor, task: Task) -> Future[xr.DataTree]:
+def _submitted[W, T](pool: Executor, work: Callable[[W], T], task: W) -> Future[T]:
     """The future of a task; one with the error where the pool takes none, as after a worker was killed."""
     try:
-        return pool.submit(run_task, task)
+        return pool.submit(work, task)
     except RuntimeError as error:
-        future: Future[xr.DataTree] = Future()
+        future: Future[T] = Future()
         future.set_exception(error)
         return future
 

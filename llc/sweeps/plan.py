@@ -1,8 +1,9 @@
 """How the items of a sweep are run: one scale, and one calibration for all or one for each.
 
-The reference item is calibrated as `llc.estimate` would calibrate it. All items take its nβ and γ, without which their
-λ̂ could not be compared. With a shared calibration they take its lengths, batch size and sampler too, with the step size
-that their own curvature asks for: ε (nβ h_max + γ) is that of the reference, h_max the item's own.
+The reference item is calibrated as `llc.estimate` would calibrate it, except that γ is the largest which an item asks
+for (scale.py). All items take its nβ and γ, without which their λ̂ could not be compared. With a shared calibration they
+take its lengths, batch size and sampler too, with the step size that their own curvature asks for: ε (nβ h_max + γ) is
+that of the reference, h_max the item's own.
 """
 
 import math
@@ -15,6 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from llc.analysis.contents import short
 from llc.bounds.spectral_measure import Spectrum
+from llc.calibration.localization import Localization
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price, price_of
 from llc.posterior.arguments import require_number, require_option, require_type
@@ -33,7 +35,8 @@ class Plan:
     """What all items of a sweep have in common.
 
     Attributes:
-        reference: the name of the item at which γ, nβ and what is shared were chosen.
+        reference: the name of the item at which nβ and what is shared were chosen.
+        strictest: the name of the item that asked for γ; empty where γ was given or is that of the reference.
         nbeta: nβ of all items.
         gamma: γ of all items.
         calibration: whether lengths, batch and step size are those of the reference, or each item's own.
@@ -58,6 +61,7 @@ class Plan:
     costly: bool
     budget: int | None = None
     damping: float | None = None
+    strictest: str = ""
     reasons: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +120,7 @@ def make_plan(
     sampler: Sampler | None,
     asked: RequestedLengths,
     spectrum: Spectrum,
+    localization: Localization | None = None,
     *,
     calibration: Calibrated,
     price: Price,
@@ -130,11 +135,14 @@ def make_plan(
         sampler: that was given, or None.
         asked: the lengths as they were asked for.
         spectrum: of the reference.
+        localization: of all items, where γ is open; None takes that of the reference.
         calibration: `"shared"` or `"each"`.
         price: of a gradient of the reference.
         progress: as of `llc.calibrate`.
     """
-    found = calibrate_for(key, posterior, sampler, asked, price, spectrum=spectrum, progress=progress)
+    found = calibrate_for(
+        key, posterior, sampler, asked, price, spectrum=spectrum, localization=localization, progress=progress
+    )
     nbeta, gamma = found.posterior.scale
     stiffness = damping = None
     if sampler is None:
@@ -155,6 +163,7 @@ def make_plan(
         costly=price.costly,
         budget=asked.budget,
         damping=damping,
+        strictest="" if localization is None else localization.item,
         reasons=str(found),
     )
 

@@ -1,6 +1,5 @@
 """A sweep: λ̂ of many posteriors at one scale, each with its error, and of neighbours the difference with its own."""
 
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
@@ -10,27 +9,27 @@ from typing import Any
 import jax
 import xarray as xr
 from jaxtyping import PRNGKeyArray, PyTree
-from tqdm.auto import tqdm
 
 from llc.analysis.estimators import mean_energy
 from llc.analysis.reporting import report
 from llc.analysis.series import plus_minus
 from llc.analysis.sweep_table import Row, sweep_table
+from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.price import affordable_spectrum
-from llc.calibration.telling import about, say
 from llc.posterior.arguments import require_integer, require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths
 from llc.sampling.validation import check_key
-from llc.sweeps.execution import Outcome, run_all
+from llc.sweeps.execution import Outcome, run_told
 from llc.sweeps.items import Item, digest, make_items, step_of
 from llc.sweeps.plan import Calibrated, Plan, make_plan, price_for
+from llc.sweeps.scale import SurveyTask, survey_all
 from llc.sweeps.store import Store, differing
-from llc.sweeps.task import DIGEST, RETRIED, Key, Task
+from llc.sweeps.task import DIGEST, RETRIED, Key, Task, run_task
 from llc.sweeps.wanted import Wanted
 
-_SILENT = 10.0  # seconds after which a sweep tells of each item
+_POINTS = 1  # of the key of the plan
 _DRAWS = "draws"  # the group of the result under which the items' draws lie
 
 
@@ -75,12 +74,13 @@ def sweep(
         settings: other settings by name, each a dict with some of nbeta, gamma, sampler, num_warmup, num_draws,
             thinning, batch_size, eval_size, step_energies. Checkpoints, masks and settings are combined: all products
             are items.
-        reference: the item at which γ (where none was given) and the calibration are chosen; None takes the last.
+        reference: the item at which the calibration is chosen, and γ where no loss decides it; None takes the last.
         calibration: `"shared"`: lengths and batch of the reference for all, the step size by each item's curvature;
             `"each"`: pilots for every item.
         sampler: for all items; None takes SGLD.
         nbeta: nβ; None takes that of the reference.
-        gamma: γ; None takes that of the reference, or chooses it there.
+        gamma: γ; None takes that of the reference, or chooses it: the largest of what the items ask for, each of which
+            is the weakest at which its loss is about quadratic, and that of the reference where the rank is one number.
         num_chains: as of `llc.calibrate`, and so are the other lengths and the budget, which is one of each item.
         num_warmup: see num_chains.
         num_draws: see num_chains.
@@ -132,15 +132,17 @@ def sweep(
     )
     wanted = Wanted(items, reference, calibration, sampler, nbeta, gamma, asked)
     store = None if out is None else Store(out)
-    tasks = _tasks(key, wanted, store, progress=progress)
+    tasks = _tasks(key, wanted, store, executor, progress=progress)
     return _collected(tasks, wanted, store, executor, progress=progress)
 
 
-def _tasks(key: PRNGKeyArray, wanted: Wanted, store: Store | None, *, progress: bool | None) -> list[Task]:
-    """A task for each item, by the plan of the folder or by a new one from the reference."""
+def _tasks(
+    key: PRNGKeyArray, wanted: Wanted, store: Store | None, executor: Executor | None, *, progress: bool | None
+) -> list[Task]:
+    """A task for each item, by the plan of the folder or by a new one."""
     pilots, runs = jax.random.split(key)
     identity, found = wanted.identity(key), None if store is None else store.settings()
-    spectra = {}
+    spectra: dict[str, Spectrum] = {}
     if found is not None:
         assert store is not None
         plan = _plan_in(store, found["plan"])
@@ -152,27 +154,41 @@ def _tasks(key: PRNGKeyArray, wanted: Wanted, store: Store | None, *, progress: 
                 "another out."
             )
     else:
-        item = wanted.item(wanted.reference)
-        # At the scale of all, which settings of its own may leave.
-        posterior = item.posterior().with_scale(nbeta=wanted.nbeta, gamma=wanted.gamma)
-        price = price_for(posterior)
-        spectra[item.name] = affordable_spectrum(posterior, price, wanted.asked.budget, progress=progress)
-        plan = make_plan(
-            pilots,
-            item.name,
-            posterior,
-            item.settings.get("sampler", wanted.sampler),
-            wanted.asked,
-            spectra[item.name],
-            calibration=wanted.calibration,
-            price=price,
-            progress=progress,
-        )
+        plan, spectra = _new_plan(pilots, wanted, executor, progress=progress)
         if store is not None:
             store.put_settings(identity, plan.to_json())
     return [
         Task(item, plan, Key.of(runs), wanted.sampler, wanted.asked, spectra.get(item.name)) for item in wanted.items
     ]
+
+
+def _new_plan(
+    key: PRNGKeyArray, wanted: Wanted, executor: Executor | None, *, progress: bool | None
+) -> tuple[Plan, dict[str, Spectrum]]:
+    """The plan from the reference, and from the γ that items ask for if it is open; with spectra by item."""
+    item = wanted.item(wanted.reference)
+    # At the scale of all, which settings of its own may leave.
+    posterior = item.posterior().with_scale(nbeta=wanted.nbeta, gamma=wanted.gamma)
+    price, localization = price_for(posterior), None
+    if posterior.gamma is None and wanted.sampler is None:
+        points = Key.of(jax.random.fold_in(key, _POINTS))
+        first = SurveyTask(item, points, wanted.nbeta, wanted.asked, price, progress)
+        localization, spectra = survey_all(first, wanted.items, executor, progress=progress)
+    else:
+        spectra = {item.name: affordable_spectrum(posterior, price, wanted.asked.budget, progress=progress)}
+    plan = make_plan(
+        key,
+        item.name,
+        posterior,
+        item.settings.get("sampler", wanted.sampler),
+        wanted.asked,
+        spectra[item.name],
+        localization,
+        calibration=wanted.calibration,
+        price=price,
+        progress=progress,
+    )
+    return plan, spectra
 
 
 def _plan_in(store: Store, data: Mapping[str, Any]) -> Plan:
@@ -186,39 +202,27 @@ def _collected(
     tasks: Sequence[Task], wanted: Wanted, store: Store | None, executor: Executor | None, *, progress: bool | None
 ) -> xr.DataTree:
     """The result, from items that were finished before and those that are run now."""
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome[xr.DataTree]] = {}
     if store is not None:
         for task in tasks:
             draws = store.get(task.item.name)
             if draws is not None:
                 _check_same(task.item, draws, store)
-                outcomes[task.item.name] = Outcome(draws, retried=str(draws.attrs.get(RETRIED, "")))
+                outcomes[task.item.name] = Outcome(draws)
     missing = [task for task in tasks if task.item.name not in outcomes]
-    start, num_before = time.perf_counter(), len(outcomes)
-    with (
-        tqdm(total=len(missing), disable=None if progress is None else not progress, desc="sweep", unit="item") as bar,
-        closing(run_all(missing, executor)) as finished,
-    ):
-        for name, outcome in finished:
+    ran = run_told(run_task, missing, executor, name="sweep", found=_energy, progress=progress)
+    with closing(ran):
+        for name, outcome in ran:
             outcomes[name] = outcome
-            if store is not None and outcome.draws is not None:
-                store.put(name, outcome.draws)
-            bar.update()
-            seconds = time.perf_counter() - start
-            if seconds > _SILENT:
-                done = len(outcomes) - num_before
-                to_go = seconds / done * (len(missing) - done)
-                say(_finished(name, outcome, f"{done} of {len(missing)} items", to_go), progress=progress)
+            if store is not None and outcome.value is not None:
+                store.put(name, outcome.value)
     return _result(tasks, outcomes, wanted, store)
 
 
-def _finished(name: str, outcome: Outcome, count: str, to_go: float) -> str:
-    """What came of an item, how many are done, and the seconds that the rest takes at their pace."""
-    if outcome.draws is None:
-        return f"{name}: {outcome.failed} ({count})"
-    llc = mean_energy(outcome.draws)
-    rest = f", {about(to_go)} to go" if to_go > 0 else ""
-    return f"{name}: mean energy {plus_minus(llc.value, llc.mcse)} ({count}{rest})"
+def _energy(draws: xr.DataTree) -> str:
+    """λ̂ of an item, as it is told while the others run."""
+    llc = mean_energy(draws)
+    return f"mean energy {plus_minus(llc.value, llc.mcse)}"
 
 
 def _check_same(item: Item, draws: xr.DataTree, store: Store) -> None:
@@ -234,19 +238,22 @@ def _check_same(item: Item, draws: xr.DataTree, store: Store) -> None:
         )
 
 
-def _result(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], wanted: Wanted, store: Store | None) -> xr.DataTree:
+def _result(
+    tasks: Sequence[Task], outcomes: Mapping[str, Outcome[xr.DataTree]], wanted: Wanted, store: Store | None
+) -> xr.DataTree:
     """Table and draws as one tree; the table goes to the folder too."""
     rows = []
     for task in tasks:
         name, outcome = task.item.name, outcomes[task.item.name]
         step = step_of(task.item.labels.get("point", name))
-        made = None if outcome.draws is None else report(outcome.draws)
-        rows.append(Row(name, made, outcome.failed, step, task.item.labels, outcome.retried))
+        made = None if outcome.value is None else report(outcome.value)
+        retried = outcome.retried or ("" if outcome.value is None else str(outcome.value.attrs.get(RETRIED, "")))
+        rows.append(Row(name, made, outcome.failed, step, task.item.labels, retried))
     table = sweep_table(rows, _attributes(tasks[-1].plan, wanted))
     if store is not None:
         store.put_table(table)
     tree = xr.DataTree(table)
-    found = {name: outcome.draws for name, outcome in outcomes.items() if outcome.draws is not None}
+    found = {name: outcome.value for name, outcome in outcomes.items() if outcome.value is not None}
     tree[_DRAWS] = xr.DataTree(children={row.name: found[row.name] for row in rows if row.name in found})
     return tree
 
@@ -254,6 +261,8 @@ def _result(tasks: Sequence[Task], outcomes: Mapping[str, Outcome], wanted: Want
 def _attributes(plan: Plan, wanted: Wanted) -> dict[str, str]:
     """What holds for all items, in words."""
     chosen = "given" if wanted.gamma is not None else f"of the item {plan.reference}"
+    if plan.strictest:
+        chosen = f"the largest that an item asks for ({plan.strictest})"
     shared = f"shared: lengths and batch of the item {plan.reference}, the step size by each item's curvature"
     if wanted.calibration == "each":
         shared = "each item's own, by pilots; nβ and γ are shared"
