@@ -163,6 +163,8 @@ def _chosen_gamma(draws: xr.DataTree) -> str:
         return f"γ = {gamma:.4g} is the weakest that a run of this length affords; take more steps, or {alike}"
     if draws.attrs.get(schema.GAMMA_ORIGIN) == "nearest to quadratic":
         return f"the loss is quadratic at no γ, and nearest to that at γ = {gamma:.4g}; {alike}"
+    if draws.attrs.get(schema.GAMMA_ORIGIN) == "sweep":
+        return f"γ = {gamma:.4g} is the weakest at which the loss is about quadratic at all items of the sweep; {alike}"
     return f"γ = {gamma:.4g} is the weakest at which the loss is about quadratic; {alike}"
 
 

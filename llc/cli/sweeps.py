@@ -34,7 +34,7 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
         "--out", type=path, help="folder, or store that ends in .zarr; a rerun goes on where it stopped"
     )
     command.add_argument("--prefix", default="", help="part of the files that has the params, such as params")
-    command.add_argument("--reference", help="item at which γ and the settings are chosen; default: the last")
+    command.add_argument("--reference", help="item at which the settings are chosen; default: the last")
     command.add_argument(
         "--calibration",
         choices=("shared", "each"),

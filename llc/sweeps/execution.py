@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 
@@ -18,6 +18,7 @@ from llc.sweeps.items import Item
 _SILENT = 10.0  # seconds after which each item is told of
 
 
+@runtime_checkable
 class HasItem(Protocol):
     """Work on one item of a sweep."""
 

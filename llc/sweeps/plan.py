@@ -19,6 +19,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.localization import Localization
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price, price_of
+from llc.calibration.record import Calibration
 from llc.posterior.arguments import require_number, require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.kernel import Sampler
@@ -28,6 +29,7 @@ from llc.sampling.sgmcmc import SGLD
 from llc.sweeps.items import LENGTHS
 
 Calibrated = Literal["shared", "each"]
+_DRAWS_OF_COSTLY = 2  # times those of a short run: 400 gave 270–390 effective ones along a transformer's training
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ class Plan:
 
     Attributes:
         reference: the name of the item at which nβ and what is shared were chosen.
-        strictest: the name of the item that asked for γ; empty where γ was given or is that of the reference.
         nbeta: nβ of all items.
         gamma: γ of all items.
         calibration: whether lengths, batch and step size are those of the reference, or each item's own.
@@ -47,6 +48,8 @@ class Plan:
         price: of a gradient, in operations.
         costly: whether the whole spectrum of an item would take minutes or more.
         budget: of each item, in gradients.
+        strictest: the name of the item that asked for γ; empty where γ was given or is that of the reference.
+        gamma_origin: as of `Calibration`, or "sweep" where an item asked for γ.
         reasons: the reference's settings with their reasons, a line each.
     """
 
@@ -62,6 +65,7 @@ class Plan:
     budget: int | None = None
     damping: float | None = None
     strictest: str = ""
+    gamma_origin: str = "given"
     reasons: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def make_plan(
         nbeta=nbeta,
         gamma=gamma,
         calibration=calibration,
-        lengths=found.lengths,
+        lengths=_with_more_draws(found, asked),
         stiffness=stiffness,
         control_variates=bool(getattr(found.sampler, "control_variates", False)),
         price=price.operations,
@@ -164,8 +168,17 @@ def make_plan(
         budget=asked.budget,
         damping=damping,
         strictest="" if localization is None else localization.item,
+        gamma_origin=found.gamma_origin if localization is None else "sweep",
         reasons=str(found),
     )
+
+
+def _with_more_draws(found: Calibration, asked: RequestedLengths) -> RunLengths:
+    """The lengths for all items, which get no more draws where their chains mix more slowly than the reference's."""
+    num_draws, most = found.lengths.num_draws, found.enough_draws
+    if asked.num_draws is not None or asked.budget is not None or most is None:
+        return found.lengths
+    return replace(found.lengths, num_draws=min(_DRAWS_OF_COSTLY * num_draws, most))
 
 
 def price_for(posterior: LocalPosterior) -> Price:

@@ -106,6 +106,7 @@ def run_task(task: Task) -> xr.DataTree:
         half = half_step_draws(half_key, posterior, sampler, lengths, spectrum, progress=False)
         if half is not None:
             draws[schema.HALF_STEP] = half
+    draws.attrs[schema.GAMMA_ORIGIN] = "given" if "gamma" in item.settings else plan.gamma_origin
     draws.attrs |= {ITEM: item.name, DIGEST: digest(posterior), RETRIED: "a smaller step" if retried else ""}
     return draws
 
