@@ -19,6 +19,7 @@ from llc.calibration.localization import Localization
 from llc.calibration.pipeline import localization_for
 from llc.calibration.price import Price, affordable_spectrum
 from llc.calibration.run_length import is_overhead_bound
+from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.run_lengths import RequestedLengths
 from llc.sweeps.execution import run_told
 from llc.sweeps.items import Item
@@ -54,7 +55,6 @@ class SurveyTask:
         nbeta: that was given for all, or None.
         asked: the lengths that were asked for.
         price: of a gradient of the reference.
-        progress: as of `llc.spectrum`.
     """
 
     item: Item
@@ -62,7 +62,6 @@ class SurveyTask:
     nbeta: float | None
     asked: RequestedLengths
     price: Price
-    progress: bool | None = False
 
 
 def survey(task: SurveyTask) -> Survey:
@@ -72,28 +71,37 @@ def survey(task: SurveyTask) -> Survey:
         ValueError: if the item has no posterior.
     """
     posterior = task.item.posterior().with_scale(nbeta=task.item.settings.get("nbeta", task.nbeta))
-    spectrum = affordable_spectrum(posterior, task.price, task.asked.budget, progress=task.progress)
+    return _surveyed(task, posterior, progress=False)
+
+
+def _surveyed(task: SurveyTask, posterior: LocalPosterior, *, progress: bool | None) -> Survey:
+    spectrum = affordable_spectrum(posterior, task.price, task.asked.budget, progress=progress)
     return Survey(spectrum, localization_for(task.key.typed(), posterior, task.asked, task.price, spectrum))
 
 
 def survey_all(
-    first: SurveyTask, items: Sequence[Item], executor: Executor | None, *, progress: bool | None
+    first: SurveyTask,
+    posterior: LocalPosterior,
+    items: Sequence[Item],
+    executor: Executor | None,
+    *,
+    progress: bool | None,
 ) -> tuple[Localization | None, dict[str, Spectrum]]:
     """The localization of largest γ, and the spectra by item.
 
     Of a small model only the reference is looked at, as no item has a say.
 
     Args:
-        first: of the reference, whose errors are raised; another item that can't be surveyed has no say.
+        first: of the reference. Another item that can't be surveyed has no say.
+        posterior: of the reference.
         items: of the sweep.
         executor: as of `llc.sweep`.
         progress: as of `llc.sweep`.
     """
-    found = {first.item.name: survey(first)}
-    posterior = first.item.posterior()
+    found = {first.item.name: _surveyed(first, posterior, progress=progress)}
     if not is_overhead_bound(posterior, nominal_rows(posterior)):
         others = [item for item in items if item.name != first.item.name and "gamma" not in item.settings]
-        tasks = [replace(first, item=item, progress=False) for item in others]
+        tasks = [replace(first, item=item) for item in others]
         for name, outcome in run_told(survey, tasks, executor, name="spectrum", found=str, progress=progress):
             if outcome.value is not None:
                 found[name] = outcome.value

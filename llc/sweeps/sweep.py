@@ -172,8 +172,8 @@ def _new_plan(
     price, localization = price_for(posterior), None
     if posterior.gamma is None and wanted.sampler is None:
         points = Key.of(jax.random.fold_in(key, _POINTS))
-        first = SurveyTask(item, points, wanted.nbeta, wanted.asked, price, progress)
-        localization, spectra = survey_all(first, wanted.items, executor, progress=progress)
+        first = SurveyTask(item, points, wanted.nbeta, wanted.asked, price)
+        localization, spectra = survey_all(first, posterior, wanted.items, executor, progress=progress)
     else:
         spectra = {item.name: affordable_spectrum(posterior, price, wanted.asked.budget, progress=progress)}
     plan = make_plan(

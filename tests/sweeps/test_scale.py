@@ -41,7 +41,7 @@ def surveyed(posteriors, reference="late", **keywords):
     items = make_items(posteriors, **keywords)
     first = next(item for item in items if item.name == reference)
     task = SurveyTask(first, Key.of(jax.random.key(0)), None, CHAINS, Price(1e6, costly=False))
-    return survey_all(task, items, None, progress=False)
+    return survey_all(task, first.posterior(), items, None, progress=False)
 
 
 @pytest.mark.slow

@@ -11,15 +11,26 @@ import influence
 import momentum
 import no_knobs
 import pytest
+import reduced_rank
 import sabotage
 import scales
 import temperature
 from matplotlib.figure import Figure
 from study import Column, Study, commit, table
 
-MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, sabotage, scales, temperature)
+MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, reduced_rank, sabotage, scales, temperature)
 QUICK = {module.__name__: module for module in MODULES}
-LONG = ("constants", "coverage", "influence", "momentum", "no_knobs", "sabotage", "scales", "temperature")
+LONG = (
+    "constants",
+    "coverage",
+    "influence",
+    "momentum",
+    "no_knobs",
+    "reduced_rank",
+    "sabotage",
+    "scales",
+    "temperature",
+)
 
 
 def _run(module, folder, monkeypatch):
