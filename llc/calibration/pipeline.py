@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 
 from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.batch_size import Batch, choose_batch_size, choose_sampler, nominal_rows, plan_batch
+from llc.calibration.costs import run_cost
 from llc.calibration.localization import Localization, choose_localization, has_use_for_localization
 from llc.calibration.momentum import exclude_momentum, try_momentum, with_momentum
 from llc.calibration.pilots import run_pilots
@@ -27,7 +28,6 @@ from llc.calibration.run_length import (
     choose_warmup,
     is_overhead_bound,
     plan_length,
-    run_cost,
     within_budget,
 )
 from llc.calibration.short_run import enough_draws, takes_minutes, with_length

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from llc.bounds.rank import rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.batch_size import Batch, nominal_rows
+from llc.calibration.costs import SLOPES, draw_cost, step_cost
 from llc.calibration.record import Choice, Request
 from llc.calibration.step_size import RELAXATIONS, Settings
 from llc.posterior.local_posterior import LocalPosterior
@@ -26,8 +27,8 @@ _FEWEST_DRAWS = 40  # below which losses are evaluated on some of the rows
 _OF_WARMUP = 0.2  # of the work of a chain
 _EVALUATED, _FEWEST_EVALUATED = 8, 128  # part of the rows then, and the least number
 OF_COSTLY_RUN = 0.42  # of a budget; a quarter as much is for the run at 3γ, the rest for the spectrum and two pilots
-_SLOPES = 3.5  # times what an evaluation of some rows costs with its slopes, in units of their gradient
 _MOST_THINNING = 500
+_MINUTES = 1e13  # operations of a run above which flat directions relax no more often than T εγ = 80 (set by eye)
 _RELAXED = 5  # relaxations of a flat direction in the warm-up
 _OVERHEAD_BOUND = 5e4  # parameters × rows of a step below which it costs little more than its overhead
 _LONGER = 100  # times that a run may be longer there
@@ -165,8 +166,8 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
     eval_size, cost = asked.eval_size, draw_cost(asked.eval_size, num_data, is_sample=request.is_sample)
 
     def lengths(cost: float, eval_size: int | None) -> RunLengths:
-        thinning = asked.thinning or _costly_thinning(relaxed, share, cost, work)
         num_draws = asked.num_draws or _COSTLY_DRAWS
+        thinning = asked.thinning or _costly_thinning(request, relaxed, num_draws, rate, share, cost, work)
         warmup = asked.num_warmup
         if warmup is None:
             warmup = max(_RELAXED * relaxed, _RELAXED * thinning)
@@ -192,53 +193,36 @@ def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
         )
 
     some = max(num_data // _EVALUATED, min(_FEWEST_EVALUATED, num_data))
-    few = work is not None and (1 - _OF_WARMUP) * work / (2 * cost) < min(
-        asked.num_draws or _FEWEST_DRAWS, _FEWEST_DRAWS
-    )
-    if few and eval_size is None and _SLOPES * some < num_data:
+    least = min(asked.num_draws or _FEWEST_DRAWS, _FEWEST_DRAWS)
+    few = work is not None and (1 - _OF_WARMUP) * work / (2 * cost) < least
+    if few and eval_size is None and SLOPES * some < num_data:
         run = lengths(draw_cost(some, num_data), some)
     else:
         run = lengths(cost, eval_size)
     return Plan(run.num_steps, 1, overhead_bound=False, costly=run)
 
 
-def _costly_thinning(relaxed: int, share: float, cost: float, work: float | None) -> int:
+def _costly_thinning(
+    request: Request, relaxed: int, num_draws: int, rate: float, share: float, cost: float, work: float | None
+) -> int:
     """Steps between draws: at least as many as cost what a draw does, and more while these are enough draws.
 
     Args:
+        request: what calibration started from.
         relaxed: steps in which a flat direction relaxes; draws that are closer repeat each other.
+        num_draws: of a chain, at first.
+        rate: εγ.
         share: gradients that a step costs.
         cost: gradients that a draw costs.
-        work: gradients of a chain; None sets no limit.
+        work: gradients of a chain; None sets no limit but that of minutes.
     """
-    least = math.ceil(cost / share)
-    most = relaxed if work is None else min(relaxed, int(((1 - _OF_WARMUP) * work / _FEWEST_DRAWS - cost) / share))
-    return min(max(least, most), _MOST_THINNING)
-
-
-def step_cost(batch_size: int | None, num_data: int, *, doubled: bool) -> float:
-    """Gradients over all the data that a step costs; with control variates it is `doubled`."""
-    return (1.0 if batch_size is None else batch_size / num_data) * (2 if doubled else 1)
-
-
-def draw_cost(eval_size: int | None, num_data: int, *, is_sample: bool = False) -> float:
-    """Gradients over all the data that the evaluation of a draw costs.
-
-    Args:
-        eval_size: rows on which it is evaluated; None takes all.
-        num_data: of the data.
-        is_sample: whether those are the resident rows of a stream, on which a draw takes the slopes at w* too.
-    """
-    if eval_size is None and not is_sample:
-        return 1.0
-    return _SLOPES * (num_data if eval_size is None else eval_size) / num_data
-
-
-def run_cost(lengths: RunLengths, num_data: int, *, doubled: bool, is_sample: bool = False) -> float:
-    """Gradients over all the data that all chains of a run cost, the draws of the warm-up included."""
-    steps = lengths.num_steps * step_cost(lengths.batch_size, num_data, doubled=doubled)
-    of_draw = draw_cost(lengths.eval_size, num_data, is_sample=is_sample)
-    return lengths.num_chains * (steps + (lengths.num_warmup_draws + lengths.num_draws) * of_draw)
+    if work is not None:
+        most = int(((1 - _OF_WARMUP) * work / _FEWEST_DRAWS - cost) / share)
+    else:  # T εγ is 2 · num_draws of draws that do not repeat each other, more than is needed
+        minutes = _MINUTES / request.price.operations / request.asked.num_chains
+        needed = math.ceil(RELAXATIONS / (rate * num_draws)) if rate else relaxed
+        most = max(int((minutes / num_draws - cost) / share), needed)
+    return min(max(math.ceil(cost / share), min(relaxed, most)), _MOST_THINNING)
 
 
 def choose_num_draws(request: Request, plan: Plan) -> Choice[int]:

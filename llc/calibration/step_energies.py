@@ -16,8 +16,8 @@ from dataclasses import replace
 import numpy as np
 
 from llc.calibration.batch_size import Batch
+from llc.calibration.costs import draw_cost, step_cost
 from llc.calibration.record import Choice, PilotResult, Request
-from llc.calibration.run_length import draw_cost, step_cost
 from llc.sampling.chains import Chains
 
 _NOISE = 0.5  # of the variance of a draw

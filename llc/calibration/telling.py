@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from llc.analysis.series import plus_minus
 from llc.bounds.spectral_measure import Spectrum
+from llc.calibration.costs import run_cost
 from llc.calibration.localization import MAX_ANHARMONICITY
 from llc.calibration.price import Price, spectrum_cost
 from llc.calibration.record import PilotResult, Request
-from llc.calibration.run_length import run_cost
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 

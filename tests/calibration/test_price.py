@@ -1,11 +1,14 @@
 """What a run costs, in gradients over all the data: counted before the work, and kept to."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import llc
+from llc.calibration.costs import run_cost
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import (
     Price,
@@ -15,7 +18,7 @@ from llc.calibration.price import (
     price_of,
     spectrum_cost,
 )
-from llc.calibration.run_length import run_cost
+from llc.calibration.step_size import settings_from_curvature
 from llc.sampling.run_lengths import RequestedLengths
 
 WIDTH, NUM_DATA = 40, 3000
@@ -108,6 +111,26 @@ def test_all_of_the_work_keeps_to_the_budget(budget):
     assert spectrum + run + second <= budget
     assert run > 0.2 * budget, "and it is used"
     assert found.lengths.max_draws(8) == found.lengths.num_draws, "none are added"
+
+
+@pytest.mark.slow
+def test_a_run_of_many_minutes_relaxes_no_more_often_than_is_needed():
+    """At 10⁹ operations a gradient, a flat direction relaxes between two draws; at 10¹², T εγ is the 80 of all runs."""
+    posterior = decaying().with_scale(gamma=30.0)
+    spectrum = llc.spectrum(posterior, progress=False)
+    asked = RequestedLengths(num_chains=2, step_energies=False)
+    rate = settings_from_curvature(posterior, spectrum.largest, 1).step_size * 30.0
+
+    def lengths(operations):
+        price = Price(operations, costly=True)
+        given = {"spectrum": spectrum, "progress": False}
+        return calibrate_for(jax.random.key(0), posterior, llc.SGLD(1e-3), asked, price, **given).lengths
+
+    short, long = lengths(1e12), lengths(1e9)
+    assert long.thinning == math.ceil(2 / rate)
+    assert short.num_draws == long.num_draws
+    assert 80 <= short.num_draws * short.thinning * rate < 80 + short.num_draws * rate
+    assert short.num_draws * short.thinning < 0.5 * long.num_draws * long.thinning
 
 
 def test_a_budget_without_a_draw_is_refused():

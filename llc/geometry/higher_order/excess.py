@@ -17,6 +17,7 @@ A_i the Hessian of s ψ at f_i*. The quotient of the two is bounded from both si
 the Hessian at w* is the same. The sum of squares takes the place of K then.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,8 +40,10 @@ from llc.posterior.rows import Rows
 
 _FLAT, _CURVED = 1e-13, 1e-8  # curvatures of an output loss, in units of its largest: zero below, counted above
 _SAME = 1e-9  # relative: K at the probed distances is known to 1e-13, and a residual of 1e-8 shows
-_PROBES = np.array([0.03, 0.1, 0.3, 0.3])  # distances, in units of the parameters, of the points that decide on c
+_PROBES = np.array([0.03, 0.1, 0.3, 0.3])  # distances of the points that decide on c, in units of the parameters
 _TINY = 1e-9  # distance at which K in the kernel of H is round-off: a quartic part of 1e-36
+_LEFT = 1e-10  # of the loss at a random point, up to which L(w*) is taken for what training left of zero
+_NEAR, _SURE = 1e-6, 10.0  # the same where it only makes a bound wider; times what is left, that K has to be beyond
 _RESOLVED = 100.0  # times the round-off of K: K is a square, so ten times that of the outputs
 
 Offset = Float[Array, "dim"]
@@ -140,12 +143,14 @@ class Scale(NamedTuple):
     Attributes:
         length: typical size of a parameter, the unit of all distances; 1 where all are zero.
         height: K at a random point at that distance.
-        floor: K below it is round-off.
+        floor: K below it is round-off, or what training left of the loss.
+        left: L(w*), where it is what training left of zero; else 0.
     """
 
     length: float
     height: float
     floor: float
+    left: float = 0.0
 
 
 def excess_loss(posterior: LocalPosterior, key: PRNGKeyArray) -> Excess:
@@ -218,12 +223,39 @@ def typical_size(excess: Excess) -> float:
 
 def measure_scale(excess: Excess, on_kernel: Callable[[Array], Array], key: PRNGKeyArray) -> Scale:
     """Length, height and round-off of K around w*; `on_kernel` projects points, one a row, on the kernel of H."""
-    length = typical_size(excess)
-    points = length * np.asarray(jax.random.normal(key, (4, excess.dim)))
-    heights = [float(_value(excess, jnp.asarray(x))) for x in points]
-    noise = max(abs(float(_value(excess, jnp.asarray(_TINY * x)))) for x in np.asarray(on_kernel(jnp.asarray(points))))
+    points = _random_points(excess, key)
+    height = _height(excess, points)
+    noise = max(abs(float(_value(excess, jnp.asarray(_TINY * x)))) for x in np.asarray(on_kernel(points)))
     least = float(np.finfo(np.float64).tiny) + float(rounding(excess))  # four values may agree by chance
-    return Scale(length, float(np.median(heights)), max(_RESOLVED * noise, least))
+    left = _left(excess, height)
+    return Scale(typical_size(excess), height, max(_RESOLVED * noise, least, _SURE * left), left)
+
+
+def distance_left(excess: Excess, key: PRNGKeyArray) -> float:
+    """About how far w* is from the minimum that training went to, in units of the parameters: (L(w*) / K)^½.
+
+    Zero at an exact fit, and where it can't be told from L(w*).
+
+    Args:
+        excess: K around w*.
+        key: of the random points whose K it is compared with.
+    """
+    height = _height(excess, _random_points(excess, key))
+    return math.sqrt(_left(excess, height, _NEAR) / height) if height > 0 else 0.0
+
+
+def _random_points(excess: Excess, key: PRNGKeyArray) -> Float[Array, "point dim"]:
+    return typical_size(excess) * jax.random.normal(key, (4, excess.dim))
+
+
+def _height(excess: Excess, points: Float[Array, "point dim"]) -> float:
+    return float(np.median([float(_value(excess, x)) for x in points]))
+
+
+def _left(excess: Excess, height: float, most: float = _LEFT) -> float:
+    """L(w*) where it is next to nothing, what training left of zero: w* lies beside the set of zeros then. Else 0."""
+    left = 0.0 if excess.exact_fit else abs(float(excess.constant))
+    return left if left <= most * height else 0.0
 
 
 def rounding(excess: Excess) -> Float[Array, ""]:

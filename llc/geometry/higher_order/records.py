@@ -88,7 +88,7 @@ def of_certificate(point: Point, *, certified: bool) -> Bound:
     if not certified:
         return Bound(CERTIFICATE, "undecided", "g is not zero, or can't be told from zero", evaluations=PROFILE_PRICE)
     finding = "the minimum of K over the range of H is zero at random points of the kernel of H"
-    assumption, half = "no part of g is of order above 12", point.half
+    assumption, half = f"no part of g is of order above 12{_but_left(point)}", point.half
     return Bound(CERTIFICATE, "established", finding, assumption, half, half, evaluations=PROFILE_PRICE)
 
 
@@ -98,7 +98,7 @@ def of_order(point: Point, leading: int | None) -> Bound:
         return Bound(ORDER, "undecided", "g follows no single power law along random directions")
     finding = f"g ~ t^{leading} along random directions"
     lower, upper = point.half + 1 / leading, point.half + point.free / leading
-    assumption = "no part of g of lower order below round-off"
+    assumption = f"no part of g of lower order below round-off{_but_left(point)}"
     return Bound(ORDER, "established", finding, assumption, lower, upper, number=leading)
 
 
@@ -170,6 +170,12 @@ def of_resolution(point: Point, leading: int | None, key: PRNGKeyArray) -> Bound
     )
     assumption = f"{_residuals(point)}; no zero of another kind among the leading forms"
     return Bound(RESOLUTION, "established", finding, assumption, lower=point.half + found.value / 2)
+
+
+def _but_left(point: Point) -> str:
+    """That K was told from zero no better than to the loss that training left."""
+    left = point.scale.left
+    return f"; zero means less than the {left:.1g} that training left of the loss" if left > 0 else ""
 
 
 def _residuals(point: Point) -> str:

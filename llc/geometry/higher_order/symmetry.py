@@ -26,7 +26,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from llc.geometry.higher_order.excess import Excess, typical_size
+from llc.geometry.higher_order.excess import Excess, distance_left, typical_size
 from llc.posterior.local_posterior import LocalPosterior
 
 Generator = Callable[[PyTree], PyTree]
@@ -35,6 +35,7 @@ _DISTANCES = (0.01, 0.01, 0.3, 0.3)  # in units of the parameters, the last at l
 _INVARIANT = 1e-8  # X·∇K against the sum of its terms' sizes, which round-off makes 1e-14
 _DEAD = 1e-12  # a derivative against the largest one
 _INDEPENDENT = 1e-6  # singular values of the fields at w*, against the largest: w* itself is known to 1e-7 (float32)
+_BEYOND = 10.0  # times the distance from w* to its minimum, for the same
 
 
 class Symmetry(NamedTuple):
@@ -90,10 +91,11 @@ def symmetry_dimension(
     arrays = _Arrays(posterior, flat, flat + offsets, gradients)
     kinds: dict[str, int] = {}
     basis = np.zeros((0, excess.dim))
+    least = max(_INDEPENDENT, _BEYOND * distance_left(excess, key))
     proposed = itertools.chain(_exchanges(arrays), _transports(arrays), _shifts(arrays)) if by_shape else ()
     for kind, tangents in proposed:
         kinds[kind] = kinds.get(kind, 0) + len(tangents)
-        basis = _compressed(np.concatenate([basis, tangents]))
+        basis = _compressed(np.concatenate([basis, tangents]), least)
     rejected = 0
     for generator in generators:
         at_center, *at_points = (
@@ -102,7 +104,7 @@ def symmetry_dimension(
         )
         if all(_is_invariant(g @ x, np.abs(g) @ np.abs(x)) for g, x in zip(gradients, at_points, strict=True)):
             kinds["given"] = kinds.get("given", 0) + 1
-            basis = _compressed(np.concatenate([basis, at_center[None]]))
+            basis = _compressed(np.concatenate([basis, at_center[None]]), least)
         else:
             rejected += 1
     kinds = {kind: count for kind, count in kinds.items() if count}
@@ -140,12 +142,12 @@ def _tangent(generator: Generator, posterior: LocalPosterior, params: PyTree) ->
     return np.asarray(flat)
 
 
-def _compressed(tangents: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the span."""
+def _compressed(tangents: np.ndarray, least: float) -> np.ndarray:
+    """An orthonormal basis of the span, of singular values above `least` times the largest."""
     if not len(tangents):
         return tangents
     _, values, basis = np.linalg.svd(tangents, full_matrices=False)
-    return basis[values > _INDEPENDENT * max(values[0], np.finfo(np.float64).tiny)]
+    return basis[values > least * max(values[0], np.finfo(np.float64).tiny)]
 
 
 class _Arrays:
