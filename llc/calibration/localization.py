@@ -7,8 +7,10 @@ $$ \kappa(\gamma) = \frac{n\beta\, \mathbb{E}_\gamma [L(w) - L(w^*)]}{\lambda_{q
 
 needs losses at a few Gaussian points only, no chain. It is 1 as γ → ∞ and grows where the Gaussian reaches beyond the
 quadratic part. In d dimensions its flat directions carry it √(d/γ) away from w*, which for a network may be farther
-than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 2. A
-posterior avoids high losses, so that κ is an upper estimate of λ̂ / λ_quad.
+than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 2
+at which the mean loss is at most a quarter of the way from L(w*) to the loss at zero: one that flattens out, as that of
+a saturated network, has κ < 1 where nothing is left of what was learnt. A posterior avoids high losses, so that κ is an
+upper estimate of λ̂ / λ_quad.
 
 All κ of a search are of the same points, scaled, and of the same rows, so that κ(γ) is smooth and κ = 2 can be solved
 for. What is left is the noise of the points, which other keys show (validation/checkpoints.py).
@@ -38,6 +40,7 @@ from llc.posterior.reference import reference_loss
 from llc.posterior.rows import Rows, in_pieces, rows_that_fit
 
 MAX_ANHARMONICITY = 2.0  # κ; λ̂/λ_quad is about κ where γ decides, and 3 is not to be passed with a noise of 16 %
+_MAX_SHARE = 0.25  # of the way to the loss at zero (set by eye, as in llc/analysis/character.py)
 _STRONGEST = 4.0**6  # γ/nβ in units of h_max from which the search goes down
 _STEP = 4.0  # factor between two γ that are tried until κ = 2 lies between them
 _REFINEMENTS, _CLOSE = 5, 1.02  # times that the interval is cut, at most, and the factor at which it is narrow enough
@@ -59,6 +62,7 @@ class Localization(NamedTuple):
         profile: the (γ, κ) that were tried, strongest first.
         weaker: a weaker γ, at which the Gaussian's mean loss is a tenth of the way from L(w*) to the loss at zero, so
             that its points lie in the basin, quadratic or not; nan if there is none.
+        share: of the way from L(w*) to the loss at zero, of the mean loss there; nan where that is no higher.
         item: of a sweep, at whose w* it was found; empty for that of the posterior itself.
     """
 
@@ -66,12 +70,18 @@ class Localization(NamedTuple):
     anharmonicity: float
     profile: tuple[tuple[float, float], ...]
     weaker: float = math.nan
+    share: float = math.nan
     item: str = ""
 
     @property
     def is_of_length(self) -> bool:
         """Whether the loss is about quadratic at the weakest γ that the length of the run allows."""
         return self.is_local and all(gamma >= self.gamma for gamma, _ in self.profile)
+
+    @property
+    def decided_by_share(self) -> bool:
+        """Whether a weaker γ was refused for how near the loss at zero is, and not for κ."""
+        return self.share / _MAX_SHARE > self.anharmonicity / MAX_ANHARMONICITY and not self.is_of_length
 
     @property
     def is_local(self) -> bool:
@@ -99,41 +109,55 @@ def choose_localization(
     """
     points_key, rows_key = jax.random.split(key)
     probe = _Probe(points_key, rows_key, posterior, spectrum, operations)
+    to_zero = _to_zero(posterior)
     gamma = max(_STRONGEST * probe.nbeta * spectrum.largest, weakest)
-    tried = [(gamma, probe.anharmonicity(gamma))]
+    tried = [probe.tried(gamma, to_zero)]
     # Where the strongest γ leave so little loss that it is lost in rounding, the first κ mean nothing: go on down.
-    while (tried[-1][1] <= MAX_ANHARMONICITY or not _some_local(tried)) and tried[-1][0] > weakest:
-        gamma = max(tried[-1][0] / _STEP, weakest)
-        tried.append((gamma, probe.anharmonicity(gamma)))
-    if tried[-1][1] > MAX_ANHARMONICITY and _some_local(tried):
-        tried += _refined(probe, tried[-2], tried[-1])
-    local = [pair for pair in tried if pair[1] <= MAX_ANHARMONICITY]
-    gamma, anharmonicity = min(local) if local else _nearest(probe, tried)
-    profile = tuple(sorted(tried, reverse=True))
-    return Localization(gamma, anharmonicity, profile, _weaker(probe, gamma, weakest) if local else math.nan)
+    while (tried[-1].is_local or not any(one.is_local for one in tried)) and tried[-1].gamma > weakest:
+        tried.append(probe.tried(max(tried[-1].gamma / _STEP, weakest), to_zero))
+    if not tried[-1].is_local and any(one.is_local for one in tried):
+        tried += _refined(probe, tried[-2], tried[-1], to_zero)
+    local = [one for one in tried if one.is_local]
+    found = min(local) if local else _nearest(tried)
+    profile = tuple(sorted(((one.gamma, one.anharmonicity) for one in tried), reverse=True))
+    weaker = _weaker(probe, found.gamma, weakest, to_zero) if local else math.nan
+    return Localization(found.gamma, found.anharmonicity, profile, weaker, found.share)
 
 
-def _nearest(probe: "_Probe", tried: list[tuple[float, float]]) -> tuple[float, float]:
-    """The (γ, κ) of least κ of a loss that is quadratic nowhere, at most a tenth of the way to the loss at zero."""
-    zero = reference_loss(probe.posterior)
-    limit = math.inf if zero is None else _OF_CHANCE * (zero - probe.posterior.init_loss())
-    limit = limit if limit > 0 else math.inf  # w* is no better than zero
+class _Tried(NamedTuple):
+    """A γ, κ there, and how far the mean loss is on the way to the loss at zero; nan where that is no higher."""
 
-    def excess(gamma: float, kappa: float) -> float:
-        return kappa * probe.spectrum.quad(gamma / probe.nbeta) / probe.nbeta
+    gamma: float
+    anharmonicity: float
+    share: float
 
-    near = [pair for pair in tried if math.isfinite(pair[1]) and not excess(*pair) > limit]
-    return min(near, key=lambda pair: pair[1]) if near else tried[0]
+    @property
+    def strain(self) -> float:
+        """At most 1 where the Gaussian lies where the loss is quadratic, and below chance."""
+        of_share = 0.0 if math.isnan(self.share) else self.share / _MAX_SHARE
+        return max(self.anharmonicity / MAX_ANHARMONICITY, of_share)
+
+    @property
+    def is_local(self) -> bool:
+        return self.strain <= 1
 
 
-def _some_local(tried: list[tuple[float, float]]) -> bool:
-    return any(anharmonicity <= MAX_ANHARMONICITY for _, anharmonicity in tried)
+def _to_zero(posterior: LocalPosterior) -> float:
+    """The loss at zero less L(w*); nan where that is not positive."""
+    zero = reference_loss(posterior)
+    height = math.nan if zero is None else zero - posterior.init_loss()
+    return height if height > 0 else math.nan
 
 
-def _weaker(probe: "_Probe", gamma: float, weakest: float) -> float:
+def _nearest(tried: list[_Tried]) -> _Tried:
+    """The one of least κ of a loss that is quadratic nowhere, at most a tenth of the way to the loss at zero."""
+    near = [one for one in tried if math.isfinite(one.anharmonicity) and not one.share > _OF_CHANCE]
+    return min(near, key=lambda one: one.anharmonicity) if near else tried[0]
+
+
+def _weaker(probe: "_Probe", gamma: float, weakest: float, to_zero: float) -> float:
     """γ at which the mean loss is a tenth of the way to the loss at zero; nan unless it is below `gamma`."""
-    zero = reference_loss(probe.posterior)
-    limit = math.nan if zero is None else _OF_CHANCE * (zero - probe.posterior.init_loss())
+    limit = _OF_CHANCE * to_zero
     before, here = math.nan, probe.excess(gamma)
     while here < limit and gamma > weakest:
         gamma = max(gamma / _STEP, weakest)
@@ -143,26 +167,24 @@ def _weaker(probe: "_Probe", gamma: float, weakest: float) -> float:
     return gamma * _STEP ** (math.log(here / limit) / math.log(here / before))
 
 
-def _refined(probe: "_Probe", strong: tuple[float, float], weak: tuple[float, float]) -> list[tuple[float, float]]:
-    """More (γ, κ) between one with κ ≤ 2 and one beyond, nearer to κ = 2: by the line through both in logarithms."""
+def _refined(probe: "_Probe", strong: _Tried, weak: _Tried, to_zero: float) -> list[_Tried]:
+    """More γ between one that is local and one that is not, nearer to the weakest local one."""
     tried = []
     for _ in range(_REFINEMENTS):
-        if strong[0] < _CLOSE * weak[0]:
+        if strong.gamma < _CLOSE * weak.gamma:
             break
-        gamma = _between(strong, weak)
-        pair = gamma, probe.anharmonicity(gamma)
-        tried.append(pair)
-        strong, weak = (pair, weak) if pair[1] <= MAX_ANHARMONICITY else (strong, pair)
+        one = probe.tried(_between(strong, weak), to_zero)
+        tried.append(one)
+        strong, weak = (one, weak) if one.is_local else (strong, one)
     return tried
 
 
-def _between(strong: tuple[float, float], weak: tuple[float, float]) -> float:
-    """γ where the line through two (log γ, log κ) is at κ = 2, inside of the interval; its middle without a line."""
-    (upper, least), (lower, most) = strong, weak
+def _between(strong: _Tried, weak: _Tried) -> float:
+    """γ where the line through both in logarithms has a strain of 1, inside of the interval; its middle without one."""
     part = 0.5
-    if np.isfinite(most) and 0 < least < MAX_ANHARMONICITY:
-        part = np.log(MAX_ANHARMONICITY / least) / np.log(most / least)
-    return float(upper * (lower / upper) ** np.clip(part, 0.02, 0.98))
+    if np.isfinite(weak.strain) and 0 < strong.strain < 1:
+        part = np.log(1 / strong.strain) / np.log(weak.strain / strong.strain)
+    return float(strong.gamma * (weak.gamma / strong.gamma) ** np.clip(part, 0.02, 0.98))
 
 
 def anharmonicity(
@@ -178,7 +200,7 @@ def anharmonicity(
         operations: of a gradient over all the data (operations.py).
     """
     points_key, rows_key = jax.random.split(key)
-    return _Probe(points_key, rows_key, posterior, spectrum, operations).anharmonicity(gamma)
+    return _Probe(points_key, rows_key, posterior, spectrum, operations).tried(gamma, math.nan).anharmonicity
 
 
 class _Probe:
@@ -207,11 +229,11 @@ class _Probe:
         self.vectors = jnp.asarray(vectors, self.normals.dtype)
         self.curvatures = spectrum.vector_eigenvalues
 
-    def anharmonicity(self, gamma: float) -> float:
-        """κ(γ); inf where a loss is not finite."""
+    def tried(self, gamma: float, to_zero: float) -> _Tried:
+        """κ(γ), inf where a loss is not finite, and the part of the way to the loss at zero."""
         quad, excess = self.spectrum.quad(gamma / self.nbeta), self.excess(gamma)
         kappa = self.nbeta * excess / quad if quad > 0 else np.inf
-        return float(kappa) if np.isfinite(kappa) else np.inf
+        return _Tried(gamma, float(kappa) if np.isfinite(kappa) else np.inf, excess / to_zero)
 
     def excess(self, gamma: float) -> float:
         """Mean of L(w) − L(w*) over the points of γ."""

@@ -28,7 +28,8 @@ _OF_WARMUP = 0.2  # of the work of a chain
 _EVALUATED, _FEWEST_EVALUATED = 8, 128  # part of the rows then, and the least number
 OF_COSTLY_RUN = 0.42  # of a budget; a quarter as much is for the run at 3γ, the rest for the spectrum and two pilots
 _MOST_THINNING = 500
-_MINUTES = 1e13  # operations of a run above which flat directions relax no more often than T εγ = 80 (set by eye)
+_MINUTES = 1e13  # operations of a run above which T εγ is no more than is needed (set by eye)
+_NEEDED = 120.0  # T εγ for 400 effective draws: with 80, a language model of 10,016 parameters had 323
 _RELAXED = 5  # relaxations of a flat direction in the warm-up
 _OVERHEAD_BOUND = 5e4  # parameters × rows of a step below which it costs little more than its overhead
 _LONGER = 100  # times that a run may be longer there
@@ -220,7 +221,7 @@ def _costly_thinning(
         most = int(((1 - _OF_WARMUP) * work / _FEWEST_DRAWS - cost) / share)
     else:  # T εγ is 2 · num_draws of draws that do not repeat each other, more than is needed
         minutes = _MINUTES / request.price.operations / request.asked.num_chains
-        needed = math.ceil(RELAXATIONS / (rate * num_draws)) if rate else relaxed
+        needed = math.ceil(_NEEDED / (rate * num_draws)) if rate else relaxed
         most = max(int((minutes / num_draws - cost) / share), needed)
     return min(max(math.ceil(cost / share), min(relaxed, most)), _MOST_THINNING)
 

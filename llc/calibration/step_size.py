@@ -117,5 +117,8 @@ def _own(localization: Localization) -> str:
     if localization.is_of_length:
         told = f"its Gaussian mean is {kappa:.2g} times λ_quad"
         return f"set by the length of the run; the loss is about quadratic there ({told})"
+    if localization.decided_by_share:
+        told = f"{localization.share:.0%} of the way to the loss at zero"
+        return f"the weakest at which the Gaussian mean of the loss, {kappa:.2g} times λ_quad, is no more than {told}"
     beyond = [pair for pair in weaker if _BEYOND * kappa <= pair[1] < math.inf]
     return f"{reason}; at γ = {beyond[0][0]:.3g} it is {beyond[0][1]:.2g} times" if beyond else reason

@@ -67,8 +67,10 @@ def gamma_found(request: Request, gamma: float) -> str:
     found = request.localization
     wanted = f"at most {MAX_ANHARMONICITY:g} is wanted"
     where = f"at {found.item}" if found is not None and found.item else "there"
-    why = "for the length of the run" if found is None else f"κ = {found.anharmonicity:.2g} {where}, {wanted}"
-    return f"γ = {gamma:.4g}: {why}"
+    if found is None:
+        return f"γ = {gamma:.4g}: for the length of the run"
+    share = f"; the loss is {found.share:.0%} of the way to that at zero" if found.decided_by_share else ""
+    return f"γ = {gamma:.4g}: κ = {found.anharmonicity:.2g} {where}, {wanted}{share}"
 
 
 def pilot_found(found: PilotResult) -> str:

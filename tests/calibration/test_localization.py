@@ -14,6 +14,7 @@ from llc.calibration.localization import anharmonicity, choose_localization, has
 from llc.calibration.pipeline import find_localization
 from llc.calibration.price import Price
 from llc.calibration.record import Request
+from llc.posterior.reference import reference_loss
 from llc.sampling.run_lengths import RequestedLengths
 from tests.support.spectra import spectrum_of
 
@@ -163,6 +164,34 @@ def test_a_loss_that_is_not_finite_is_not_quadratic():
     assert found.is_local
     assert found.gamma > 1e4
     assert min(found.profile)[1] == np.inf
+
+
+def test_a_loss_that_flattens_out_is_not_left_at_chance():
+    """L = c (1 − e^(−q/c)), q = Σ ½ hᵢ xᵢ², has κ < 1 at all γ, and E L = c (1 − Π (1 + hᵢ s/c)^−½) of a Gaussian."""
+    plateau, shift = 0.05, 3.0
+
+    def loss_fn(w, _):
+        quadratic = jnp.sum(0.5 * jnp.asarray(CURVATURES, w.dtype) * (w - shift) ** 2)
+        return -plateau * jnp.expm1(-quadratic / plateau)
+
+    def share(gamma):
+        """And its standard error, from E e^(−2q/c); a pair w* ± x is one point."""
+        s = CURVATURES / (NBETA * CURVATURES + gamma) / plateau
+        first, second = (np.exp(-0.5 * np.sum(np.log1p(times * s))) for times in (1, 2))
+        return Moments(1 - first, np.sqrt((second - first**2) / PAIRS))
+
+    center = jnp.full(DIM, shift)
+    posterior = llc.LocalPosterior(loss_fn, center, np.zeros((NUM_DATA, 1), np.float32))
+    assert reference_loss(posterior) == pytest.approx(plateau)
+    found = choose_localization(jax.random.key(0), posterior, SPECTRUM, 1e-3, operations=1e6)
+    exact = share(found.gamma)
+    assert found.is_local
+    assert found.decided_by_share
+    assert found.anharmonicity < 1
+    assert 0.2 < found.share <= 0.25
+    assert abs(found.share - exact.kappa) < 4 * exact.error
+    assert all(kappa <= 2 for _, kappa in found.profile), "negative control: κ alone would have taken the weakest"
+    assert share(1e-3).kappa > 0.5
 
 
 @pytest.mark.parametrize(
