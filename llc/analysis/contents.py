@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from llc.analysis.text import printable
+from llc.analysis.text import one_line
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import read_beyond
 
@@ -75,5 +75,5 @@ def _is_number(value: object) -> bool:
 
 def short(value: object) -> str:
     """A value as text for a message, in one line and without what a terminal acts on."""
-    text = printable(str(value).replace("\n", " "))
+    text = one_line(str(value).replace("\n", " "))
     return text if len(text) <= 200 else f"{text[:200]} …"

@@ -40,6 +40,7 @@ from llc.analysis.schema import (
     settings_of,
     source_of,
 )
+from llc.analysis.text import one_line
 from llc.analysis.values import check_beside, check_constants
 
 _NEEDED = {
@@ -190,5 +191,5 @@ def _check_observables(group: xr.Dataset, source: str) -> None:
         if found.dtype.kind not in "biuf" or not found.size or leading not in (_DRAWN, ("block", "chain")):
             raise ValueError(
                 f"{source} needs numbers with the dimensions {_DRAWN} or ('block', 'chain') first, none empty, in "
-                f"{OBSERVABLES}/{name}, got {found.dtype} with dimensions {dict(found.sizes)}."
+                f"{OBSERVABLES}/{one_line(str(name))}, got {found.dtype} with dimensions {dict(found.sizes)}."
             )

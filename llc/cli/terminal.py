@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, TextIO
 
 from llc.analysis.paths import expand
 from llc.analysis.text import printable
@@ -17,6 +18,7 @@ from llc.analysis.text import printable
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
 _ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
 _AGAIN = 0.1  # seconds
+_NUMBERS: dict[Literal["stdout", "stderr"], int] = {"stdout": 1, "stderr": 2}  # descriptors
 
 
 def accept_all_characters() -> None:
@@ -24,6 +26,52 @@ def accept_all_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
+
+
+class Streams:
+    """Standard output and error as the command found them: a model's file may close them, or put others there."""
+
+    def __init__(self) -> None:
+        self._spare: dict[Literal["stdout", "stderr"], int] = {}
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps descriptors of both besides the streams."""
+        try:
+            for name in _NUMBERS:
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # none, or one that is no file
+                    self._spare[name] = os.dup(getattr(sys, name).fileno())
+            yield
+        finally:
+            for descriptor in self._spare.values():
+                os.close(descriptor)
+            self._spare.clear()
+
+    def reopen(self) -> None:
+        """Puts back what was closed, before another file gets its descriptor."""
+        gone = [name for name in self._spare if not _is_open(getattr(sys, name))]
+        for name in self._spare:  # both, before a new stream takes the number of one
+            try:
+                os.fstat(_NUMBERS[name])
+            except OSError:
+                os.dup2(self._spare[name], _NUMBERS[name])
+        for name in gone:
+            stream, spare = getattr(sys, name), self._spare[name]
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            setattr(sys, name, open(os.dup(spare), "w", encoding=encoding, errors="backslashreplace"))  # noqa: SIM115
+
+
+streams = Streams()
+
+
+def _is_open(stream: TextIO | None) -> bool:
+    if stream is None or stream.closed:
+        return False
+    try:
+        os.fstat(stream.fileno())
+    except OSError as error:
+        return error.errno != errno.EBADF  # one that is no file is open
+    return True
 
 
 def path(text: str) -> Path:
@@ -51,6 +99,7 @@ def _print(text: str, name: Literal["stdout", "stderr"]) -> None:
     Raises:
         OSError: if it can't be written to for another reason than that nobody reads it.
     """
+    streams.reopen()
     stream = getattr(sys, name)
     if stream is None:  # closed before the start
         return

@@ -145,6 +145,41 @@ def test_a_damaged_manifest_is_named(tmp_path, write):
         llc.load(path)
 
 
+OTHER_THINGS = {
+    "a folder": lambda path: path.mkdir(),
+    "a link to nothing": lambda path: path.symlink_to("no/thing"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/null"),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_THINGS)
+def test_another_thing_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path, other, write):
+    path = tmp_path / "run.zarr"
+    write(path)
+    manifest, lock = path / "run" / "manifest.json", path / "lock"
+    for file in (manifest, lock):
+        file.unlink()
+        OTHER_THINGS[other](file)
+    for action in (lambda: llc.load(path), lambda: Store(path).run().open(SETTINGS)):
+        with pytest.raises(DamagedStore, match=r"manifest\.json"):
+            action()
+    with pytest.raises(OSError, match=r"run\.zarr can't be written.*lock"):
+        Store(path).__enter__()
+
+
+@pytest.mark.parametrize("other", ["a folder", "a pipe"])
+def test_another_thing_in_the_place_of_a_part_is_damage(tmp_path, other, write):
+    path = tmp_path / "run.zarr"
+    write(path)
+    head = parts(path, "head")[-1]
+    head.unlink()
+    OTHER_THINGS[other](head)
+    with pytest.warns(UserWarning, match="20 of 30 draws"):
+        llc.load(path)
+
+
 @pytest.mark.parametrize(
     ("before", "after"), [('"asked": 30', '"asked": 31'), ('"done": 30', '"done": 20'), ('"checksum"', '"checksun"')]
 )
