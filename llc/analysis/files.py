@@ -7,6 +7,7 @@ a file that was damaged is refused and not read as another one.
 import io
 import json
 import math
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,25 @@ def save(draws: xr.DataTree, path: str | Path) -> None:
     require_type("draws", draws, xr.DataTree, "a DataTree, as of llc.sample")
     require_type("path", path, (str, Path), "the path of a file")
     write_whole(path, to_bytes(draws))
+
+
+def save_elsewhere(draws: xr.DataTree, name: str) -> Path:
+    """Writes draws that could not be written where they were to go to a new folder in the system's temporary one.
+
+    Args:
+        draws: as of `save`.
+        name: of the file.
+
+    Raises:
+        OSError: if it can't be written there either; no folder is left.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="llc-"))
+    try:
+        save(draws, folder / name)
+    except OSError:
+        folder.rmdir()
+        raise
+    return folder / name
 
 
 def load(path: str | Path) -> xr.DataTree:

@@ -14,7 +14,7 @@ from typing import NoReturn
 from llc.analysis.text import one_line
 from llc.cli import sweeps, terminal
 from llc.cli.compile_cache import keep_compiled
-from llc.cli.terminal import path
+from llc.cli.terminal import path, seed
 
 _WRONG = 3  # exit status of wrong input
 _PACKAGE = str(Path(__file__).parents[1])
@@ -89,6 +89,15 @@ def _trace(error: BaseException) -> str:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are two lines, and end with the status of wrong input: argparse's own, 2, is a verdict."""
 
+    def print_help(self, file: object = None) -> None:
+        if file is not None:
+            raise NotImplementedError("help goes to standard output")
+        try:
+            terminal.say(self.format_help().rstrip())
+        except OSError as error:
+            terminal.complain(f"{self.prog}: {error.strerror}")
+            self.exit(_WRONG)
+
     def error(self, message: str) -> NoReturn:
         terminal.complain(f"{one_line(f'{self.prog}: {message}')}\n({self.prog} --help lists what there is)")
         self.exit(_WRONG)
@@ -134,7 +143,7 @@ def _add(
 
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, help="seed of training and sampling")
+    command.add_argument("--seed", type=seed, default=0, help="seed of training and sampling")
     command.add_argument("--out", type=path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
     command.add_argument("--figure", type=path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
 
@@ -156,7 +165,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--budget", type=int, help="most work of all chains, in gradients over all the data; default: no limit"
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
+    command.add_argument("--seed", type=seed, default=0, help="seed of the pilot runs")
     command.add_argument("--out", type=path, help="netCDF file for the spectrum; llc sample keeps it there")
     command.add_argument("--figure", type=path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
@@ -207,7 +216,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
         help="whether chains run as one program, one after the other, or on several devices",
     )
     command.add_argument("--keep-params", action="store_true", help="keep the parameters of every draw")
-    command.add_argument("--seed", type=int, default=0, help="seed of the run")
+    command.add_argument("--seed", type=seed, default=0, help="seed of the run")
 
 
 def _bounds_flags(command: argparse.ArgumentParser) -> None:
@@ -225,7 +234,7 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
         "--num-matvecs", type=int, help="Lanczos steps of each probe; default: as many as resolve γ/nβ"
     )
     command.add_argument("--num-probes", type=int, default=8, help="random probes of the trace")
-    command.add_argument("--seed", type=int, default=0, help="seed of the probes")
+    command.add_argument("--seed", type=seed, default=0, help="seed of the probes")
     command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (minutes)")
     command.add_argument("--memory", type=float, help="most GiB that these take; default: 8, and no more than is free")
     command.add_argument("--budget", type=int, help="most products of one of their probes; default: no limit")

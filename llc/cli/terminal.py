@@ -18,6 +18,7 @@ from llc.analysis.text import printable
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
 _ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
 _AGAIN = 0.1  # seconds
+_MOST_SEED = 2**32 - 1  # of JAX's keys
 _NUMBERS: dict[Literal["stdout", "stderr"], int] = {"stdout": 1, "stderr": 2}  # descriptors
 
 
@@ -82,9 +83,28 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def say(text: str) -> None:
-    """Prints a text at once. A reader that has seen enough (head, a pager) does not stop the command."""
-    _print(text, "stdout")
+def seed(text: str) -> int:
+    """The number of a flag; one that is no seed is refused, as two of them may be the same run."""
+    if not text.strip().isdecimal() or int(text) > _MOST_SEED:
+        raise argparse.ArgumentTypeError(f"it needs an integer from 0 to {_MOST_SEED}, got {text!r}")
+    return int(text)
+
+
+def say(text: str, *, kept: object = None) -> None:
+    """Prints a text at once. A reader that has seen enough (head, a pager) does not stop the command.
+
+    Args:
+        text: to be printed.
+        kept: where the result is besides, for the message if it can't be printed.
+
+    Raises:
+        OSError: if it can't be written to for another reason than that nobody reads it.
+    """
+    try:
+        _print(text, "stdout")
+    except OSError as error:
+        there = "" if kept is None else f"; what was computed is in {kept}"
+        raise OSError(error.errno, f"{error.strerror}{there}") from error
 
 
 def complain(text: str) -> None:

@@ -6,6 +6,7 @@
 `sweep.json` has the settings. A rerun with the same ones skips what is there; with others it is refused.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -96,7 +97,25 @@ class Store:
             return None
 
     def put(self, name: str, draws: xr.DataTree) -> None:
-        """Writes the draws of a finished item, whole or not at all."""
+        """Writes the draws of a finished item, whole or not at all.
+
+        Raises:
+            OSError: if they can't be written; the message says where they are instead.
+        """
+        try:
+            self._put(name, draws)
+        except OSError as error:
+            try:
+                there = f"the draws of {name} are in {files.save_elsewhere(draws, f'{name}.nc')}"
+            except OSError as second:
+                there = f"the draws of {name} are lost: {second.strerror or second}"
+            text = (
+                f"{self._target(name)} can't be written: {error.strerror or error}; {there}. The items before are "
+                "whole: free space or rights there, and repeat the call to go on with the others."
+            )
+            raise OSError(error.errno or errno.EIO, text) from error
+
+    def _put(self, name: str, draws: xr.DataTree) -> None:
         if not self.is_zarr:
             files.save(draws, self._target(name))
             return

@@ -1,5 +1,6 @@
 """Stores of runs: what is whole is read, what is damaged is found, and one process writes at a time."""
 
+import functools
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -311,3 +313,18 @@ def test_the_manifest_is_read_as_written(tmp_path, write):
     assert manifest.settings == SETTINGS
     assert manifest.asked == 30
     assert replace(manifest).up_to(20).done == 20
+
+
+def test_a_store_that_is_full_leaves_the_draws_in_the_error(tmp_path):
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 2, np.zeros((), np.float32), np.ones(20), gamma=1.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    lengths = {"num_chains": 2, "num_warmup": 5, "num_draws": 20, "progress": False}
+    run = functools.partial(llc.sample, jax.random.key(0), posterior, llc.SGLD(0.01), **lengths)
+    whole = run()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match=r"run\.zarr can't be written") as failed:
+            run(store=tmp_path / "run.zarr")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert np.array_equal(failed.value.partial["posterior"]["llc"], whole["posterior"]["llc"])
