@@ -42,7 +42,6 @@ from llc.analysis.schema import (
     has,
     variable,
 )
-from llc.analysis.series import finite_chains
 
 _MOST, _MOST_SCALE = 1e100, 1e50  # of a number; and of nβ and γ, which are divided by each other and squared
 _ANY, _SIZE, _COUNT = (-_MOST, _MOST), (0.0, _MOST), (1.0, _MOST)
@@ -174,7 +173,7 @@ def _check_moments(draws: xr.DataTree, source: str) -> None:
             if not 0 < total < _MOST or (name == "weight" and not math.isclose(total, 1, rel_tol=1e-3)):
                 what = "1" if name == "weight" else "the number of draws"
                 raise ValueError(f"{source}: {POINTWISE}/{name} needs to add up to {what}, got {total:g}.")
-    finite = np.flatnonzero(finite_chains(variable(draws, POSTERIOR, ENERGY)))
+    finite = np.flatnonzero(np.isfinite(variable(draws, POSTERIOR, ENERGY)).all(axis=1))
     for name, unbounded in _OF_FINITE_CHAINS.items():
         blocks = variable(draws, POINTWISE, name) if has(draws, POINTWISE, name) else ()
         # Each chain of each block alone: all of them are as large as the data many times over.

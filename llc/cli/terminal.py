@@ -19,7 +19,8 @@ _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(sig
 _ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
 _AGAIN = 0.1  # seconds
 _MOST_SEED = 2**32 - 1  # of JAX's keys
-_NUMBERS: dict[Literal["stdout", "stderr"], int] = {"stdout": 1, "stderr": 2}  # descriptors
+type _Name = Literal["stdout", "stderr"]
+_NUMBERS: dict[_Name, int] = {"stdout": 1, "stderr": 2}  # descriptors
 
 
 def accept_all_characters() -> None:
@@ -33,7 +34,7 @@ class Streams:
     """Standard output and error as the command found them: a model's file may close them, or put others there."""
 
     def __init__(self) -> None:
-        self._spare: dict[Literal["stdout", "stderr"], int] = {}
+        self._spare: dict[_Name, int] = {}
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -50,8 +51,9 @@ class Streams:
 
     def reopen(self) -> None:
         """Puts back what was closed, before another file gets its descriptor."""
-        gone = [name for name in self._spare if not _is_open(getattr(sys, name))]
-        for name in self._spare:  # both, before a new stream takes the number of one
+        names: list[_Name] = list(self._spare)
+        gone = [name for name in names if not _is_open(getattr(sys, name))]
+        for name in names:  # both, before a new stream takes the number of one
             try:
                 os.fstat(_NUMBERS[name])
             except OSError:
@@ -113,7 +115,7 @@ def complain(text: str) -> None:
         _print(printable(text), "stderr")
 
 
-def _print(text: str, name: Literal["stdout", "stderr"]) -> None:
+def _print(text: str, name: _Name) -> None:
     """Prints to a stream that may be closed or full; what is left in its buffer must not fail again at the exit.
 
     Raises:
