@@ -51,9 +51,8 @@ class Streams:
 
     def reopen(self) -> None:
         """Puts back what was closed, before another file gets its descriptor."""
-        names: list[_Name] = list(self._spare)
-        gone = [name for name in names if not _is_open(getattr(sys, name))]
-        for name in names:  # both, before a new stream takes the number of one
+        gone: list[_Name] = [name for name in self._spare if not _is_open(getattr(sys, name))]
+        for name in self._spare:  # both, before a new stream takes the number of one
             try:
                 os.fstat(_NUMBERS[name])
             except OSError:
