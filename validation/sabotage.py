@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from jaxtyping import Array
 from matplotlib.figure import Figure
 from study import Column, Row, Study, sample_keywords, table
@@ -144,15 +145,22 @@ def spoil(model: str, name: str, index: int, settings: Settings) -> tuple[llc.Re
     if name == "dead chain":
         values = draws["posterior"]["llc"].copy()
         values[1, 300:] = np.nan
-        draws["posterior"] = draws["posterior"].dataset.assign(llc=values)
+        _put_energies(draws, values)
         return llc.report(draws, spectrum=report.spectrum), math.inf
     if name != "L(w*) from four minibatches":
         return report, math.inf
     rows = rng.choice(posterior.num_data, 128, replace=False)
     offset = float(posterior.nbeta) * (posterior.init_loss() - posterior.init_loss(rows))
     for tree in (draws, draws["localized"]):  # the run at 3γ has the same L(w*)
-        tree["posterior"] = tree["posterior"].dataset.assign(llc=tree["posterior"]["llc"] + offset)
+        _put_energies(tree, tree["posterior"]["llc"] + offset)
     return llc.report(draws, spectrum=report.spectrum), abs(offset / report.llc.value)
+
+
+def _put_energies(tree: xr.DataTree, energies: xr.DataArray) -> None:
+    """Other energies of the same draws, and the losses that belong to them."""
+    constants = tree["constant_data"].to_dataset()
+    losses = constants["init_loss"].item() + energies / constants["nbeta"].item()
+    tree["posterior"] = tree["posterior"].to_dataset().assign(llc=energies, loss=losses)
 
 
 def _with_wrong_settings(name: str, key: jax.Array, posterior: llc.LocalPosterior) -> llc.Report:

@@ -22,6 +22,16 @@ MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et 
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 _MAX_Z = 4.0
 _MIN_ROWS = 100  # of an evaluation subset: at 15 and 30 rows errors were 1.4 to 1.75 times too small, at 100 right
+_FINITE = {  # what every chain that is still there has
+    POSTERIOR: (schema.ENERGY,),
+    SAMPLE_STATS: (
+        schema.VIRIAL,
+        schema.DISTANCE,
+        schema.STEIN_CURVED,
+        schema.STEIN_FLAT,
+        schema.STEP_ENERGY,
+    ),
+}
 _STABLE, _SAFE = 4.0, 2.0  # ε (nβ h + γ) from which Euler–Maruyama is unstable, and up to which it is trusted
 
 
@@ -54,19 +64,43 @@ def chain_checks(
 
 
 def _finite(draws: xr.DataTree) -> Check:
-    finite = finite_chains(variable(draws, POSTERIOR, schema.ENERGY))
-    dead = [str(i) for i in np.flatnonzero(~finite)]
-    names = f" (chain {', '.join(dead)})" if dead else ""
+    """Whether all chains are there to the end, of a run beside the draws too."""
+    dead, number = _dead_chains(draws), draws[POSTERIOR].sizes["chain"]
+    beside = (("the run at 3γ", schema.localized_run(draws)), ("the run at half the step", schema.half_step_run(draws)))
+    others = [(where, _dead_chains(run)) for where, run in beside if run is not None]
+    seen = "; ".join(
+        [
+            f"{len(dead)} of {number} chains have non-finite losses{_named(dead)}",
+            *(f"{len(found)} chains of {where} have{_named(found)}" for where, found in others if found),
+        ]
+    )
+    total = len(dead) + sum(len(found) for _, found in others)
     return make_check(
         "finite_chains",
         "chains",
-        len(dead),
+        total,
         0,
-        passed=not dead,
-        seen=f"{len(dead)} of {len(finite)} chains have non-finite losses{names}",
+        passed=not total,
+        seen=seen,
         cure=f"they are left out of the estimates; lower step_size, or give {stronger_gamma(draws)}",
         direction="hot",
     )
+
+
+def _dead_chains(draws: xr.DataTree) -> dict[int, str]:
+    """The chains of a run that are not finite to the end, each with the first variable that shows it."""
+    dead: dict[int, str] = {}
+    for group, names in _FINITE.items():
+        for name in (name for name in names if schema.has(draws, group, name)):
+            for chain in np.flatnonzero(~finite_chains(variable(draws, group, name))):
+                dead.setdefault(int(chain), name)
+    return dead
+
+
+def _named(dead: dict[int, str]) -> str:
+    """Which chains, and in which variables where it is not the energy."""
+    named = [f"{chain}" + (f" in {name}" if name != schema.ENERGY else "") for chain, name in sorted(dead.items())]
+    return f" (chain {', '.join(named)})" if named else ""
 
 
 def _divergences(draws: xr.DataTree) -> Check:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from llc.analysis.text import printable
+from llc.analysis.text import one_line
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import read_beyond
+
+_MOST = 1e100  # of a number, whose square still is one
 
 
 def check_spectrum(group: xr.DataTree, where: str) -> None:
@@ -29,15 +31,22 @@ def check_spectrum(group: xr.DataTree, where: str) -> None:
     }
     if spectrum.half_nodes is not None and spectrum.half_weights is not None:
         pairs["half_nodes and half_weights"] = spectrum.half_nodes, spectrum.half_weights
-    wrong = [name for name, (x, w) in pairs.items() if x.shape != w.shape or not np.isfinite([x, w]).all()]
+    wrong = [name for name, (x, w) in pairs.items() if x.shape != w.shape or not _are_numbers(x, w)]
+    totals = spectrum.weights.sum(axis=-1)
+    wrong += ["weights"] * (not wrong and not np.allclose(totals, spectrum.dim, rtol=1e-3))
     wrong += ["nodes"] * (not spectrum.nodes.size) + ["dim"] * (spectrum.dim < 1)
-    wrong += ["noise"] * (not spectrum.noise >= 0) + ["num_exact"] * (not 0 <= spectrum.num_exact <= spectrum.dim)
+    wrong += ["noise"] * (not 0 <= spectrum.noise < _MOST)
+    wrong += ["num_exact"] * (not 0 <= spectrum.num_exact <= spectrum.dim)
     wrong += ["matrix"] * (spectrum.matrix not in ("hessian", "ggn"))
     wrong += ["method"] * (re.fullmatch(r"[a-z_ ]+", spectrum.method) is None)
     if wrong:
         raise ValueError(
             f"{where} needs a spectrum as llc.bounds writes it, got values of {wrong} that no spectrum has."
         )
+
+
+def _are_numbers(*arrays: np.ndarray) -> bool:
+    return all(bool((np.abs(x) < _MOST).all()) for x in arrays)
 
 
 def check_settings(settings: Mapping[str, Any], source: str) -> None:
@@ -61,10 +70,10 @@ def check_settings(settings: Mapping[str, Any], source: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _MOST
 
 
 def short(value: object) -> str:
     """A value as text for a message, in one line and without what a terminal acts on."""
-    text = printable(str(value).replace("\n", " "))
+    text = one_line(str(value).replace("\n", " "))
     return text if len(text) <= 200 else f"{text[:200]} …"

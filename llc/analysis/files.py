@@ -7,6 +7,7 @@ a file that was damaged is refused and not read as another one.
 import io
 import json
 import math
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,13 @@ from llc.analysis import schema, validation
 from llc.analysis.paths import expand
 from llc.analysis.store import is_store, read_store
 from llc.analysis.text import printable
+from llc.analysis.values import check_values
 from llc.analysis.writing import check_writable as check_writable
 from llc.analysis.writing import locked, write_whole
 from llc.posterior.arguments import require_type
 
 _CHECKSUM = "checksum"  # attribute of each group
+_LATER = (schema.LOSS_ROUNDING, schema.PARAMS_ROUNDING)  # constants that older checksums leave out
 _EXPANSION, _ALWAYS = 1000, 2**30  # a file may hold so many times its own bytes, or so many
 
 
@@ -42,6 +45,25 @@ def save(draws: xr.DataTree, path: str | Path) -> None:
     write_whole(path, to_bytes(draws))
 
 
+def save_elsewhere(draws: xr.DataTree, name: str) -> Path:
+    """Writes draws that could not be written where they were to go to a new folder in the system's temporary one.
+
+    Args:
+        draws: as of `save`.
+        name: of the file.
+
+    Raises:
+        OSError: if it can't be written there either; no folder is left.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="llc-"))
+    try:
+        save(draws, folder / name)
+    except OSError:
+        folder.rmdir()
+        raise
+    return folder / name
+
+
 def load(path: str | Path) -> xr.DataTree:
     """Draws from a netCDF file, or from a run's store, read into memory (the file is closed again).
 
@@ -57,6 +79,7 @@ def load(path: str | Path) -> xr.DataTree:
     if is_store(path):
         draws = read_store(path)
         validation.validate(draws, str(path))
+        check_values(draws, str(path))
         draws.encoding["source"] = str(path)
         return draws
     if path.is_dir():
@@ -124,6 +147,7 @@ def from_bytes(content: bytes, source: str) -> xr.DataTree:
         draws[schema.LOCALIZED] = draws["tethered"]
         del draws["tethered"]
     validation.validate(draws, source)
+    check_values(draws, source)
     draws.encoding["source"] = source
     return draws
 
@@ -152,7 +176,7 @@ def _checked(path: str, node: xr.Dataset) -> xr.Dataset:
         ValueError: if it is that of another one.
     """
     written = node.attrs.pop(_CHECKSUM, None)
-    if written is not None and written != _checksum(path, node):
+    if written is not None and written not in (_checksum(path, node), _checksum(path, node, _LATER)):
         raise ValueError(
             f"group {path} is not as llc.save wrote it: it was damaged, or changed by another program; if you changed "
             "it, open it with xarray, delete the attribute checksum of that group, and llc.save it"
@@ -160,7 +184,7 @@ def _checked(path: str, node: xr.Dataset) -> xr.Dataset:
     return node
 
 
-def _checksum(path: str, node: xr.Dataset) -> str | None:
+def _checksum(path: str, node: xr.Dataset, without: tuple[str, ...] = ()) -> str | None:
     """Of what the numbers of a report rest on and HDF5's own checksums do not cover; None where there is nothing."""
     group = path.rpartition("/")[2]
     attributes: dict[str, object] = {}
@@ -170,6 +194,7 @@ def _checksum(path: str, node: xr.Dataset) -> str | None:
         attributes = dict(node.attrs)
     names = schema.CONSTANT_NAMES if group == schema.CONSTANTS else ()
     scalars = {name: node[name].item() for name in names if name in node and node[name].ndim == 0}
+    scalars = {name: value for name, value in scalars.items() if name not in without}
     if not attributes and not scalars:
         return None
     text = json.dumps([_canonical(attributes), _canonical(scalars)], sort_keys=True)

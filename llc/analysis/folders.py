@@ -11,7 +11,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from llc.analysis.writing import write_whole
+from llc.analysis.writing import read_whole, write_whole
 
 GROUP = "zarr.json"
 
@@ -63,13 +63,17 @@ def write_file(target: Path, tree: xr.DataTree) -> str:
 
 def read_file(path: Path) -> xr.DataTree:
     """A tree that `write_file` wrote."""
-    with xr.open_datatree(io.BytesIO(path.read_bytes()), engine="h5netcdf") as opened:
+    with xr.open_datatree(io.BytesIO(read_whole(path)), engine="h5netcdf") as opened:
         return opened.load()
 
 
 def checksum(path: Path) -> str:
-    """Of the content of a file, or of the names and contents of all files in a folder; empty if there is none."""
-    if not path.exists():
+    """Of the content of a file, or of the names and contents of all files in a folder; empty if there is none.
+
+    Raises:
+        OSError: if one of them can't be read.
+    """
+    if not (path.is_dir() or path.is_file()):
         return ""
     total, top = 0, path
     for path in _files(top):

@@ -1,13 +1,14 @@
 """The manifest of a stored run: its settings, and the parts of it that are whole, with their checksums and its own."""
 
 import json
+import os
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llc.analysis.contents import short
-from llc.analysis.writing import write_whole
+from llc.analysis.writing import read_whole, write_whole
 
 _NAME, _CHECKSUM = "manifest.json", "checksum"
 
@@ -71,11 +72,11 @@ class Manifest:
         """The manifest of a run's folder; None where there is none.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if it is damaged, or can't be read.
         """
         path = folder / _NAME
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(read_whole(path))
             if fields.pop(_CHECKSUM, None) not in (None, _checksum(fields)):  # none of older versions
                 raise ValueError("its checksum is that of another one")
             segments = [Segment(x["stop"], Part(**x["draws"])) for x in fields.pop("segments")]
@@ -90,8 +91,13 @@ class Manifest:
                 checkpoints=checkpoints,
                 notes=None if notes is None else Part(**notes),
             )
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+                return None
+            raise DamagedStore(
+                f"{path} needs to be the manifest of a run, but it can't be read: {error.strerror or error}; restore "
+                "it, or give another store."
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedStore(
                 f"{path} needs to be the manifest of a run, but it is damaged ({short(error)}); "

@@ -8,7 +8,8 @@ from llc.analysis import schema, validation
 from llc.analysis.assembly import assemble
 from llc.analysis.files import same
 from llc.analysis.report import Report
-from llc.analysis.schema import constant
+from llc.analysis.schema import constant, source_of
+from llc.analysis.values import check_values
 from llc.bounds.rank import Bounds, at_scale, rank_bounds
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import add_beyond, to_dataset
@@ -47,6 +48,7 @@ def report(
     require_type("bounds", bounds, Bounds, "llc.Bounds", optional=True)
     require_type("spectrum", spectrum, Spectrum, "an llc.Spectrum", optional=True)
     validation.require(draws)
+    check_values(draws, source_of(draws))
     draws = draws.copy()  # shallow: the arrays are shared, the groups are not
     if reference_loss is not None:
         require_number("reference_loss", reference_loss, least=-math.inf)

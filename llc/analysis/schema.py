@@ -45,6 +45,8 @@ CONSTANT_NAMES = (
     NUM_PARAMS,
     EVAL_SIZE,
     TRACE_CURVED,
+    LOSS_ROUNDING,
+    PARAMS_ROUNDING,
     CENTER_NORM,
     CENTER_GRADIENT,
     REFERENCE_LOSS,
@@ -52,18 +54,26 @@ CONSTANT_NAMES = (
     REACHED_DISTANCE,
 )
 
+_DRAWN = (POSTERIOR, SAMPLE_STATS, f"warmup_{POSTERIOR}", f"warmup_{SAMPLE_STATS}")
+_MOST_DRAWN = 1e50  # beyond it a draw is as good as infinite: fourth powers up to here are numbers
 _MOST_LEVELS = 500  # brackets in the settings, which are read by recursion
 
 
 def variable(draws: xr.DataTree, group: str, name: str) -> np.ndarray:
-    """A variable of a group, as a NumPy array.
+    """A variable of a group, as a NumPy array. Of draws, numbers that are infinite or beyond all measure are NaN.
+
+    A chain that leaves its basin for good may go through such numbers. Nothing is computed with them.
 
     Raises:
         ValueError: if there is none; the message names it.
     """
     if not has(draws, group, name):
         raise ValueError(f"{source_of(draws)} needs the variable {group}/{name}, but there is none.")
-    return draws[group].dataset[name].to_numpy()
+    values = draws[group].dataset[name].to_numpy()
+    if group in _DRAWN and values.dtype.kind == "f":
+        beyond = ~(np.abs(values) <= min(_MOST_DRAWN, float(np.finfo(values.dtype).max)))
+        return np.where(beyond, np.nan, values) if beyond.any() else values
+    return values
 
 
 def constant(draws: xr.DataTree, name: str) -> float:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import xarray as xr
 from llc.analysis.folders import GROUP, make_group
 from llc.analysis.paths import expand
 from llc.analysis.stored_run import StoredRun
+from llc.analysis.writing import read_whole
 from llc.posterior.arguments import require_number, require_type
 
 try:
@@ -60,7 +62,8 @@ class Store:
             make_group(self.path, {"llc": _FORMAT})
         except OSError as error:
             self.close()
-            text = f"store {self.path} can't be written: {error.strerror or error}; give a folder that can."
+            where = f" ({error.filename})" if error.filename not in (None, str(self.path)) else ""
+            text = f"store {self.path} can't be written: {error.strerror or error}{where}; give a folder that can."
             raise OSError(error.errno or errno.EIO, text) from error
         return self
 
@@ -92,8 +95,8 @@ def opened(store: str | Path | Store | None) -> Iterator[Store | None]:
 def is_store(path: Path) -> bool:
     """Whether a path is a folder that `Store` made."""
     try:
-        return json.loads((path / GROUP).read_text(encoding="utf-8"))["attributes"]["llc"] == _FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+        return json.loads(read_whole(path / GROUP))["attributes"]["llc"] == _FORMAT
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -122,8 +125,10 @@ def _take_lock(folder: Path) -> int:
     Raises:
         ValueError: if another process has it.
     """
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, f"{folder / _LOCK} is a pipe or a device and no file")
         owner = os.read(handle, 200).decode(errors="replace").strip()
         if not _is_free(handle, owner):
             raise ValueError(_held(folder, owner))

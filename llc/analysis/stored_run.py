@@ -195,7 +195,13 @@ class StoredRun:
         return Part(name, write_folder(folder / name, tree, compress=kind == "draws"))
 
     def _is_whole(self, kind: str, part: Part) -> bool:
-        return checksum(self.folder / kind / part.name) == part.checksum
+        try:
+            return checksum(self.folder / kind / part.name) == part.checksum
+        except OSError as error:  # what can't be read now may be whole, and is not made again
+            raise DamagedStore(
+                f"store {self.store} needs its file {error.filename}, but that can't be read: "
+                f"{error.strerror or error}; give yourself the right to read it, or give another store."
+            ) from error
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

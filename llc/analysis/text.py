@@ -18,6 +18,16 @@ def printable(text: str) -> str:
     return "".join(char if char in _KEPT or not _acts(char) else json.dumps(char)[1:-1] for char in text)
 
 
+def one_line(text: str) -> str:
+    r"""The text as `printable` makes it, with line breaks and tabs as escapes too: a name, in a message.
+
+    Example:
+        >>> one_line("a\nb")
+        'a\\nb'
+    """
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _acts(char: str) -> bool:
     """Whether it is a control (Cc), a formatting character (Cf), half of a surrogate pair, or a break of lines."""
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -3,11 +3,9 @@
 `validate` looks through a file, whatever it has; `require` also refuses draws that lack what every report needs.
 """
 
-import math
 from collections.abc import Mapping
 from typing import cast
 
-import numpy as np
 import xarray as xr
 
 from llc.analysis.contents import check_settings, check_spectrum, short
@@ -32,18 +30,18 @@ from llc.analysis.schema import (
     OBSERVABLES,
     POINTWISE,
     POSTERIOR,
-    REFERENCE_LOSS,
     SAMPLE_STATS,
     SETTINGS,
     STEIN_CURVED,
     STEIN_FLAT,
     STEP_ENERGY,
     VIRIAL,
-    constant,
     has,
     settings_of,
     source_of,
 )
+from llc.analysis.text import one_line
+from llc.analysis.values import check_beside, check_constants
 
 _NEEDED = {
     POSTERIOR: (LOSS, ENERGY),
@@ -73,15 +71,6 @@ _DIMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     ),
 }
 _TOGETHER = (("slope_curved", "slope_flat"), ("paired", "paired_second"))  # both or none
-_RANGES = {  # least and largest value of a constant
-    INIT_LOSS: (-math.inf, math.inf),
-    NBETA: (np.finfo(np.float64).tiny, math.inf),
-    GAMMA: (0.0, math.inf),
-    NUM_DATA: (1.0, math.inf),
-    NUM_PARAMS: (1.0, math.inf),
-    EVAL_SIZE: (1.0, math.inf),
-    REFERENCE_LOSS: (-math.inf, math.inf),
-}
 _TEXTS = ("sampler", "seed", "versions", CALIBRATION, GAMMA_ORIGIN)  # attributes of the root
 
 
@@ -138,8 +127,8 @@ def validate(draws: xr.DataTree, source: str) -> None:
     if CURVATURE in present:
         check_spectrum(present[CURVATURE], f"{source}, group {CURVATURE}")
     _check_attributes(draws, source)
-    if LOCALIZED in present and has(draws, CONSTANTS, GAMMA) and not constant(draws, GAMMA) > 0:
-        raise ValueError(f"{source} needs {CONSTANTS}/{GAMMA} > 0 beside the group {LOCALIZED}, which is at 3γ, got 0.")
+    check_constants(draws, source)
+    check_beside(draws, source)
     for name in (LOCALIZED, HALF_STEP):
         if name in present:
             validate(present[name], f"{source}, group {name}")
@@ -158,10 +147,6 @@ def _check_group(draws: xr.DataTree, source: str, group: str) -> None:
             raise ValueError(
                 f"{source} needs numbers with the dimensions {expected}, none empty, in {group}/{name}, got {got}."
             )
-        if group == CONSTANTS and name in _RANGES:
-            low, high = _RANGES[name]
-            if not (math.isfinite(value := float(found)) and low <= value <= high):
-                raise ValueError(f"{source} needs {group}/{name} to be finite and at least {low:g}, got {value}.")
 
 
 def _check_pointwise(group: xr.Dataset, source: str) -> None:
@@ -206,5 +191,5 @@ def _check_observables(group: xr.Dataset, source: str) -> None:
         if found.dtype.kind not in "biuf" or not found.size or leading not in (_DRAWN, ("block", "chain")):
             raise ValueError(
                 f"{source} needs numbers with the dimensions {_DRAWN} or ('block', 'chain') first, none empty, in "
-                f"{OBSERVABLES}/{name}, got {found.dtype} with dimensions {dict(found.sizes)}."
+                f"{OBSERVABLES}/{one_line(str(name))}, got {found.dtype} with dimensions {dict(found.sizes)}."
             )

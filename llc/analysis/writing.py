@@ -64,6 +64,17 @@ def write_whole(path: str | Path, content: bytes | memoryview) -> None:
         raise OSError(error.errno, text) if error.errno is not None else OSError(text) from error
 
 
+def read_whole(path: Path) -> bytes:
+    """The bytes of a file that is one of ours; a pipe in its place, which may never end, is not opened.
+
+    Raises:
+        OSError: if there is none, it can't be read, or it is something else than a file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device and no file", str(path))
+    return path.read_bytes()
+
+
 def make_folder(path: str | Path) -> Path:
     """Makes a folder and its parents, where they are not there, and returns its path.
 

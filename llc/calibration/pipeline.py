@@ -185,8 +185,8 @@ def _check_resident(posterior: LocalPosterior, asked: RequestedLengths) -> None:
     for name, value in (("batch_size", asked.batch_size), ("eval_size", asked.eval_size)):
         if value is not None and value > posterior.num_data:
             raise ValueError(
-                f"{name} needs to be at most the {posterior.num_data} resident rows, got {value}; give "
-                f"llc.stream(source, resident={value}), or a smaller one."
+                f"{name} needs to be at most the {posterior.num_data} rows that lie in memory, got {value}; give a "
+                f"smaller one, or of a stream llc.stream(source, resident={value})."
             )
 
 

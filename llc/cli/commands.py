@@ -1,6 +1,8 @@
 """The commands: each takes the parsed arguments, prints its result, and returns an exit status."""
 
 import argparse
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import llc
@@ -9,6 +11,7 @@ from llc.cli.terminal import complain, say
 
 if TYPE_CHECKING:
     import jax
+    import xarray as xr
 
     from llc.calibration.pipeline import Calibration
     from llc.posterior.local_posterior import LocalPosterior
@@ -36,7 +39,7 @@ def demo(arguments: argparse.Namespace) -> int:
     result = llc.estimate(key, posterior)
     llc.save(result.draws, arguments.out)
     llc.save_figure(llc.plot_report(result), arguments.figure)
-    say(f"\n{result}\n")
+    say(f"\n{result}\n", kept=arguments.out)
     say(f"Dashboard: {arguments.figure}. Draws and spectrum: {arguments.out} (llc report {arguments.out}).")
     return 0
 
@@ -75,7 +78,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
         assert figure is not None
         llc.save_figure(figure, arguments.figure)
         lines.append(f"Figure: {arguments.figure}")
-    say("\n\n".join(lines))
+    say("\n\n".join(lines), kept=arguments.out)
     return 0
 
 
@@ -99,7 +102,7 @@ def sample(arguments: argparse.Namespace) -> int:
     """`llc sample`: draws into a file or a store, and a report on them; those so far, where it is interrupted."""
     if arguments.out is None and arguments.store is None:
         raise ValueError(
-            "llc sample needs --out FILE.nc for its draws, or --store FOLDER.zarr to keep them as it goes."
+            "it needs --out FILE.nc for its draws, or --store FOLDER.zarr to keep them as it goes; give one of them."
         )
     outputs.check(out=arguments.out, folder=arguments.store, reads=(inputs.model_file(arguments.posterior),))
     model = inputs.load_model(arguments.posterior)
@@ -113,15 +116,32 @@ def sample(arguments: argparse.Namespace) -> int:
     names += ("step_energies", "chain_method", "keep_params")
     sampler = getattr(llc, _SAMPLERS[arguments.sampler])(**given)
     settings = {name: getattr(arguments, name) for name in names}
+    run = functools.partial(
+        llc.sample,
+        _key(arguments.seed),
+        posterior,
+        sampler,
+        observables=model.observables,
+        store=arguments.store,
+        **settings,
+    )
+    draws = _drawn(run, arguments, posterior, before)
+    path = arguments.store
+    if arguments.out is not None:
+        path = outputs.put_draws(arguments.out, posterior, draws, before)
     try:
-        draws = llc.sample(
-            _key(arguments.seed),
-            posterior,
-            sampler,
-            observables=model.observables,
-            store=arguments.store,
-            **settings,
-        )
+        say(f"{llc.report(draws)}\n\nWritten to {path}.", kept=path)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; all draws are written to {path}") from None
+    return 0
+
+
+def _drawn(
+    run: "Callable[[], xr.DataTree]", arguments: argparse.Namespace, posterior: "LocalPosterior", before: int | None
+) -> "xr.DataTree":
+    """The draws of a run; where it ends before its time, those so far are written."""
+    try:
+        return run()
     except KeyboardInterrupt as stop:
         draws = getattr(stop, "partial", None)
         told = [str(stop)] if arguments.store is not None else []
@@ -132,14 +152,15 @@ def sample(arguments: argparse.Namespace) -> int:
             done = f"{draws['posterior'].sizes['draw']} of {arguments.num_draws} draws of every chain"
             told.append(f"interrupted; {done} are written to {path}")
         raise KeyboardInterrupt("\n".join(told)) from None
-    path = arguments.store
-    if arguments.out is not None:
-        path = outputs.put_draws(arguments.out, posterior, draws, before)
-    try:
-        say(f"{llc.report(draws)}\n\nWritten to {path}.")
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted; all draws are written to {path}") from None
-    return 0
+    except OSError as error:  # of the store, that can't be written to
+        if (draws := getattr(error, "partial", None)) is None:
+            raise
+        if arguments.out is None:
+            path = outputs.put_beside(arguments.store, draws)
+        else:
+            path = outputs.put_draws(arguments.out, posterior, draws, before)
+        reason = (error.strerror or str(error)).rstrip(".")
+        raise ValueError(f"{reason}. The draws so far are in {path} as well.") from error
 
 
 def _sampler_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -199,7 +220,7 @@ def bounds(arguments: argparse.Namespace) -> int:
         path = outputs.put_spectrum(arguments.out, posterior, spectrum, result, scales=scales)
         written = ["spectrum", *["bounds"] * arguments.higher, *["scales"] * arguments.scales]
         text += f"\n\n{' and '.join(written).capitalize()} written to {path}."
-    say(text)
+    say(text, kept=arguments.out)
     return 0 if result.valid else 1
 
 

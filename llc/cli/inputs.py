@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import llc
 from llc.analysis.paths import expand
+from llc.cli.terminal import streams
 
 if TYPE_CHECKING:
     from llc.posterior.local_posterior import LocalPosterior
@@ -63,7 +64,9 @@ def load_model(name: str) -> Model:
 def _kept_surroundings() -> Iterator[None]:
     """What a model's file prints is no output of the command, and where it goes is not where the command writes."""
     with contextlib.ExitStack() as stack:
+        stack.callback(streams.reopen)
         if sys.stderr is not None:
+            stack.enter_context(contextlib.redirect_stderr(sys.stderr))
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         with contextlib.suppress(OSError):  # the folder may be gone
             stack.enter_context(contextlib.chdir(Path.cwd()))

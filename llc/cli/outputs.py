@@ -1,7 +1,6 @@
 """What commands write: looked at before the work, and kept somewhere whatever happens after it."""
 
 import math
-import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,6 +135,11 @@ def put_draws(path: Path, posterior: "LocalPosterior", draws: xr.DataTree, befor
     return _written(path, change)
 
 
+def put_beside(path: Path, draws: xr.DataTree) -> Path:
+    """Writes draws that the store `path` has no room for to a file beside it, or in the temporary folder."""
+    return _kept_elsewhere(path.with_suffix(".nc"), lambda _: draws)
+
+
 def put_spectrum(
     path: Path,
     posterior: "LocalPosterior",
@@ -199,14 +203,10 @@ def _kept_elsewhere(path: Path, change: Callable[[xr.DataTree], xr.DataTree]) ->
         p for i in range(2, 10**6) if not (p := path.with_name(f"{path.stem[:200]}-{i}{path.suffix}")).exists()
     )
     content = change(xr.DataTree())
+    if path.exists() and not path.is_file():  # beside a device or a pipe is no place for files
+        return files.save_elsewhere(content, f"{path.stem}.nc")
     try:
         files.save(content, beside)
     except OSError:
-        folder = Path(tempfile.mkdtemp(prefix="llc-"))
-        beside = folder / beside.name
-        try:
-            files.save(content, beside)
-        except OSError:
-            folder.rmdir()
-            raise
+        return files.save_elsewhere(content, beside.name)
     return beside

@@ -6,17 +6,18 @@ imported here.
 
 import argparse
 import importlib
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from llc.analysis.text import one_line
 from llc.cli import sweeps, terminal
 from llc.cli.compile_cache import keep_compiled
-from llc.cli.terminal import path
+from llc.cli.terminal import path, seed
 
 _WRONG = 3  # exit status of wrong input
+_PACKAGE = str(Path(__file__).parents[1])
 _LEADING = (str(Path(__file__).parent), "<frozen importlib")  # files of the frames before those of a model's file
 _SIGNAL = 128  # and the number of the signal: the exit status of a command that was stopped
 _SAMPLERS = ("hmc", "mala", "nuts", "sghmc", "sgld", "sgnht")
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     keep_compiled()
     stops = terminal.Stops()
-    with stops.handled():
+    with terminal.streams.kept(), stops.handled():
         try:
             # Here, so that --help is instant and an interrupted import is told as such.
             module = "llc.cli.sweep_commands" if arguments.command in ("sweep", "compare") else "llc.cli.commands"
@@ -59,14 +60,22 @@ def _status(error: BaseException, command: str, signal: int | None) -> int:
         terminal.complain(f"{command}: {(isinstance(error, KeyboardInterrupt) and str(error)) or 'interrupted'}.")
         return _SIGNAL + (2 if signal is None else signal)
     if isinstance(error, OSError) and error.filename is None and error.strerror:
-        terminal.complain(f"{command}: {error.strerror}")  # one of ours, which names the path: without "[Errno 28]"
+        terminal.complain(
+            f"{command}: {one_line(error.strerror)}"
+        )  # one of ours, which names the path: no "[Errno 28]"
     elif isinstance(error, (ValueError, ImportError, OSError, MemoryError)) and str(error):
-        terminal.complain(f"{command}: {error}")
+        terminal.complain(f"{command}: {one_line(str(error)) if _is_ours(error) else error}")
     elif isinstance(error, SystemExit):
         terminal.complain(f"{command}: the model's file called sys.exit({error.code!r}); remove it.")
     else:
         terminal.complain(_trace(error))
     return _WRONG
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether `llc` itself raised it: its messages are one line, and line breaks in them are those of names."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return last[0].f_code.co_filename.startswith(_PACKAGE)
 
 
 def _trace(error: BaseException) -> str:
@@ -78,11 +87,20 @@ def _trace(error: BaseException) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors end with the status of wrong input: argparse's own, 2, is a verdict here."""
+    """A parser whose errors are two lines, and end with the status of wrong input: argparse's own, 2, is a verdict."""
+
+    def print_help(self, file: object = None) -> None:
+        if file is not None:
+            raise NotImplementedError("help goes to standard output")
+        try:
+            terminal.say(self.format_help().rstrip())
+        except OSError as error:
+            terminal.complain(f"{self.prog}: {error.strerror}")
+            self.exit(_WRONG)
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(_WRONG, f"{self.prog}: {message}\n")
+        terminal.complain(f"{one_line(f'{self.prog}: {message}')}\n({self.prog} --help lists what there is)")
+        self.exit(_WRONG)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -125,7 +143,7 @@ def _add(
 
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, help="seed of training and sampling")
+    command.add_argument("--seed", type=seed, default=0, help="seed of training and sampling")
     command.add_argument("--out", type=path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
     command.add_argument("--figure", type=path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
 
@@ -147,7 +165,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--budget", type=int, help="most work of all chains, in gradients over all the data; default: no limit"
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of the pilot runs")
+    command.add_argument("--seed", type=seed, default=0, help="seed of the pilot runs")
     command.add_argument("--out", type=path, help="netCDF file for the spectrum; llc sample keeps it there")
     command.add_argument("--figure", type=path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
@@ -198,7 +216,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
         help="whether chains run as one program, one after the other, or on several devices",
     )
     command.add_argument("--keep-params", action="store_true", help="keep the parameters of every draw")
-    command.add_argument("--seed", type=int, default=0, help="seed of the run")
+    command.add_argument("--seed", type=seed, default=0, help="seed of the run")
 
 
 def _bounds_flags(command: argparse.ArgumentParser) -> None:
@@ -216,7 +234,7 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
         "--num-matvecs", type=int, help="Lanczos steps of each probe; default: as many as resolve γ/nβ"
     )
     command.add_argument("--num-probes", type=int, default=8, help="random probes of the trace")
-    command.add_argument("--seed", type=int, default=0, help="seed of the probes")
+    command.add_argument("--seed", type=seed, default=0, help="seed of the probes")
     command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (minutes)")
     command.add_argument("--memory", type=float, help="most GiB that these take; default: 8, and no more than is free")
     command.add_argument("--budget", type=int, help="most products of one of their probes; default: no limit")

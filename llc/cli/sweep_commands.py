@@ -63,7 +63,7 @@ def _told(tree: xr.DataTree, arguments: argparse.Namespace) -> int:
     if arguments.figure is not None:
         llc.save_figure(llc.plot_sweep(tree), arguments.figure)
         complain(f"Figure: {arguments.figure}")
-    say(_json(table) if arguments.json else table_text(table))
+    say(_json(table) if arguments.json else table_text(table), kept=arguments.out)
     if arguments.out is not None:
         complain(f"Written to {arguments.out}.")
     return max(_STATUS[verdict] for verdict in table["verdict"].to_numpy().tolist())

@@ -2,7 +2,7 @@
 
 import argparse
 
-from llc.cli.terminal import path
+from llc.cli.terminal import path, seed
 
 _SAMPLERS = ("sgld", "nuts", "hmc", "mala")
 _STATUS = (
@@ -58,7 +58,7 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
         help="also an energy of every step, from its own minibatch; default: chosen",
     )
     command.add_argument("--budget", type=int, help="most gradients over all the data, of each checkpoint")
-    command.add_argument("--seed", type=int, default=0, help="seed of all runs")
+    command.add_argument("--seed", type=seed, default=0, help="seed of all runs")
     command.add_argument("--workers", type=int, default=1, help="processes that share the checkpoints")
     command.add_argument("--figure", type=path, help="PNG file: λ̂, bounds and loss over the checkpoints")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")

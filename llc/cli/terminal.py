@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, TextIO
 
 from llc.analysis.paths import expand
 from llc.analysis.text import printable
@@ -17,6 +18,9 @@ from llc.analysis.text import printable
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
 _ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
 _AGAIN = 0.1  # seconds
+_MOST_SEED = 2**32 - 1  # of JAX's keys
+type _Name = Literal["stdout", "stderr"]
+_NUMBERS: dict[_Name, int] = {"stdout": 1, "stderr": 2}  # descriptors
 
 
 def accept_all_characters() -> None:
@@ -24,6 +28,52 @@ def accept_all_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
             reconfigure(errors="backslashreplace")
+
+
+class Streams:
+    """Standard output and error as the command found them: a model's file may close them, or put others there."""
+
+    def __init__(self) -> None:
+        self._spare: dict[_Name, int] = {}
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keeps descriptors of both besides the streams."""
+        try:
+            for name in _NUMBERS:
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # none, or one that is no file
+                    self._spare[name] = os.dup(getattr(sys, name).fileno())
+            yield
+        finally:
+            for descriptor in self._spare.values():
+                os.close(descriptor)
+            self._spare.clear()
+
+    def reopen(self) -> None:
+        """Puts back what was closed, before another file gets its descriptor."""
+        gone: list[_Name] = [name for name in self._spare if not _is_open(getattr(sys, name))]
+        for name in self._spare:  # both, before a new stream takes the number of one
+            try:
+                os.fstat(_NUMBERS[name])
+            except OSError:
+                os.dup2(self._spare[name], _NUMBERS[name])
+        for name in gone:
+            stream, spare = getattr(sys, name), self._spare[name]
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            setattr(sys, name, open(os.dup(spare), "w", encoding=encoding, errors="backslashreplace"))  # noqa: SIM115
+
+
+streams = Streams()
+
+
+def _is_open(stream: TextIO | None) -> bool:
+    if stream is None or stream.closed:
+        return False
+    try:
+        os.fstat(stream.fileno())
+    except OSError as error:
+        return error.errno != errno.EBADF  # one that is no file is open
+    return True
 
 
 def path(text: str) -> Path:
@@ -34,9 +84,28 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def say(text: str) -> None:
-    """Prints a text at once. A reader that has seen enough (head, a pager) does not stop the command."""
-    _print(text, "stdout")
+def seed(text: str) -> int:
+    """The number of a flag; one that is no seed is refused, as two of them may be the same run."""
+    if not text.strip().isdecimal() or int(text) > _MOST_SEED:
+        raise argparse.ArgumentTypeError(f"it needs an integer from 0 to {_MOST_SEED}, got {text!r}")
+    return int(text)
+
+
+def say(text: str, *, kept: object = None) -> None:
+    """Prints a text at once. A reader that has seen enough (head, a pager) does not stop the command.
+
+    Args:
+        text: to be printed.
+        kept: where the result is besides, for the message if it can't be printed.
+
+    Raises:
+        OSError: if it can't be written to for another reason than that nobody reads it.
+    """
+    try:
+        _print(text, "stdout")
+    except OSError as error:
+        there = "" if kept is None else f"; what was computed is in {kept}"
+        raise OSError(error.errno, f"{error.strerror}{there}") from error
 
 
 def complain(text: str) -> None:
@@ -45,12 +114,13 @@ def complain(text: str) -> None:
         _print(printable(text), "stderr")
 
 
-def _print(text: str, name: Literal["stdout", "stderr"]) -> None:
+def _print(text: str, name: _Name) -> None:
     """Prints to a stream that may be closed or full; what is left in its buffer must not fail again at the exit.
 
     Raises:
         OSError: if it can't be written to for another reason than that nobody reads it.
     """
+    streams.reopen()
     stream = getattr(sys, name)
     if stream is None:  # closed before the start
         return

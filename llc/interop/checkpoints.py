@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from llc.analysis.paths import expand
+from llc.analysis.text import one_line
 from llc.analysis.writing import write_whole
 from llc.posterior.arguments import require_type
 from llc.posterior.mask import path_name
@@ -178,7 +179,9 @@ def _filled(arrays: Mapping[str, Any], like: PyTree, source: str, prefix: str) -
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return ", ".join(map(one_line, names[:_SHOWN])) + (
+        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    )
 
 
 def _fitting(array: Any, leaf: Any, name: str, source: str) -> Any:

@@ -37,17 +37,11 @@ from llc.sampling.measure import make_measure
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
-from llc.sampling.placement import (
-    agreed,
-    choose_devices,
-    place_keys,
-    place_posterior,
-    to_host,
-)
+from llc.sampling.placement import agreed, choose_devices, place_keys, place_posterior, to_host
 from llc.sampling.programs import Programs
 from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
-from llc.sampling.standing import Interrupted, held_back
+from llc.sampling.standing import Interrupted, NotStored, held_back
 from llc.sampling.validation import check_key, ready_to_sample
 from llc.sampling.windows import Windows, check_stream
 
@@ -223,14 +217,18 @@ class Chains:
         except KeyboardInterrupt:
             if self._keeper is None:
                 raise Interrupted(self._partial) from None
-            self._keep()
+            try:
+                self._keep()
+            except NotStored as error:
+                raise Interrupted(self._partial, f"; {error.strerror or error}") from None
             there = f"{self.done} of {end} draws of every chain (warm-up included) are in {self._keeper.run.store}"
             raise Interrupted(self._partial, f"; {there}: the same call goes on from there") from None
 
     def _keep(self) -> None:
         """Writes what was drawn since the last checkpoint, and where the chains stand."""
         if self._keeper is not None and self.done > self._keeper.stored:
-            self._keeper.keep(self._standing, self._tree(self._standing.recorder.since(self._keeper.stored)))
+            with NotStored.told(self._partial):
+                self._keeper.keep(self._standing, self._tree(self._standing.recorder.since(self._keeper.stored)))
 
     def _advance(self, count: int) -> None:
         """`count` more draws of every chain, all or none."""
@@ -259,14 +257,18 @@ class Chains:
         Raises:
             ValueError: if there are none after the warm-up.
         """
+        tree = self._measured_tree()
+        if self._keeper is not None:
+            self._keep()
+            with NotStored.told(lambda: tree):
+                self._keeper.run.replace_head(tree, self.rounding.squares, self._measured)
+        return tree
+
+    def _measured_tree(self) -> xr.DataTree:
         if self._measured != self.done:
             self.rounding.add(self.positions, self._standing.recorder.last_deltas)
             self._measured = self.done
-        tree = self.so_far()
-        if self._keeper is not None:
-            self._keep()
-            self._keeper.run.replace_head(tree, self.rounding.squares, self._measured)
-        return tree
+        return self.so_far()
 
     def so_far(self) -> xr.DataTree:
         """As `tree`, without measuring what rounding does to the last draws.
@@ -293,4 +295,4 @@ class Chains:
         return self._description.tree(recorder, num_draws=self.done - self.warmup)
 
     def _partial(self) -> xr.DataTree | None:
-        return self.tree() if self.done > self.warmup else None
+        return self._measured_tree() if self.done > self.warmup else None

@@ -81,7 +81,8 @@ def sample(
     Raises:
         ValueError: if a setting is out of range or does not fit the sampler, naming the setting; if the store is of a
             run with other settings, naming those, or another process writes to it.
-        OSError: if the store can't be written; what was written before stays.
+        OSError: if the store can't be written; what was written before stays, and its `partial` is the DataTree of
+            the draws so far.
         Interrupted: on Ctrl-C (and SIGTERM with a store), a KeyboardInterrupt whose `partial` is the DataTree of the
             draws so far.
     """

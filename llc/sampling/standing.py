@@ -48,6 +48,28 @@ def held_back() -> Iterator[None]:
         handlers[number](number, frame)
 
 
+class NotStored(OSError):
+    """The store could not be written to. What it held before is whole, and `partial` has the draws so far."""
+
+    def __init__(self, error: OSError, draws_so_far: Callable[[], xr.DataTree | None]) -> None:
+        super().__init__(*error.args[:2])
+        self._draws_so_far = draws_so_far
+
+    @classmethod
+    @contextlib.contextmanager
+    def told(cls, draws_so_far: Callable[[], xr.DataTree | None]) -> Iterator[None]:
+        """Errors of writing to the store come with the draws so far."""
+        try:
+            yield
+        except OSError as error:
+            raise cls(error, draws_so_far) from error
+
+    @property
+    def partial(self) -> xr.DataTree | None:
+        """The draws so far, as of `llc.sample`; None if all of them are of the warm-up."""
+        return self._draws_so_far()
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C while chains ran. They are whole, and can go on from the last segment that ended."""
 

@@ -6,6 +6,7 @@
 `sweep.json` has the settings. A rerun with the same ones skips what is there; with others it is refused.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -21,7 +22,7 @@ import xarray as xr
 from llc.analysis import files, validation, writing
 from llc.analysis.paths import expand
 from llc.analysis.text import printable
-from llc.analysis.writing import write_whole
+from llc.analysis.writing import read_whole, write_whole
 
 _SETTINGS, _TABLE = "sweep.json", "summary"
 RESERVED = (_TABLE,)  # names that no item may have
@@ -54,15 +55,20 @@ class Store:
         """What was written by `put_settings`; None in a new folder.
 
         Raises:
-            ValueError: if it is damaged.
+            ValueError: if it is damaged, or can't be read.
         """
         file = self.path / _SETTINGS
         if not file.exists():
             return None
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(read_whole(file))
             return {"settings": dict(found["settings"]), "plan": dict(found["plan"])}
-        except (ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ValueError(
+                f"{file} needs to be what a sweep writes, but it can't be read: {error.strerror or error}; restore it, "
+                f"or remove {self.path}."
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{file} needs to be what a sweep writes, but is damaged; remove {self.path}.") from error
 
     def put_settings(self, settings: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
@@ -76,6 +82,9 @@ class Store:
         target = self._target(name)
         if not target.exists():
             return None
+        if not (target.is_dir() if self.is_zarr else target.is_file()):
+            kind = "a folder" if self.is_zarr else "a file"
+            raise ValueError(f"{target} needs to be {kind} of this sweep, but it is something else; remove it.")
         try:
             if not self.is_zarr:
                 return files.load(target)
@@ -88,7 +97,25 @@ class Store:
             return None
 
     def put(self, name: str, draws: xr.DataTree) -> None:
-        """Writes the draws of a finished item, whole or not at all."""
+        """Writes the draws of a finished item, whole or not at all.
+
+        Raises:
+            OSError: if they can't be written; the message says where they are instead.
+        """
+        try:
+            self._put(name, draws)
+        except OSError as error:
+            try:
+                there = f"the draws of {name} are in {files.save_elsewhere(draws, f'{name}.nc')}"
+            except OSError as second:
+                there = f"the draws of {name} are lost: {second.strerror or second}"
+            text = (
+                f"{self._target(name)} can't be written: {error.strerror or error}; {there}. The items before are "
+                "whole: free space or rights there, and repeat the call to go on with the others."
+            )
+            raise OSError(error.errno or errno.EIO, text) from error
+
+    def _put(self, name: str, draws: xr.DataTree) -> None:
         if not self.is_zarr:
             files.save(draws, self._target(name))
             return

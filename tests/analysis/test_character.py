@@ -14,6 +14,7 @@ import llc
 from llc.analysis.character import character_of
 from llc.analysis.estimators import energy_variance, mean_energy
 from llc.analysis.verdict import Findings, judge
+from tests.support.runs import with_energies
 
 NBETA, CHAINS, DRAWS = 100.0, 4, 500
 
@@ -147,7 +148,7 @@ def test_the_character_of_a_run(draws, quad, name):
 
 def test_nothing_is_told_of_an_energy_that_is_not_above_zero():
     draws = quadratic(CURVED, 1.0)
-    draws["posterior"] = draws["posterior"].dataset.assign(llc=draws["posterior"]["llc"] - 10.0)
+    draws = with_energies(draws, draws["posterior"]["llc"] - 10.0)
     assert character(draws) is None
     assert llc.report(draws).character is None
 

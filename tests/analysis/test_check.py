@@ -12,6 +12,7 @@ import pytest
 import llc
 from tests.analysis.test_character import WEAK, quadratic, saturating
 from tests.support.models import deep_linear
+from tests.support.runs import with_energies
 
 
 @functools.cache
@@ -80,8 +81,7 @@ def _other_gradient():
 
 def _shift(draws, amount):
     """Draws as they are when L(w*) is wrong by `amount` / nβ, from draw to draw if it is an array."""
-    draws["posterior"] = draws["posterior"].dataset.assign(llc=draws["posterior"]["llc"] + amount)
-    return draws
+    return with_energies(draws, draws["posterior"]["llc"] + amount)
 
 
 def _moved():
@@ -113,8 +113,7 @@ def _dead_chain():
     draws = _good()
     llc_values = draws["posterior"]["llc"].copy()
     llc_values[2, 100:] = np.nan
-    draws["posterior"] = draws["posterior"].dataset.assign(llc=llc_values)
-    return draws
+    return with_energies(draws, llc_values)
 
 
 def _with_constant(name, value):
@@ -156,8 +155,7 @@ def _two_temperatures():
     draws = _good()
     values = draws["posterior"]["llc"].copy()
     values[:] = np.random.default_rng(0).choice([0.5, 11.5], size=values.shape)
-    draws["posterior"] = draws["posterior"].dataset.assign(llc=values)
-    return draws
+    return with_energies(draws, values)
 
 
 def _with_kinks(share):

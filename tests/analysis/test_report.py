@@ -14,6 +14,7 @@ import llc.analysis
 from llc.analysis.series import plus_minus
 from tests.analysis.test_check import _good, _report, _shift
 from tests.analysis.test_estimators import make_draws
+from tests.support.runs import with_energies
 
 
 def test_numbers_of_a_report():
@@ -62,7 +63,7 @@ def test_verdicts_outside_of_the_bounds():
 
 def test_json_is_strict_and_complete():
     draws = _good()
-    draws["posterior"] = draws["posterior"].dataset.assign(llc=draws["posterior"]["llc"] * np.nan)
+    draws = with_energies(draws, draws["posterior"]["llc"] * np.nan)
     for report in (_report(_good()), _report(draws)):
         fields = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
         assert fields["verdict"] == report.verdict

@@ -1,5 +1,6 @@
 """Stores of runs: what is whole is read, what is damaged is found, and one process writes at a time."""
 
+import functools
 import json
 import os
 import resource
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -145,6 +147,41 @@ def test_a_damaged_manifest_is_named(tmp_path, write):
         llc.load(path)
 
 
+OTHER_THINGS = {
+    "a folder": lambda path: path.mkdir(),
+    "a link to nothing": lambda path: path.symlink_to("no/thing"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/null"),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_THINGS)
+def test_another_thing_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path, other, write):
+    path = tmp_path / "run.zarr"
+    write(path)
+    manifest, lock = path / "run" / "manifest.json", path / "lock"
+    for file in (manifest, lock):
+        file.unlink()
+        OTHER_THINGS[other](file)
+    for action in (lambda: llc.load(path), lambda: Store(path).run().open(SETTINGS)):
+        with pytest.raises(DamagedStore, match=r"manifest\.json"):
+            action()
+    with pytest.raises(OSError, match=r"run\.zarr can't be written.*lock"):
+        Store(path).__enter__()
+
+
+@pytest.mark.parametrize("other", ["a folder", "a pipe"])
+def test_another_thing_in_the_place_of_a_part_is_damage(tmp_path, other, write):
+    path = tmp_path / "run.zarr"
+    write(path)
+    head = parts(path, "head")[-1]
+    head.unlink()
+    OTHER_THINGS[other](head)
+    with pytest.warns(UserWarning, match="20 of 30 draws"):
+        llc.load(path)
+
+
 @pytest.mark.parametrize(
     ("before", "after"), [('"asked": 30', '"asked": 31'), ('"done": 30', '"done": 20'), ('"checksum"', '"checksun"')]
 )
@@ -276,3 +313,18 @@ def test_the_manifest_is_read_as_written(tmp_path, write):
     assert manifest.settings == SETTINGS
     assert manifest.asked == 30
     assert replace(manifest).up_to(20).done == 20
+
+
+def test_a_store_that_is_full_leaves_the_draws_in_the_error(tmp_path):
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 2, np.zeros((), np.float32), np.ones(20), gamma=1.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    lengths = {"num_chains": 2, "num_warmup": 5, "num_draws": 20, "progress": False}
+    run = functools.partial(llc.sample, jax.random.key(0), posterior, llc.SGLD(0.01), **lengths)
+    whole = run()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))  # as much as a manifest takes
+        with pytest.raises(OSError, match=r"run\.zarr can't be written") as failed:
+            run(store=tmp_path / "run.zarr")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert np.array_equal(failed.value.partial["posterior"]["llc"], whole["posterior"]["llc"])

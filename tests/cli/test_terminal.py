@@ -10,7 +10,7 @@ import time
 import pytest
 
 import llc
-from llc.cli import terminal
+from llc.cli import main, terminal
 from tests.support.files import full_draws
 
 SLOW = """
@@ -70,6 +70,56 @@ def test_a_stop_while_garbage_is_collected_is_not_lost(monkeypatch):
         _drop_and_wait()
     assert stops.received == signal.SIGTERM
     assert dropped == [KeyboardInterrupt]
+
+
+@pytest.mark.parametrize("words", [["--seed", "9" * 20], ["--seed", "-1"], ["--num-draws", "1\n2"], ["--nope\n"]])
+def test_a_wrong_flag_is_two_lines_and_the_status_of_wrong_input(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", "model.py:posterior", "--out", "run.nc", *words])
+    assert stopped.value.code == 3
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_name_with_a_line_break_stays_in_one_line(tmp_path, capsys):
+    (tmp_path / "two\nlines\x1b[2J.nc").write_bytes(b"x")
+    assert main(["report", str(tmp_path / "two\nlines\x1b[2J.nc")]) == 3
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "\x1b" not in told
+
+
+CLOSING = (
+    "sys.stderr.close()",
+    "os.close(2)",
+    "os.close(1); os.close(2)",
+    "sys.stderr = sys.stdout = open('log', 'w')",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closing", CLOSING)
+def test_what_a_model_closes_is_open_again(closing, tmp_path):
+    (tmp_path / "model.py").write_text(f"import os, sys\n{closing}\nraise ValueError('of the model')\n")
+    process = start(["sample", "model.py:posterior", "--out", "run.nc"], tmp_path)
+    told, errors = process.communicate(timeout=100)
+    assert process.returncode == 3
+    assert "of the model" in errors
+    assert not told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--help"], ["sample", "--help"]])
+def test_help_that_can_not_be_written_is_no_success(words, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN.format(words=words)],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -45,6 +45,14 @@ def make_draws(num_chains=4, num_draws=300, num_warmup=60, *, phi=0.8, noise=Non
     return draws
 
 
+def with_energies(draws, energies):
+    """`draws` as they are with other energies (chain, draw), and the losses that belong to them."""
+    constants = draws["constant_data"].dataset
+    losses = constants["init_loss"].item() + energies / constants["nbeta"].item()
+    draws["posterior"] = draws["posterior"].dataset.assign(llc=energies, loss=losses)
+    return draws
+
+
 def kill(draws, chain, start):
     """`draws` with a chain that is NaN from draw `start` on; a negative start is in the warm-up."""
     draws = draws.copy(deep=True)
