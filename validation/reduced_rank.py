@@ -205,7 +205,7 @@ def _draw(axes: Axes, rows: list[Row]) -> None:
     axes.axhline(1, color="k", lw=0.8)
     axes.axhspan(1 - TARGET, 1 + TARGET, color="0.93", zorder=0)
     axes.set_xticks(range(len(rows)), [f"{row['hidden']}, {row['rank']}" for row in rows])
-    axes.set_xlabel("H, r₀ (bars: bracket of the rank, and of higher_bounds)")
+    axes.set_xlabel("H, r₀ (light bars: bracket of the rank; dark: of higher_bounds, unless it is one number)")
     axes.set_ylabel("λ_corr / λ (± 2 se)")
 
 
