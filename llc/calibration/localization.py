@@ -10,7 +10,7 @@ quadratic part. In d dimensions its flat directions carry it √(d/γ) away from
 than w* is from zero: the loss there is at chance, and λ̂ says nothing of w*. γ is the weakest localization with κ ≤ 2
 at which the mean loss is at most a quarter of the way from L(w*) to the loss at zero: one that flattens out, as that of
 a saturated network, has κ < 1 where nothing is left of what was learnt. A posterior avoids high losses, so that κ is an
-upper estimate of λ̂ / λ_quad.
+upper estimate of λ̂ / λ_quad, and its mean loss is taken to be that of the quadratic where κ > 1.
 
 All κ of a search are of the same points, scaled, and of the same rows, so that κ(γ) is smooth and κ = 2 can be solved
 for. What is left is the noise of the points, which other keys show (validation/checkpoints.py).
@@ -62,7 +62,7 @@ class Localization(NamedTuple):
         profile: the (γ, κ) that were tried, strongest first.
         weaker: a weaker γ, at which the Gaussian's mean loss is a tenth of the way from L(w*) to the loss at zero, so
             that its points lie in the basin, quadratic or not; nan if there is none.
-        share: of the way from L(w*) to the loss at zero, of the mean loss there; nan where that is no higher.
+        share: of the way from L(w*) to the loss at zero, of the posterior's mean loss; nan where that is no higher.
         item: of a sweep, at whose w* it was found; empty for that of the posterior itself.
     """
 
@@ -125,7 +125,7 @@ def choose_localization(
 
 
 class _Tried(NamedTuple):
-    """A γ, κ there, and how far the mean loss is on the way to the loss at zero; nan where that is no higher."""
+    """A γ, κ there, and how far the posterior's mean loss is on the way to that at zero, as of `Localization`."""
 
     gamma: float
     anharmonicity: float
@@ -134,8 +134,12 @@ class _Tried(NamedTuple):
     @property
     def strain(self) -> float:
         """At most 1 where the Gaussian lies where the loss is quadratic, and below chance."""
-        of_share = 0.0 if math.isnan(self.share) else self.share / _MAX_SHARE
-        return max(self.anharmonicity / MAX_ANHARMONICITY, of_share)
+        return float(np.fmax(self.anharmonicity / MAX_ANHARMONICITY, self.share / _MAX_SHARE))
+
+    @property
+    def gaussian_share(self) -> float:
+        """The same of the Gaussian's mean loss."""
+        return max(self.anharmonicity, 1.0) * self.share
 
     @property
     def is_local(self) -> bool:
@@ -151,7 +155,7 @@ def _to_zero(posterior: LocalPosterior) -> float:
 
 def _nearest(tried: list[_Tried]) -> _Tried:
     """The one of least κ of a loss that is quadratic nowhere, at most a tenth of the way to the loss at zero."""
-    near = [one for one in tried if math.isfinite(one.anharmonicity) and not one.share > _OF_CHANCE]
+    near = [one for one in tried if math.isfinite(one.anharmonicity) and not one.gaussian_share > _OF_CHANCE]
     return min(near, key=lambda one: one.anharmonicity) if near else tried[0]
 
 
@@ -231,9 +235,10 @@ class _Probe:
 
     def tried(self, gamma: float, to_zero: float) -> _Tried:
         """κ(γ), inf where a loss is not finite, and the part of the way to the loss at zero."""
-        quad, excess = self.spectrum.quad(gamma / self.nbeta), self.excess(gamma)
-        kappa = self.nbeta * excess / quad if quad > 0 else np.inf
-        return _Tried(gamma, float(kappa) if np.isfinite(kappa) else np.inf, excess / to_zero)
+        quad = self.spectrum.quad(gamma / self.nbeta)
+        kappa = self.nbeta * self.excess(gamma) / quad if quad > 0 else np.inf
+        kappa = float(kappa) if np.isfinite(kappa) else np.inf
+        return _Tried(gamma, kappa, min(kappa, 1.0) * quad / self.nbeta / to_zero)
 
     def excess(self, gamma: float) -> float:
         """Mean of L(w) − L(w*) over the points of γ."""

@@ -118,7 +118,7 @@ def _own(localization: Localization) -> str:
         told = f"its Gaussian mean is {kappa:.2g} times λ_quad"
         return f"set by the length of the run; the loss is about quadratic there ({told})"
     if localization.decided_by_share:
-        told = f"{localization.share:.0%} of the way to the loss at zero"
-        return f"the weakest at which the Gaussian mean of the loss, {kappa:.2g} times λ_quad, is no more than {told}"
+        mean = f"its Gaussian mean is {kappa:.2g} times λ_quad"
+        return f"the weakest at which the mean loss is {localization.share:.0%} of the way to the loss at zero ({mean})"
     beyond = [pair for pair in weaker if _BEYOND * kappa <= pair[1] < math.inf]
     return f"{reason}; at γ = {beyond[0][0]:.3g} it is {beyond[0][1]:.2g} times" if beyond else reason
