@@ -51,6 +51,7 @@ def run_told[W: HasItem, T](
     name: str,
     found: Callable[[T], str],
     progress: bool | None,
+    silent: float = _SILENT,
 ) -> Generator[tuple[str, Outcome[T]]]:
     """The same as `run_all`, with a bar, and a line for each item once all take more than ten seconds.
 
@@ -61,6 +62,7 @@ def run_told[W: HasItem, T](
         name: of the bar.
         found: what came of an item, in words.
         progress: as of `llc.sweep`.
+        silent: seconds before the first line.
     """
     start = time.perf_counter()
     with (
@@ -71,7 +73,7 @@ def run_told[W: HasItem, T](
             yield item, outcome
             bar.update()
             seconds = time.perf_counter() - start
-            if seconds > _SILENT:
+            if seconds > silent:
                 left = len(tasks) - done
                 rest = f", {about(seconds / done * left)} to go" if left else ""
                 said = outcome.failed if outcome.value is None else found(outcome.value)
