@@ -115,7 +115,7 @@ def test_all_of_the_work_keeps_to_the_budget(budget):
 
 @pytest.mark.slow
 def test_a_run_of_many_minutes_relaxes_no_more_often_than_is_needed():
-    """At 10⁹ operations a gradient, a flat direction relaxes between two draws; at 10¹², T εγ is 120."""
+    """At 10⁹ operations a gradient, a flat direction relaxes between two draws; at 10¹², T εγ is 150."""
     posterior = decaying().with_scale(gamma=30.0)
     spectrum = llc.spectrum(posterior, progress=False)
     asked = RequestedLengths(num_chains=2, step_energies=False)
@@ -129,7 +129,7 @@ def test_a_run_of_many_minutes_relaxes_no_more_often_than_is_needed():
     short, long = lengths(1e12), lengths(1e9)
     assert long.thinning == math.ceil(2 / rate), "T εγ = 300"
     assert short.num_draws == long.num_draws
-    assert 120 <= short.num_draws * short.thinning * rate < 120 + short.num_draws * rate
+    assert 150 <= short.num_draws * short.thinning * rate < 150 + short.num_draws * rate
 
 
 def test_a_budget_without_a_draw_is_refused():
