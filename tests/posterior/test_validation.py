@@ -249,6 +249,10 @@ def test_strict_flags_of_jax_do_not_matter(strict):
         draws = llc.sample(
             key, posterior, llc.SGLD(1e-3), num_chains=2, num_warmup=2, num_draws=4, spectrum=spectrum, progress=False
         )
+        controls = llc.influence_controls(posterior, spectrum, {"rows": None})
+        curved = llc.SGLD(1e-3, control_variates=True)
+        llc.sample(key, posterior, curved, num_chains=2, num_warmup=2, num_draws=4, batch_size=5, progress=False)
+    assert set(controls.observables) == {"rows_linear", "rows_stein"}
     hessian = ROWS.astype(np.float64).T @ ROWS.astype(np.float64) / len(ROWS)
     np.testing.assert_allclose(spectrum.largest, np.linalg.eigvalsh(hessian)[-1], rtol=1e-6)
     assert np.isfinite(draws["posterior"]["llc"]).all()
