@@ -112,7 +112,7 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]] | None:
 
 def _from_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.lib.npyio.NpzFile(path, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:  # one array is no context, which raises too
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # a damaged archive raises whatever unpacking stumbles over
         raise ValueError(
