@@ -112,7 +112,10 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]] | None:
 
 def _from_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:  # one array is no context, which raises too
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise TypeError("it is one array without a name; take np.savez")
+        with file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # a damaged archive raises whatever unpacking stumbles over
         raise ValueError(
