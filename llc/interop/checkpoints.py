@@ -6,7 +6,6 @@ pickle runs code when it is opened.
 """
 
 import io
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,12 +112,18 @@ def _reader(path: Path) -> Callable[[Path], dict[str, Any]] | None:
 
 def _from_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise TypeError("it is one array without a name; take np.savez")
+        with file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # a damaged archive raises whatever unpacking stumbles over
         raise ValueError(
-            f"{path} needs to be a .npz file of arrays of numbers, but it can't be read: {error}"
+            f"{path} needs to be a .npz file of arrays of numbers, but it can't be read: {one_line(str(error))}"
         ) from error
+    if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{path} needs arrays only, but what it has as {_listed(others)} is none.")
+    return arrays
 
 
 def _from_safetensors(path: Path) -> dict[str, Any]:

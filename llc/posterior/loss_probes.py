@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from llc.posterior.cures import require_unchanged
 from llc.posterior.loss_parts import (
     different_rows,
     even_parts,
@@ -156,11 +157,16 @@ def check_precision(name: str, nbeta: float | None, init_loss: float) -> None:
 
 
 def _runs(probe: Probe, batch: PyTree, position: PyTree, splits: np.ndarray) -> bool:
-    """Whether the loss and its gradient work in this precision and on so few rows; what needs these says why not."""
+    """Whether the loss and its gradient work in this precision and on so few rows; what needs these says why not.
+
+    Raises:
+        ValueError: if the loss changes a state among its params.
+    """
     try:
         probe.value(position, batch)
         _of_parts(probe, position, batch, splits)
-    except Exception:  # the user's function may raise anything
+    except Exception as error:  # the user's function may raise anything
+        require_unchanged(error)
         return False
     return True
 

@@ -12,29 +12,11 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from llc.posterior.arguments import is_no_number
+from llc.posterior.cures import ANY_SIZE, CURES, NO_AXIS, NO_DROPOUT, first_line
 from llc.posterior.mask import path_name
 from llc.posterior.precision import check_single
 from llc.posterior.tables import fresh_tables
 
-_CURES = {  # by the name of the error, so that its library need not be imported
-    "TraceContextError": (
-        " — the model changes its own state (dropout keys, running averages) while it is evaluated. Call model.eval() "
-        "first, and split it outside of loss_fn: graph, params, rest = nnx.split(model, nnx.Param, …), with "
-        "nnx.merge(graph, params, rest) within."
-    ),
-    "UnexpectedTracerError": (
-        " — it keeps a state from call to call (a key that it splits, an array that it updates). A loss needs to be a "
-        "fixed function of (params, batch): put what is random, or changes, into data."
-    ),
-    "TracerArrayConversionError": " — NumPy can't compute with params or batch; take the functions of jax.numpy.",
-    "TracerBoolConversionError": " — a Python condition can't depend on params or batch; take jnp.where.",
-    "ConcretizationTypeError": " — params and batch have no values yet; take jnp.where, and no float() or int().",
-}
-_NO_DROPOUT = (
-    " — the model asks for random numbers, as dropout does: switch it off (deterministic=True, model.eval(), "
-    "eqx.nn.inference_mode, hk.without_apply_rng)."
-)
-_ANY_SIZE = " — batches are of any size; take it from the batch (len(x), reshape to -1)."
 _SHOWN = 8  # leaves in a message
 _LONG = 300  # characters of another program's message
 _FIRST_ROWS = 64  # on which the shape of the loss is found
@@ -199,7 +181,7 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
     except Exception as error:  # the user's function may raise anything
         raise ValueError(
             f"loss_fn needs to be a function of (params, batch), but on params {_shapes(center)} and a batch "
-            f"{_shapes(probe)} it raises {type(error).__name__}: {_first_line(error)}"
+            f"{_shapes(probe)} it raises {type(error).__name__}: {first_line(error)}"
             f"{_cure(error, loss_fn, center, data)}"
         ) from error
     if out is None or isinstance(out, (tuple, list, dict)):
@@ -235,20 +217,18 @@ def _works(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: Py
     return True
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _cure(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree, data: PyTree) -> str:
     """What to change about a loss that fails on some rows, with a dash before it; empty if that is not known."""
-    if type(error).__name__ in _CURES:
-        return _CURES[type(error).__name__]
+    if type(error).__name__ in CURES:
+        return CURES[type(error).__name__]
     words = f"{type(error).__name__} {error}".lower()
     if "rng" in words or "dropout" in words:
-        return _NO_DROPOUT
+        return NO_DROPOUT
+    if "unbound axis name" in words:
+        return NO_AXIS
     if _works(loss_fn, data, center):
         return " — its arguments are the other way round; take lambda params, batch: loss_fn(batch, params)."
-    return _ANY_SIZE if _works(loss_fn, center, data) else ""
+    return ANY_SIZE if _works(loss_fn, center, data) else ""
 
 
 def fails_in_float64_alone(
@@ -263,9 +243,9 @@ def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center
     """What to raise of a loss that fails in float64 on all the data; what names its cure stays as it is."""
     if isinstance(error, ValueError) and str(error).startswith(("loss_fn needs", "batch needs")):
         return error
-    seen = f"raises {type(error).__name__}: {_first_line(error)[:_LONG]}"
+    seen = f"raises {type(error).__name__}: {first_line(error)[:_LONG]}"
     if isinstance(error, jax.errors.UnexpectedTracerError):
-        return ValueError(f"loss_fn needs to be a fixed function, but it {seen}{_CURES[type(error).__name__]}")
+        return ValueError(f"loss_fn needs to be a fixed function, but it {seen}{CURES[type(error).__name__]}")
     if fails_in_float64_alone(error, loss_fn, center, data):
         return ValueError(
             "loss_fn needs to work in float64 too, in which L(w*) and curvature are computed, but there it "
@@ -273,7 +253,7 @@ def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center
             "counters, as of batch normalization in training mode, is to be left out (its running averages)."
         )
     return ValueError(
-        f"loss_fn needs to work on batches of any size, but on {leading_axis(data)} rows it {seen}{_ANY_SIZE}"
+        f"loss_fn needs to work on batches of any size, but on {leading_axis(data)} rows it {seen}{ANY_SIZE}"
     )
 
 

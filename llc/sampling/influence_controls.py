@@ -25,7 +25,7 @@ from llc.posterior.arguments import require_type
 from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.memory import require_memory
-from llc.posterior.precision import as_float64, float64
+from llc.posterior.precision import as_float64, float64, lenient
 from llc.sampling.observable import Observable, check_rows
 
 _MOST_PARAMS = 2000  # whose Hessian of a single row is a dense matrix with its eigenvalues, row by row
@@ -83,7 +83,8 @@ def influence_controls(posterior: LocalPosterior, spectrum: Spectrum, sets: Mapp
         number = _num_forms(values)
         vectors = np.take_along_axis(vectors, order[:, None, :], axis=2)[:, :, :number].transpose(0, 2, 1)
         scaled = np.concatenate([(gradients @ root)[:, None], vectors], axis=1)  # forms times Σ^½
-        observables |= _observables(posterior, name, scaled @ inverse, scaled @ root)
+        with lenient():
+            observables |= _observables(posterior, name, scaled @ inverse, scaled @ root)
         variables[f"{name}_root"] = ((f"{name}_row", f"{name}_form", "param"), scaled)
         variables[f"{name}_curvature"] = ((f"{name}_row", f"{name}_square"), values[:, :number])
     return InfluenceControls(observables, xr.Dataset(variables))

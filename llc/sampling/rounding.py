@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
-from llc.posterior.precision import as_float64, float64
+from llc.posterior.precision import as_float64, float64, lenient
 from llc.sampling.energies import Evaluation
 from llc.sampling.measure import Measure
 
@@ -53,7 +53,8 @@ class LossRounding:
                 continue
             slope = 0.0
             if evaluation.center_grad is not None:  # the difference was recorded less its slope at w*
-                slope = float(_excess_slope(self.posterior, evaluation, position))
+                with lenient():
+                    slope = float(_excess_slope(self.posterior, evaluation, position))
             with float64():
                 exact = _difference(self.posterior, evaluation, position) - slope
             if math.isfinite(exact):

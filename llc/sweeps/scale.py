@@ -20,6 +20,7 @@ from llc.calibration.pipeline import localization_for
 from llc.calibration.price import Price, affordable_spectrum
 from llc.calibration.run_length import is_overhead_bound
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.precision import lenient
 from llc.sampling.run_lengths import RequestedLengths
 from llc.sweeps.execution import run_told
 from llc.sweeps.items import Item
@@ -64,6 +65,7 @@ class SurveyTask:
     price: Price
 
 
+@lenient()
 def survey(task: SurveyTask) -> Survey:
     """The spectrum of an item, and the γ that it asks for.
 

@@ -18,6 +18,7 @@ from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.price import affordable_spectrum
 from llc.posterior.arguments import require_integer, require_option, require_type
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.precision import lenient
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RequestedLengths
 from llc.sampling.validation import check_key
@@ -132,8 +133,9 @@ def sweep(
     )
     wanted = Wanted(items, reference, calibration, sampler, nbeta, gamma, asked)
     store = None if out is None else Store(out)
-    tasks = _tasks(key, wanted, store, executor, progress=progress)
-    return _collected(tasks, wanted, store, executor, progress=progress)
+    with lenient():
+        tasks = _tasks(key, wanted, store, executor, progress=progress)
+        return _collected(tasks, wanted, store, executor, progress=progress)
 
 
 def _tasks(

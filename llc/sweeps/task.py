@@ -20,6 +20,7 @@ from llc.calibration.further_runs import half_step_draws
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import affordable_spectrum
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.precision import lenient
 from llc.posterior.whole import loss_at_center
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
@@ -74,6 +75,7 @@ class Task:
     spectrum: Spectrum | None = None
 
 
+@lenient()
 def run_task(task: Task) -> xr.DataTree:
     """The draws of an item, with its spectrum among them.
 

@@ -1,6 +1,8 @@
 """Params from files of each kind, and what is refused: nothing is unpickled, and a wrong leaf is named."""
 
+import contextlib
 import pickle
+import zipfile
 
 import equinox as eqx
 import jax
@@ -167,6 +169,31 @@ def test_what_is_no_checkpoint_is_refused_by_name(name, tmp_path):
         (tmp_path / name).write_bytes(b"some text")
     with pytest.raises(ValueError, match=name):
         llc.load_params(tmp_path / name, {"w": np.zeros(2)})
+
+
+def test_a_damaged_archive_is_refused_by_name(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", w=np.random.default_rng(0).normal(size=500))
+    whole, rng, refused = (tmp_path / "whole.npz").read_bytes(), np.random.default_rng(1), 0
+    for start in rng.integers(40, len(whole) - 10, 40):  # past the first header, up to the directory at the end
+        (tmp_path / "a.npz").write_bytes(whole[:start] + rng.bytes(10) + whole[start + 10 :])
+        with contextlib.suppress(ValueError):
+            llc.load_params(tmp_path / "a.npz", {"w": np.zeros(500)})
+            continue
+        refused += 1
+    assert refused >= 30
+    assert llc.load_params(tmp_path / "whole.npz", {"w": np.zeros(500)})["w"].any()
+
+
+@pytest.mark.parametrize("content", ["an array", "text in an archive"])
+def test_an_archive_of_no_arrays_is_refused_by_name(content, tmp_path):
+    with (tmp_path / "a.npz").open("wb") as file:
+        if content == "an array":
+            np.save(file, np.zeros(2))
+        else:
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("w.npy", "text")
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        llc.load_params(tmp_path / "a.npz", {"w": np.zeros(())})
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):

@@ -1,6 +1,7 @@
 """Losses that are not what they seem: what is refused, and honest ones that are not."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import types
@@ -787,6 +788,18 @@ def test_a_forgotten_eval_of_an_nnx_model_is_named():
     model.eval()
     graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...)
     LocalPosterior(merged, params, DATA, gamma=1.0)
+
+
+def test_running_averages_that_a_loss_changes_are_refused_among_params_too():
+    for training in (True, False):
+        model = flax.nnx.BatchNorm(4, rngs=flax.nnx.Rngs(0), use_running_average=not training)
+        graph, state = flax.nnx.split(model)
+
+        def loss_fn(state, batch, graph=graph):
+            return jnp.mean(flax.nnx.merge(graph, state)(batch["x"]) ** 2, axis=-1)
+
+        with pytest.raises(ValueError, match="loss_fn needs") if training else contextlib.nullcontext():
+            LocalPosterior(loss_fn, state, DATA, gamma=1.0, mask=["scale", "bias"])
 
 
 def test_the_rows_of_a_probe_differ():

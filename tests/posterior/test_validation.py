@@ -80,6 +80,14 @@ class Dropping(flax.linen.Module):
         return flax.linen.Dropout(0.5, deterministic=False)(x)
 
 
+AVERAGES = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+
+def normalized(w, batch, state):
+    model = flax.linen.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
+    return jnp.mean(model.apply(state, batch) @ w)
+
+
 WRONG_LOSSES = {
     "a tuple": (lambda w, batch: (jnp.mean(squares(w, batch)), {}), "got a tuple.*auxiliary"),
     "with its gradient": (jax.value_and_grad(lambda w, batch: jnp.mean(squares(w, batch))), "no value_and_grad"),
@@ -92,6 +100,9 @@ WRONG_LOSSES = {
     "a condition": (lambda w, batch: jnp.mean(squares(w, batch)) if w[0] > 0 else 0.0, r"jnp\.where"),
     "a float of params": (lambda w, batch: float(w[0]) * squares(w, batch), r"jnp\.where"),
     "random numbers": (lambda w, batch: squares(w, Dropping().apply({}, batch)), r"deterministic=True"),
+    "averages that change": (lambda w, batch: normalized(w, batch, {"batch_stats": AVERAGES}), "use_running_average"),
+    "no averages": (lambda w, batch: flax.linen.Dense(1).apply({}, batch)[:, 0], "collections"),
+    "a named axis": (lambda w, batch: jnp.mean(jax.lax.pmean(batch @ w, "batch")), "running averages"),
 }
 
 
@@ -249,6 +260,10 @@ def test_strict_flags_of_jax_do_not_matter(strict):
         draws = llc.sample(
             key, posterior, llc.SGLD(1e-3), num_chains=2, num_warmup=2, num_draws=4, spectrum=spectrum, progress=False
         )
+        controls = llc.influence_controls(posterior, spectrum, {"rows": None})
+        curved = llc.SGLD(1e-3, control_variates=True)
+        llc.sample(key, posterior, curved, num_chains=2, num_warmup=2, num_draws=4, batch_size=5, progress=False)
+    assert set(controls.observables) == {"rows_linear", "rows_stein"}
     hessian = ROWS.astype(np.float64).T @ ROWS.astype(np.float64) / len(ROWS)
     np.testing.assert_allclose(spectrum.largest, np.linalg.eigvalsh(hessian)[-1], rtol=1e-6)
     assert np.isfinite(draws["posterior"]["llc"]).all()

@@ -115,6 +115,14 @@ def test_more_items_compile_nothing_more():
 
 
 @pytest.mark.slow
+def test_strict_flags_of_jax_do_not_matter():
+    run.posterior()
+    with jax.transfer_guard("disallow"), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        strict = swept()
+    assert strict["llc"].to_numpy().tolist() == result()["llc"].to_numpy().tolist()
+
+
+@pytest.mark.slow
 def test_a_failed_item_is_named_and_sinks_nothing(tmp_path):
     checkpoints = run.checkpoints() | {"step_5": {"first": np.zeros((3, 2), np.float32)}}
     checkpoints = {name: checkpoints[name] for name in ("step_0", "step_5", "step_10", "step_20")}

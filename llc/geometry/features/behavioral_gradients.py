@@ -32,6 +32,7 @@ from llc.geometry.curvature.operators import (
 from llc.geometry.features.kernels import output_gradients
 from llc.posterior.arguments import require_callable
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import float64
 from llc.posterior.validation import check_data, check_finite
 
@@ -199,6 +200,7 @@ def behavioral_gradients(
         raise ValueError("inputs needs arrays with a leading axis of n inputs, got None.")
     check_data(inputs, "inputs")
     check_finite(eqx.filter(inputs, eqx.is_inexact_array), "inputs")
+    params, inputs = on_common_devices(params, inputs)
     with float64():
         # The posterior serves for its params and mask only: there is no loss, and the inputs are given below.
         posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask, predict_fn=predict_fn)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, PyTree
 
 from llc.posterior.arguments import require_callable, require_number
 from llc.posterior.mask import path_name
+from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import as_float64, float64
 from llc.posterior.validation import check_center, check_data, check_finite
 
@@ -83,6 +84,7 @@ def layer_information(
     for name, tree in (("inputs", inputs), ("params", params)):
         check_finite(eqx.filter(tree, eqx.is_inexact_array), name)
     n = shapes[0][0]
+    params, inputs = on_common_devices(params, inputs)
     with float64():
         try:
             layers = jax.device_get(eqx.filter_jit(activations_fn)(as_float64(params), as_float64(inputs)))

@@ -291,3 +291,14 @@ def test_wrong_models():
     with pytest.raises(ValueError, match=r"needs 4\.5 GiB, got a limit of 4 GiB"):
         _ = wide.matrix
     np.testing.assert_allclose(wide.transpose_product(np.ones(30_000)), 30_000.0)
+
+
+def test_inputs_on_another_mesh_give_the_same_gradients():
+    params, inputs = np.array([1.0, -2.0], np.float32), np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]], np.float32)
+    mesh, replicated = jax.make_mesh((1,), ("rows",)), jax.sharding.PartitionSpec()
+    placed = jax.device_put((params, inputs), jax.sharding.NamedSharding(mesh, replicated))
+    for pair in ((params, inputs), placed, (placed[0], inputs), (params, placed[1])):
+        found = behavioral_gradients(lambda w, x: x @ w, *pair)
+        np.testing.assert_allclose(found.matrix, inputs.T, rtol=1e-12)
+        [layer] = llc.layer_information(lambda w, x: [x @ w], *pair)
+        assert layer.num_states == 3
