@@ -9,7 +9,7 @@ import importlib
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llc.analysis.text import one_line
 from llc.cli import sweeps, terminal
@@ -89,9 +89,11 @@ def _trace(error: BaseException) -> str:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are two lines, and end with the status of wrong input: argparse's own, 2, is a verdict."""
 
-    def print_help(self, file: object = None) -> None:
+    def print_help(self, file: Any = None) -> None:
+        """Help that can't be written is an error, as argparse would not say; to another file it goes as ever."""
         if file is not None:
-            raise NotImplementedError("help goes to standard output")
+            super().print_help(file)
+            return
         try:
             terminal.say(self.format_help().rstrip())
         except OSError as error:
