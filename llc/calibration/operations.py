@@ -15,6 +15,7 @@ from jax.extend.core import Jaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.loss import in_loops
 from llc.posterior.programs import inner_programs
 
 _ROWS = 256  # whose gradient is counted; with few rows the parameters would be most of the bytes
@@ -32,7 +33,8 @@ def gradient_operations(posterior: LocalPosterior) -> float:
     few = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), canonicalize_dtype(x.dtype)), posterior.data
     )
-    return _operations(jax.jit(gradient).trace(posterior.position, few)) * posterior.num_data / num_rows
+    traced = jax.jit(in_loops(posterior.loss_fn, gradient)).trace(posterior.position, few)
+    return _operations(traced) * posterior.num_data / num_rows
 
 
 def _operations(traced: jax.stages.Traced) -> float:

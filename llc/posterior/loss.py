@@ -23,7 +23,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, PyTree
 
-from llc.posterior.convolutions import CONVOLUTION, by_products
+from llc.posterior.convolutions import CONVOLUTION, by_products, channels_last
 from llc.posterior.loss_parts import is_another_program
 from llc.posterior.programs import inner_programs, primitives
 from llc.posterior.rows import num_rows
@@ -82,8 +82,7 @@ class Loss:
         with _PROGRAM(self.fingerprint), fresh_tables(self.fn, params), warnings.catch_warnings():
             # A float64 table is float32 here without a word, as it would be in a loss of its own.
             warnings.filterwarnings("ignore", message="Explicitly requested dtype")
-            products = self.convolves and jax.default_backend() == "cpu"
-            return (by_products(self.fn) if products else self.fn)(params, batch)
+            return (by_products(self.fn) if has_slow_convolutions(self) else self.fn)(params, batch)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Loss) or self.fingerprint != other.fingerprint:
@@ -97,6 +96,16 @@ class Loss:
 
     def __repr__(self) -> str:
         return f"Loss({self.fn!r})"
+
+
+def has_slow_convolutions(loss_fn: Callable[[PyTree, PyTree], PyTree]) -> bool:
+    """Whether a `Loss`, or what wraps one, has convolutions that are slow in a loop (convolutions.py)."""
+    return bool(getattr(loss_fn, "convolves", False)) and jax.default_backend() == "cpu"
+
+
+def in_loops(loss_fn: Callable[[PyTree, PyTree], Array], fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`fn`, which evaluates `loss_fn` or its derivatives and is not differentiated again, as it is fast in a loop."""
+    return channels_last(fn) if has_slow_convolutions(loss_fn) else fn
 
 
 def _identity(fn: Callable[[PyTree, PyTree], PyTree]) -> object:

@@ -87,6 +87,11 @@ class InFloat32:
         """As of `loss.Loss`."""
         return getattr(self.fn, "no_gradient", None)
 
+    @property
+    def convolves(self) -> bool:
+        """As of `loss.Loss`."""
+        return getattr(self.fn, "convolves", False)
+
     def __call__(self, params: PyTree, batch: PyTree) -> Array:
         """What the function gives on float32."""
         return self.fn(*jax.tree.map(_at_most_float32, (params, batch)))

@@ -64,14 +64,15 @@ class Rows(eqx.Module):
         carry, out = fn(carry, self._first())
         return carry, jax.tree.map(lambda x: x[None], out)
 
-    def map(self, fn: Callable[[PyTree], Array]) -> Array:
+    def map[Result](self, fn: Callable[[PyTree], Result]) -> Result:
         """`fn` of every piece and of the rest, joined along the leading axis of its results."""
         if self.num_pieces > 1:
-            head = jax.lax.map(fn, self.pieces)
-            head = head.reshape(-1, *head.shape[2:])
+            head = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(fn, self.pieces))
         else:
             head = fn(self._first())
-        return head if self.rest is None else jnp.concatenate([head, fn(self.rest)])
+        if self.rest is None:
+            return head
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), head, fn(self.rest))
 
     def sum(self, fn: Callable[[PyTree], PyTree], zero: PyTree) -> PyTree:
         """Σ `fn` over the pieces and the rest. Two results are in memory, however many pieces there are.

@@ -39,6 +39,11 @@ class Weighted:
         """As of `loss.Loss`."""
         return getattr(self.fn, "no_gradient", None)
 
+    @property
+    def convolves(self) -> bool:
+        """As of `loss.Loss`."""
+        return getattr(self.fn, "convolves", False)
+
     def __call__(self, at: PyTree, batch: PyTree) -> Float[Array, "row"]:
         """Weighted losses of the rows of `batch`."""
         if not isinstance(batch, WeightedRows):

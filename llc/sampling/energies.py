@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.loss import in_loops
 from llc.posterior.rows import Rows, even_length, in_pieces, rows_that_fit, shapes_of
 
 _EVAL_ROWS = 2048  # rows of one evaluation pass; bounds the memory, not the result
@@ -43,21 +44,22 @@ class Evaluation(eqx.Module):
 
     def losses(self, posterior: LocalPosterior, position: PyTree) -> Float[Array, "unit"]:
         """Loss of every unit."""
-        params = posterior.params_at(position)
-        return self.rows.map(lambda batch: jnp.atleast_1d(posterior.loss_fn(params, batch)))
+        return self.rows.map(lambda batch: in_loops(posterior.loss_fn, _losses)(posterior, position, batch))
 
     def losses_and_gradient(self, posterior: LocalPosterior, position: PyTree) -> tuple[Float[Array, "unit"], PyTree]:
         """Loss of every unit, and the gradient of their weighted mean."""
 
-        def of(batch: PyTree) -> tuple[PyTree, Array]:
+        def of(position: PyTree, batch: PyTree) -> tuple[PyTree, Array]:
             def total(z: PyTree) -> tuple[Array, Array]:
-                losses = jnp.atleast_1d(posterior.loss_fn(posterior.params_at(z), batch))
+                losses = _losses(posterior, z, batch)
                 return jnp.sum(losses), losses
 
             return jax.grad(total, has_aux=True)(position)
 
+        of_batch = in_loops(posterior.loss_fn, of)
+
         def add(total: PyTree, piece: PyTree) -> tuple[PyTree, Array]:
-            gradient, losses = of(piece)
+            gradient, losses = of_batch(position, piece)
             return jax.tree.map(jnp.add, total, gradient), losses
 
         total, losses = self.rows.scan(add, jax.tree.map(jnp.zeros_like, position))
@@ -65,7 +67,7 @@ class Evaluation(eqx.Module):
         mean = jax.tree.map(lambda g: jnp.asarray(self.weights[0], g.dtype) * g, total)
         if self.rows.rest is None:
             return losses, mean
-        gradient, last = of(self.rows.rest)
+        gradient, last = of_batch(position, self.rows.rest)
         mean = jax.tree.map(lambda m, g: m + jnp.asarray(self.weights[-1], g.dtype) * g, mean, gradient)
         return jnp.concatenate([losses, last]), mean
 
@@ -74,8 +76,11 @@ class Evaluation(eqx.Module):
     ) -> tuple[Float[Array, "unit"], Float[Array, "direction unit"]]:
         """Loss of every unit, and its derivatives along `directions`, which have a leading axis."""
 
+        def of_batch(position: PyTree, direction: PyTree, batch: PyTree) -> tuple[Array, Array]:
+            return jax.jvp(lambda z: _losses(posterior, z, batch), (position,), (direction,))
+
         def along(direction: PyTree) -> tuple[Array, Array]:
-            return jax.jvp(lambda z: self.losses(posterior, z), (position,), (direction,))
+            return self.rows.map(lambda batch: in_loops(posterior.loss_fn, of_batch)(position, direction, batch))
 
         return jax.vmap(along, out_axes=(None, 0))(directions)
 
@@ -84,6 +89,10 @@ class Evaluation(eqx.Module):
         _, slopes = self.losses_and_slopes(posterior, posterior.position, directions)
         flat = jax.vmap(lambda direction: optax.tree.vdot(self.center_grad, direction))(directions)
         return slopes - jnp.asarray(flat, slopes.dtype)[:, None]
+
+
+def _losses(posterior: LocalPosterior, position: PyTree, batch: PyTree) -> Float[Array, "unit"]:
+    return jnp.atleast_1d(posterior.loss_fn(posterior.params_at(position), batch))
 
 
 def make_evaluation(
@@ -112,6 +121,7 @@ def make_evaluation(
     times = 1.0 if rows is None else _OF_SLOPES
     least = max(int((batch_size or 1) / times), 1)
     program = ("gradient", posterior.loss_fn, shapes_of(posterior.center), shapes_of(posterior.position))
+    gradient = in_loops(posterior.loss_fn, gradient)
     fit = rows_that_fit(gradient, data, most, times=times, least=least, program=program)
     num_pieces = math.ceil(num_rows / fit)
     if rows is not None and not posterior.per_example:

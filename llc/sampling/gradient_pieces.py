@@ -8,6 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.loss import in_loops
 from llc.posterior.memory import require_memory
 from llc.posterior.microbatches import microbatched
 from llc.posterior.rows import alive_bytes, num_rows, rows_that_fit, shapes_of
@@ -73,7 +74,12 @@ def _gradient(posterior: LocalPosterior) -> tuple[Callable[[PyTree], PyTree], Ha
     def gradient(batch: PyTree) -> PyTree:
         return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
 
-    return gradient, ("gradient", posterior.loss_fn, shapes_of(posterior.center), shapes_of(posterior.position))
+    return in_loops(posterior.loss_fn, gradient), (
+        "gradient",
+        posterior.loss_fn,
+        shapes_of(posterior.center),
+        shapes_of(posterior.position),
+    )
 
 
 def _at_once(num_chains: int, method: str) -> int:

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.loss import in_loops
 from llc.sampling.energies import make_evaluation
 
 NO_ACCEPT_STEP = -1.0  # no nan, which jax_debug_nans takes for a mistake
@@ -116,7 +117,8 @@ def center_gradient(posterior: LocalPosterior, batch_size: int | None = None) ->
 
 
 def _loss_gradient(posterior: LocalPosterior, position: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
-    return jax.value_and_grad(lambda z: posterior.loss(posterior.params_at(z), batch))(position)
+    slope = jax.value_and_grad(lambda z, batch: posterior.loss(posterior.params_at(z), batch))
+    return in_loops(posterior.loss_fn, slope)(position, batch)
 
 
 def virial(posterior: LocalPosterior, offset: PyTree, grad: PyTree) -> Float[Array, ""]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from llc.posterior.arguments import require_option
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.loss import has_slow_convolutions
 from llc.posterior.memory import free_memory
 from llc.posterior.placement import is_committed
 from llc.sampling.run_lengths import RunLengths
@@ -20,7 +21,8 @@ from llc.sampling.run_lengths import RunLengths
 CHAIN, DATA = "chain", "data"  # axes of a mesh
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
-# differ little; with an accept step neither is ahead (validation/results/chain_methods.txt).
+# differ little; with an accept step neither is ahead (validation/results/chain_methods.txt). Convolutions of several
+# chains are one in groups, which is slower: 42 ms a step of a residual network with 16 channels against 35.
 _SEQUENTIAL_PARAMS = 20_000
 # Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 11.8 for one chain and
 # 17.5 for four one after the other, whose states wait; side by side 7.5 a chain.
@@ -65,9 +67,8 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
         return chain_method
     if devices > 1 and num_chains % devices == 0 and not is_committed(posterior):
         return "parallel"
-    fastest = (
-        "vectorized" if jax.default_backend() != "cpu" or posterior.num_params <= _SEQUENTIAL_PARAMS else "sequential"
-    )
+    one_by_one = posterior.num_params > _SEQUENTIAL_PARAMS or has_slow_convolutions(posterior.loss_fn)
+    fastest = "sequential" if one_by_one and jax.default_backend() == "cpu" else "vectorized"
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(posterior.position))
     return method_that_fits(fastest, num_bytes, num_chains, _free_memory())
 

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products: the same function with the same derivatives."""
+"""Convolutions in the forms that are fast in a loop: the same function with the same derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import llc
-from llc.posterior.convolutions import CONVOLUTION, by_products
+from llc.posterior.convolutions import CONVOLUTION, by_products, channels_last
 from llc.posterior.precision import float64
-from llc.posterior.programs import uses_primitive
+from llc.posterior.programs import inner_programs, uses_primitive
+from llc.sampling.kernel import potential_gradient
+from llc.sampling.placement import choose_method
 
 OIHW = ("NCHW", "OIHW", "NCHW")
 LAYERS = {
@@ -76,6 +78,71 @@ def test_no_convolution_is_left_in_any_derivative(wrap):
     assert not uses_primitive(CONVOLUTION, jax.grad(by_products(loss)), kernel, x)
 
 
+def forms(fn, *args):
+    """The axes of all convolutions in `fn`."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == CONVOLUTION:
+                yield tuple(equation.params["dimension_numbers"])
+            for part, _ in inner_programs(equation):
+                yield from walk(part)
+
+    return {*walk(jax.make_jaxpr(fn)(*args).jaxpr)}
+
+
+LAST = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_with_channels_last_are_those_of_the_convolution(name):
+    strides, padding, settings = LAYERS[name]
+    settings = {"dimension_numbers": OIHW} | settings
+    x, kernel = (a.astype(jnp.float32) for a in arrays(settings))
+
+    def loss(kernel, x):
+        return jnp.sum(jnp.tanh(jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings) / 4))
+
+    def product(loss):
+        return lambda kernel, x: jax.jvp(lambda k: jax.grad(loss)(k, x), (kernel,), (kernel,))[1]
+
+    for of in (jax.grad, product):
+        found = channels_last(of(by_products(loss)))
+        # At most 10³ terms of order 10, in float32: roundings of 6e-8 each.
+        np.testing.assert_allclose(found(kernel, x), of(loss)(kernel, x), rtol=0, atol=6e-4)
+        assert forms(found, kernel, x) <= {LAST}
+        grouped = "feature_group_count" in settings  # whose derivatives have no fast convolution
+        assert (forms(found, kernel, x) == set()) == grouped
+        assert not forms(of(loss), kernel, x) <= {LAST}
+
+
+def test_convolutions_in_loops_and_checkpoints_of_the_loss_are_found():
+    kernel, x = jnp.full((2, 2, 3, 3), 0.1), jnp.ones((3, 2, 5, 5))
+
+    @jax.checkpoint
+    def layer(h, kernel):
+        return jnp.tanh(jax.lax.conv(h, kernel, (1, 1), "SAME"))
+
+    def loss(kernel, x):
+        return jnp.sum(jax.lax.scan(lambda h, _: (layer(h, kernel), None), x, None, length=3)[0])
+
+    found = channels_last(jax.grad(by_products(loss)))
+    np.testing.assert_allclose(found(kernel, x), jax.grad(loss)(kernel, x), rtol=1e-5)
+    assert forms(found, kernel, x) == {LAST}
+    assert forms(jax.grad(by_products(loss)), kernel, x) == set()
+    assert not forms(jax.grad(loss), kernel, x) <= {LAST}
+    assert uses_primitive("remat2", found, kernel, x) or uses_primitive("checkpoint", found, kernel, x)
+
+
+def test_one_tap_is_a_product_in_both_forms():
+    kernel, x = jnp.ones((4, 2, 1, 1)), jnp.ones((3, 2, 5, 5))
+
+    def loss(kernel, x):
+        return jnp.sum(jax.lax.conv(x, kernel, (1, 1), "SAME") ** 2)
+
+    assert forms(channels_last(jax.grad(by_products(loss))), kernel, x) == set()
+
+
 def test_params_that_are_no_arrays_and_tables_pass_through():
     table = np.arange(4.0, dtype=np.float32).reshape(1, 1, 2, 2)
 
@@ -97,3 +164,20 @@ def test_a_posterior_has_no_convolution_to_compile():
     assert uses_primitive(CONVOLUTION, loss, posterior.position, images)
     assert not uses_primitive(CONVOLUTION, lambda p: posterior.loss(p), posterior.position)
     np.testing.assert_allclose(posterior.loss(posterior.center), loss(posterior.center, images).mean(), rtol=1e-5)
+
+
+def test_the_steps_of_a_sampler_have_channels_last_and_chains_run_one_by_one():
+    images = np.random.default_rng(0).normal(size=(20, 1, 4, 4)).astype(np.float32)
+
+    def loss(kernel, x):
+        return jnp.mean(jnp.square(jax.lax.conv(x, kernel, (1, 1), "VALID")), axis=(1, 2, 3))
+
+    for weights in (None, np.ones(20)):
+        posterior = llc.LocalPosterior(loss, jnp.ones((2, 1, 3, 3)), images, gamma=1.0, weights=weights)
+        step = lambda position: potential_gradient(posterior, position, posterior.data).grad  # noqa: B023, E731
+        assert forms(step, posterior.position) == {LAST}
+        right = jax.grad(posterior.potential)(posterior.position)
+        np.testing.assert_allclose(step(posterior.position), right, rtol=1e-5)
+        assert choose_method("auto", posterior, 4) == "sequential"
+    flat = llc.LocalPosterior(lambda w, x: jnp.mean(jnp.square(x @ w)), jnp.ones(4), images[:, 0, 0], gamma=1.0)
+    assert choose_method("auto", flat, 4) == "vectorized"

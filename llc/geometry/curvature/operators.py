@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PyTree
 
 from llc.geometry.curvature.output_loss import OutputLoss, scaled_output_loss
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.loss import in_loops
 from llc.posterior.precision import as_float64
 from llc.posterior.rows import Rows, even_length, in_pieces, num_rows, rows_that_fit
 from llc.posterior.whole import on_resident_rows
@@ -67,7 +68,8 @@ class CurvatureOperator(_DataOperator):
     def gradient(self) -> Float[Array, "dim"]:
         """∇L(w*), flat."""
         flat, loss_of = self._flat_loss()
-        return self._average(lambda batch: jax.grad(loss_of)(flat, batch))
+        slope = in_loops(self.posterior.loss_fn, jax.grad(loss_of))
+        return self._average(lambda batch: slope(flat, batch))
 
     @abstractmethod
     def product(self, vector: Float[Array, "dim"]) -> Float[Array, "dim"]:
@@ -93,7 +95,11 @@ class HessianOperator(CurvatureOperator):
     def product(self, vector: Float[Array, "dim"]) -> Float[Array, "dim"]:
         """H v, flat. Costs about two gradients."""
         flat, loss_of = self._flat_loss()
-        return self._average(lambda batch: jax.jvp(lambda z: jax.grad(loss_of)(z, batch), (flat,), (vector,))[1])
+
+        def of_batch(flat: Array, vector: Array, batch: PyTree) -> Array:
+            return jax.jvp(lambda z: jax.grad(loss_of)(z, batch), (flat,), (vector,))[1]
+
+        return self._average(lambda batch: in_loops(self.posterior.loss_fn, of_batch)(flat, vector, batch))
 
 
 class GaussNewtonOperator(CurvatureOperator):
