@@ -1,8 +1,8 @@
 """Checks of kind "chains": whether the draws are those of their posterior, whatever w* is and wherever bounds lie."""
 
 import numpy as np
+import scipy.special
 import xarray as xr
-from scipy import stats
 
 from llc.analysis import schema
 from llc.analysis.advice import more_rows, stronger_gamma
@@ -160,7 +160,7 @@ def _drift(draws: xr.DataTree) -> Check:
     z = change.mean() / np.hypot(monte_carlo_error(first), monte_carlo_error(last)) if len(energy) else np.nan
     if len(energy) > 1 and change.std() > 0:
         student = change.mean() / (change.std(ddof=1) / np.sqrt(len(change)))
-        normal = np.sign(student) * stats.norm.isf(stats.t.sf(abs(student), len(change) - 1))
+        normal = np.sign(student) * -scipy.special.ndtri(scipy.special.stdtr(len(change) - 1, -abs(student)))
         z = max(z, normal, key=abs)
     return make_check(
         "drift",

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 import xarray as xr
 from jaxtyping import Float
-from scipy import stats
 
 from llc.analysis import schema, validation
 from llc.analysis.schema import OBSERVABLES, POSTERIOR, constant, variable
@@ -176,7 +176,7 @@ def pooled(
     by_chains = np.sum([off**2 for off in of_chain.values()], axis=0) * (number / (number - 1))
     known = variance > 0
     ratio = float(np.mean(by_chains[known] / variance[known])) if known.any() else 1.0
-    chance = stats.chi2.ppf(_CHANCE, number - 1) / (number - 1)
+    chance = 2 * scipy.special.gammaincinv((number - 1) / 2, _CHANCE) / (number - 1)
     return Pooled(value, np.sqrt(variance * (ratio if ratio > chance else 1.0)), ratio)
 
 

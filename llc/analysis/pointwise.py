@@ -15,9 +15,9 @@ with skewness up to 6): of the 95 % intervals 94–97 % then cover at 100 rows, 
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 import xarray as xr
 from jaxtyping import Float, Int
-from scipy import stats
 
 from llc.analysis import schema
 from llc.analysis.schema import POINTWISE, constant, variable
@@ -97,7 +97,7 @@ def small_sample_factor(num_units: int) -> float:
     """By how much a standard error from so few units is to be widened; inf for fewer than two."""
     if num_units < 2:
         return np.inf
-    return float(stats.t.ppf(_TWO_SIDED, num_units - 1) / stats.norm.ppf(_TWO_SIDED))
+    return float(scipy.special.stdtrit(num_units - 1, _TWO_SIDED) / scipy.special.ndtri(_TWO_SIDED))
 
 
 def subset_factor(values: Float[np.ndarray, "unit"]) -> float:

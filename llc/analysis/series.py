@@ -1,16 +1,23 @@
 """The error of the mean of a series of draws (chain, draw), and how a number is written with its error."""
 
+import functools
+import importlib
 import math
-from typing import cast
+from typing import Any
 
 import numpy as np
-from arviz_stats.base.array import array_stats
 from jaxtyping import Float
 
 from llc.analysis.schema import constant as constant
 from llc.analysis.schema import variable as variable
 
 LEAST_DRAWS = 4  # of a chain, below which ArviZ defines neither ESS nor R-hat
+
+
+@functools.cache
+def array_stats() -> Any:
+    """ArviZ's statistics of arrays, imported when a number needs them, which takes about half a second."""
+    return importlib.import_module("arviz_stats.base.array").array_stats
 
 
 def finite_chains(values: Float[np.ndarray, "chain draw"]) -> np.ndarray:
@@ -23,7 +30,7 @@ def effective_sample_size(values: Float[np.ndarray, "chain draw"]) -> float:
     values = values[finite_chains(values)]
     if values.size == 0 or values.shape[1] < LEAST_DRAWS or np.any(np.ptp(values, axis=1) == 0):
         return 0.0
-    return float(cast("float", array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")))
+    return float(array_stats().ess(values, chain_axis=0, draw_axis=1, method="mean"))
 
 
 def monte_carlo_error(values: Float[np.ndarray, "chain draw"]) -> float:
@@ -42,7 +49,7 @@ def split_rhat(values: Float[np.ndarray, "chain draw"]) -> float:
     if len(values) == 1:  # ArviZ wants two chains: the halves of the one
         half = values.shape[1] // 2
         values = np.stack([values[0, :half], values[0, -half:]])
-    return float(cast("float", array_stats.rhat(values, chain_axis=0, draw_axis=1)))
+    return float(array_stats().rhat(values, chain_axis=0, draw_axis=1))
 
 
 def plus_minus(value: float | None, error: float) -> str:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from arviz_stats.base.array import array_stats
 from jaxtyping import Bool, Float
 
 from llc.analysis import schema
 from llc.analysis.schema import constant, variable
-from llc.analysis.series import effective_sample_size, finite_chains, monte_carlo_error
+from llc.analysis.series import array_stats, effective_sample_size, finite_chains, monte_carlo_error
 from llc.posterior.arguments import require_type
 
 _MAX_TAIL = 0.7  # Vehtari et al., Pareto smoothed importance sampling, 2024, §3.2.3
@@ -112,7 +111,7 @@ def _reweighted(energy: Float[np.ndarray, "chain draw"], ratio: float) -> tuple[
     if ratio != 1:
         r_eff = min(effective_sample_size(energy) / energy.size, 1.0) or 1 / energy.size
         # It takes minus the logarithm of the weights, as one of a likelihood that is left out.
-        log_weights, tail = array_stats.psislw((ratio - 1) * energy.ravel(), r_eff=r_eff)  # pyright: ignore[reportArgumentType]
+        log_weights, tail = array_stats().psislw((ratio - 1) * energy.ravel(), r_eff=r_eff)
         weights = np.exp(log_weights - np.max(log_weights)).reshape(energy.shape)
         weights /= weights.sum()
     value = float(np.sum(weights * energy))

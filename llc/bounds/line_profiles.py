@@ -18,8 +18,8 @@ in log t, so that a power of t is exact.
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy.interpolate import PchipInterpolator
 
 _POINTS = 400  # of the trapezoidal rule in log t: 1e-5 of E for powers up to 8 (measured)
 _INNER = 30.0  # it starts at this part of the first distance, below which K is quadratic
@@ -92,7 +92,9 @@ class _Ratio:
         ratios = values / steps**2
         self._is_positive = bool((ratios > 0).all())
         self._ends = np.log(steps[[0, -1]])
-        self._of = PchipInterpolator(np.log(steps), np.log(ratios) if self._is_positive else ratios)
+        self._of = scipy.interpolate.PchipInterpolator(  # imported here, at its first use
+            np.log(steps), np.log(ratios) if self._is_positive else ratios
+        )
 
     def __call__(self, logs: np.ndarray) -> np.ndarray:
         inside = self._of(np.clip(logs, *self._ends))

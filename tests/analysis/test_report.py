@@ -156,6 +156,17 @@ def test_analysis_loads_no_jax():
         assert done.returncode == loaded, done.stderr
 
 
+@pytest.mark.slow
+def test_what_a_number_needs_later_is_not_loaded_with_the_package():
+    """ArviZ's statistics and SciPy's laws and interpolation take half a second. Negative control: a number has them."""
+    number = "import numpy as np; from llc.analysis.series import split_rhat; split_rhat(np.random.rand(2, 9))"
+    for code, loaded in (("import llc; llc.estimate; llc.sweep", False), (number, True)):
+        names = "{'arviz_stats', 'scipy.stats', 'scipy.interpolate', 'matplotlib'}"
+        code = f"import sys; {code}; sys.exit(bool({names} & {{*sys.modules}}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == loaded, done.stderr
+
+
 def test_draws_without_groups_are_an_error():
     with pytest.raises(ValueError, match=r"they lack \['sample_stats'\]"):
         llc.report(make_draws(np.ones((2, 10))).drop_nodes("sample_stats"))
