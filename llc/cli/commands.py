@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SAMPLERS = {"sgld": "SGLD", "sghmc": "SGHMC", "sgnht": "SGNHT", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
 _STOCHASTIC = ("sgld", "sghmc", "sgnht")
 
+_MOST_STEPS = 2**31 - 1  # of a chain: what a compiled loop counts up to
 _EXIT = {"CONSISTENT": 0, "SCALE_DEPENDENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
 _OF_SAMPLER = {  # flags of some samplers only
     "control_variates": ("sgld",),
@@ -103,6 +104,11 @@ def sample(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.store is None:
         raise ValueError(
             "it needs --out FILE.nc for its draws, or --store FOLDER.zarr to keep them as it goes; give one of them."
+        )
+    if (steps := arguments.num_warmup + arguments.num_draws * arguments.thinning) > _MOST_STEPS:
+        raise ValueError(
+            f"--num-warmup and --num-draws times --thinning need to be at most {_MOST_STEPS} steps together, got "
+            f"{steps}; take fewer."
         )
     outputs.check(out=arguments.out, folder=arguments.store, reads=(inputs.model_file(arguments.posterior),))
     model = inputs.load_model(arguments.posterior)

@@ -18,7 +18,6 @@ from llc.analysis.text import printable
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
 _ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
 _AGAIN = 0.1  # seconds
-_MOST_SEED = 2**32 - 1  # of JAX's keys
 type _Name = Literal["stdout", "stderr"]
 _NUMBERS: dict[_Name, int] = {"stdout": 1, "stderr": 2}  # descriptors
 
@@ -82,13 +81,6 @@ def path(text: str) -> Path:
         return expand(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def seed(text: str) -> int:
-    """The number of a flag; one that is no seed is refused, as two of them may be the same run."""
-    if not text.strip().isdecimal() or int(text) > _MOST_SEED:
-        raise argparse.ArgumentTypeError(f"it needs an integer from 0 to {_MOST_SEED}, got {text!r}")
-    return int(text)
 
 
 def say(text: str, *, kept: object = None) -> None:
