@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import llc
 from llc.cli import inputs, outputs
-from llc.cli.terminal import complain, say
+from llc.cli.terminal import complain, say, under_way
 
 if TYPE_CHECKING:
     import jax
@@ -37,7 +37,9 @@ def demo(arguments: argparse.Namespace) -> int:
     train_key, key = _keys(arguments.seed, 2)
     posterior = llc.demo.digits_posterior(train_key)
     say(f"... {posterior.num_params} parameters, {posterior.num_data} images. Spectrum, then SGLD ...")
-    result = llc.estimate(key, posterior)
+    estimate = llc.estimate  # imported before a stop may be dealt with
+    under_way()
+    result = estimate(key, posterior)
     llc.save(result.draws, arguments.out)
     llc.save_figure(llc.plot_report(result), arguments.figure)
     say(f"\n{result}\n", kept=arguments.out)
@@ -131,6 +133,7 @@ def sample(arguments: argparse.Namespace) -> int:
         store=arguments.store,
         **settings,
     )
+    under_way()
     draws = _drawn(run, arguments, posterior, before)
     path = arguments.store
     if arguments.out is not None:

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = "llc.cli.sweep_commands" if arguments.command in ("sweep", "compare") else "llc.cli.commands"
             return getattr(importlib.import_module(module), arguments.command)(arguments)
         except BaseException as error:  # whatever the model's file raises, its status must be no verdict
+            stops.under_way()
             return _status(error, f"llc {arguments.command}", stops.received)
 
 
