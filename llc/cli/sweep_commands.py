@@ -30,7 +30,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     import jax  # not for llc compare
 
     model = inputs.model_file(arguments.posterior)
-    outputs.check(figure=arguments.figure, reads=(model,))
+    outputs.check(figure=arguments.figure, folder=arguments.out, reads=(model,))
     paths = _found(arguments.checkpoints)
     template = inputs.load_posterior(arguments.posterior)
     name = _SAMPLERS[arguments.sampler]
