@@ -73,7 +73,7 @@ def _check_means(draws: xr.DataTree, source: str, blocks: list[slice] | None) ->
         if not np.isfinite(energy[chain]).all():
             continue
         mean, square = means[block, chain].astype(float), squares[block, chain].astype(float)
-        ulps = (counts[block] + mean.size + _FEW) * _ULP
+        ulps = float(counts[block] + mean.size + _FEW) * _ULP
         if blocks is not None and blocks[block].start < blocks[block].stop:
             expected, got = float(energy[chain, blocks[block]].mean()) / nbeta, float(np.sum(weights * mean))
             if abs(got - expected) > ulps * float(np.sum(weights * np.sqrt(np.maximum(square, mean**2)))) + 1e-30:

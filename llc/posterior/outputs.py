@@ -38,8 +38,9 @@ def checked_predict_fn(
     require_callable("predict_fn", predict_fn, f"a function of (params, {of})", optional=True)
     if predict_fn is None:
         return None
+    size, batch = 0, rows
     for size in sorted({min(size, leading_axis_of(rows)) for size in _ROWS}, reverse=True):
-        batch = jax.tree.map(lambda x, size=size: x[:size] if np.ndim(x) else x, rows)
+        batch = _first(rows, size)
         _check_shape(_called(predict_fn, params, batch, of, abstract=True), size, of)
     found = fixed(predict_fn, params, rows, "predict_fn")
     if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, rows))):
@@ -50,6 +51,10 @@ def checked_predict_fn(
                 "params and data, and a division or logarithm in predict_fn."
             )
     return found
+
+
+def _first(rows: PyTree, size: int) -> PyTree:
+    return jax.tree.map(lambda x: x[:size] if np.ndim(x) else x, rows)
 
 
 def leading_axis_of(rows: PyTree) -> int:

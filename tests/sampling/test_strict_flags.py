@@ -16,8 +16,6 @@ SCRIPT = """
 import sys
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 
-inputs = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
-start = np.zeros(2, np.float32)
 key = jax.random.key(0)
 
 class Model(eqx.Module):
@@ -26,6 +24,10 @@ class Model(eqx.Module):
 
 {flag}
 import llc
+
+dtype = np.float64 if jax.config.jax_enable_x64 else np.float32  # which samplers with an accept step ask for
+inputs = np.random.default_rng(0).normal(size=(60, 2)).astype(dtype)
+start = np.zeros(2, dtype)
 
 KINDS = {{
     "dict": (lambda: {{"w": start}}, lambda p: p["w"]),
