@@ -10,6 +10,7 @@ from llc.analysis.cause import Cause
 from llc.analysis.check import MAX_BIAS, Check, make_check
 from llc.analysis.estimators import Estimate, zero_variance
 from llc.analysis.pointwise import Moments, subset_share
+from llc.analysis.potential_check import potential_check
 from llc.analysis.rounding_checks import rounding_checks
 from llc.analysis.schema import POSTERIOR, SAMPLE_STATS, constant, variable
 from llc.analysis.series import LEAST_DRAWS, finite_chains, monte_carlo_error
@@ -59,6 +60,7 @@ def chain_checks(
         None if spectrum is None else _step_size(draws, spectrum),
         *rounding_checks(draws, mean),
         step_energies_check(draws, moments),
+        potential_check(draws),
     ]
     return tuple(check for check in checks if check is not None)
 

@@ -32,6 +32,7 @@ def check_spectrum(group: xr.DataTree, where: str) -> None:
     if spectrum.half_nodes is not None and spectrum.half_weights is not None:
         pairs["half_nodes and half_weights"] = spectrum.half_nodes, spectrum.half_weights
     wrong = [name for name, (x, w) in pairs.items() if x.shape != w.shape or not _are_numbers(x, w)]
+    wrong += [name for name, (_, w) in pairs.items() if not wrong and (w < 0).any()]
     totals = spectrum.weights.sum(axis=-1)
     wrong += ["weights"] * (not wrong and not np.allclose(totals, spectrum.dim, rtol=1e-3))
     wrong += ["nodes"] * (not spectrum.nodes.size) + ["dim"] * (spectrum.dim < 1)

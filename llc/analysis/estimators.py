@@ -85,7 +85,9 @@ def zero_variance(
     series = np.where(finite[:, None], llc - controls @ fitted, np.nan)
     nbeta = constant(draws, schema.NBETA)
     of_products = _ROUNDING * (abs(llc[finite].mean()) + abs(fitted[0]) * constant(draws, schema.TRACE_CURVED))
-    of_losses = nbeta * np.hypot(subset_stderr(draws, (1.0, *-fitted), moments=moments), loss_rounding(draws))
+    of_losses = nbeta * np.hypot(
+        subset_stderr(draws, (1.0, *map(float, -fitted)), moments=moments), loss_rounding(draws)
+    )
     others = float(np.hypot(of_losses, of_products))
     estimate = of_series("zero variance", series, series.mean(axis=1), stderr=others)
     if coefficients is not None:

@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 import xarray as xr
 
+from llc.analysis.identities import check_identities
 from llc.analysis.schema import (
     CENTER_GRADIENT,
     CENTER_NORM,
@@ -73,7 +74,8 @@ _OF_FINITE_CHAINS = {  # moments of chains whose losses are finite, and whether 
     "paired_second": True,
     "exponential": True,
 }
-_SAME = (INIT_LOSS, NBETA, NUM_DATA, NUM_PARAMS)  # in a run and in those beside it
+# In a run and in those beside it.
+_SAME = (INIT_LOSS, NBETA, NUM_DATA, NUM_PARAMS, CENTER_NORM, REFERENCE_LOSS, PARAMS_ROUNDING)
 _ULPS = 64  # by which an energy may differ from what its loss says: some roundings, of numbers as large as the loss
 
 
@@ -134,6 +136,7 @@ def check_values(draws: xr.DataTree, source: str) -> None:
         _check_energies(draws, source, f"{prefix}{POSTERIOR}")
     if POINTWISE in draws.children and has(draws, POSTERIOR, ENERGY):
         _check_moments(draws, source)
+    check_identities(draws, source)
     for name in (LOCALIZED, HALF_STEP):
         if name in draws.children:
             check_values(cast("xr.DataTree", draws[name]), f"{source}, group {name}")

@@ -39,6 +39,23 @@ def check_writable(*paths: str | Path | None) -> None:
             raise ValueError(f"{path} can't be written: {reason}; give another path.")
 
 
+def check_folder(path: str | Path | None) -> None:
+    """Refuses a folder that can't be made or written to.
+
+    Raises:
+        ValueError: naming the path.
+    """
+    if path is None:
+        return
+    folder = expand(path)
+    # What is there may be a file, which is told as one by whoever reads it.
+    there = next(x for x in (folder, *folder.absolute().parents) if os.path.lexists(x))
+    if there.exists() and not there.is_dir() and there == folder:
+        return
+    if reason := _obstacle(there / "llc"):
+        raise ValueError(f"{path} can't be written: {reason}; give another path.")
+
+
 def same_file(first: str | Path, second: str | Path) -> bool:
     """Whether two paths, links followed, are of one file."""
     return _target(first) == _target(second)

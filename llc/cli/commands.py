@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import llc
 from llc.cli import inputs, outputs
-from llc.cli.terminal import complain, say
+from llc.cli.terminal import complain, say, under_way
 
 if TYPE_CHECKING:
     import jax
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SAMPLERS = {"sgld": "SGLD", "sghmc": "SGHMC", "sgnht": "SGNHT", "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
 _STOCHASTIC = ("sgld", "sghmc", "sgnht")
 
+_MOST_STEPS = 2**31 - 1  # of a chain: what a compiled loop counts up to
 _EXIT = {"CONSISTENT": 0, "SCALE_DEPENDENT": 0, "UNRESOLVED": 1, "BELOW": 2, "ABOVE": 2}
 _OF_SAMPLER = {  # flags of some samplers only
     "control_variates": ("sgld",),
@@ -36,7 +37,9 @@ def demo(arguments: argparse.Namespace) -> int:
     train_key, key = _keys(arguments.seed, 2)
     posterior = llc.demo.digits_posterior(train_key)
     say(f"... {posterior.num_params} parameters, {posterior.num_data} images. Spectrum, then SGLD ...")
-    result = llc.estimate(key, posterior)
+    estimate = llc.estimate  # imported before a stop may be dealt with
+    under_way()
+    result = estimate(key, posterior)
     llc.save(result.draws, arguments.out)
     llc.save_figure(llc.plot_report(result), arguments.figure)
     say(f"\n{result}\n", kept=arguments.out)
@@ -104,6 +107,11 @@ def sample(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "it needs --out FILE.nc for its draws, or --store FOLDER.zarr to keep them as it goes; give one of them."
         )
+    if (steps := arguments.num_warmup + arguments.num_draws * arguments.thinning) > _MOST_STEPS:
+        raise ValueError(
+            f"--num-warmup and --num-draws times --thinning need to be at most {_MOST_STEPS} steps together, got "
+            f"{steps}; take fewer."
+        )
     outputs.check(out=arguments.out, folder=arguments.store, reads=(inputs.model_file(arguments.posterior),))
     model = inputs.load_model(arguments.posterior)
     posterior = model.posterior.with_scale(nbeta=arguments.nbeta, gamma=arguments.gamma)
@@ -125,6 +133,7 @@ def sample(arguments: argparse.Namespace) -> int:
         store=arguments.store,
         **settings,
     )
+    under_way()
     draws = _drawn(run, arguments, posterior, before)
     path = arguments.store
     if arguments.out is not None:

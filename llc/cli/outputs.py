@@ -43,6 +43,7 @@ def check(
         ValueError: naming the path.
     """
     writing.check_writable(out, figure, page)
+    writing.check_folder(folder)
     for path in (path for path in (out, figure, page) if path is not None):
         if folder is not None and writing.same_file(path, folder):
             raise ValueError(f"{path} is given for a file and for a folder; give two paths.")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llc.analysis.text import one_line
-from llc.cli import sweeps, terminal
+from llc.cli import numbers, sweeps, terminal
 from llc.cli.compile_cache import keep_compiled
-from llc.cli.terminal import path, seed
+from llc.cli.terminal import path
 
 _WRONG = 3  # exit status of wrong input
 _PACKAGE = str(Path(__file__).parents[1])
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = "llc.cli.sweep_commands" if arguments.command in ("sweep", "compare") else "llc.cli.commands"
             return getattr(importlib.import_module(module), arguments.command)(arguments)
         except BaseException as error:  # whatever the model's file raises, its status must be no verdict
+            stops.under_way()
             return _status(error, f"llc {arguments.command}", stops.received)
 
 
@@ -145,29 +146,33 @@ def _add(
 
 
 def _demo_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=seed, default=0, help="seed of training and sampling")
+    command.add_argument("--seed", type=numbers.seed, default=0, help="seed of training and sampling")
     command.add_argument("--out", type=path, default=Path("llc-demo.nc"), help="netCDF file for draws and spectrum")
     command.add_argument("--figure", type=path, default=Path("llc-demo.png"), help="PNG file for the dashboard")
 
 
 def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
-    command.add_argument("--nbeta", type=float, help=_NBETA)
-    command.add_argument("--gamma", type=float, help="localization γ; default: the posterior's, or chosen")
-    command.add_argument("--num-chains", type=int, default=4, help="independent chains")
-    command.add_argument("--num-warmup", type=int, help="steps that are discarded; default: chosen")
-    command.add_argument("--num-draws", type=int, help="recorded draws of each chain; default: chosen")
-    command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
-    command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
+    command.add_argument("--nbeta", type=numbers.positive, help=_NBETA)
+    command.add_argument(
+        "--gamma", type=numbers.not_negative, help="localization γ; default: the posterior's, or chosen"
+    )
+    command.add_argument("--num-chains", type=numbers.count, default=4, help="independent chains")
+    command.add_argument("--num-warmup", type=numbers.length, help="steps that are discarded; default: chosen")
+    command.add_argument("--num-draws", type=numbers.count, help="recorded draws of each chain; default: chosen")
+    command.add_argument("--thinning", type=numbers.count, help="steps between draws; default: chosen")
+    command.add_argument("--batch-size", type=numbers.count, help="rows of a minibatch; default: chosen")
     command.add_argument(
         "--step-energies",
         action=argparse.BooleanOptionalAction,
         help="also an energy of every step, from its own minibatch; default: chosen",
     )
     command.add_argument(
-        "--budget", type=int, help="most work of all chains, in gradients over all the data; default: no limit"
+        "--budget",
+        type=numbers.budget,
+        help="most work of all chains, in gradients over all the data; default: no limit",
     )
-    command.add_argument("--seed", type=seed, default=0, help="seed of the pilot runs")
+    command.add_argument("--seed", type=numbers.seed, default=0, help="seed of the pilot runs")
     command.add_argument("--out", type=path, help="netCDF file for the spectrum; llc sample keeps it there")
     command.add_argument("--figure", type=path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
@@ -182,7 +187,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
         "--step-size",
-        type=float,
+        type=numbers.positive,
         help="step size ε; default: from the curvature (sgld, sghmc, sgnht), or adapted in the warm-up",
     )
     command.add_argument(
@@ -195,19 +200,23 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="sgld only")
     command.add_argument(
         "--friction",
-        type=float,
+        type=numbers.positive,
         help="sghmc and sgnht only: friction α; default: critical damping at the largest curvature h_max",
     )
-    command.add_argument("--nbeta", type=float, help=_NBETA)
+    command.add_argument("--nbeta", type=numbers.positive, help=_NBETA)
     command.add_argument(
-        "--gamma", type=float, help="localization γ; default: the posterior's, or from the curvature and the run length"
+        "--gamma",
+        type=numbers.not_negative,
+        help="localization γ; default: the posterior's, or from the curvature and the run length",
     )
-    command.add_argument("--num-chains", type=int, default=4, help="independent chains")
-    command.add_argument("--num-warmup", type=int, default=1000, help="steps that are discarded")
-    command.add_argument("--num-draws", type=int, default=1000, help="recorded draws of each chain")
-    command.add_argument("--thinning", type=int, default=1, help="steps between draws")
-    command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: all data")
-    command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument("--num-chains", type=numbers.count, default=4, help="independent chains")
+    command.add_argument("--num-warmup", type=numbers.length, default=1000, help="steps that are discarded")
+    command.add_argument("--num-draws", type=numbers.count, default=1000, help="recorded draws of each chain")
+    command.add_argument("--thinning", type=numbers.count, default=1, help="steps between draws")
+    command.add_argument("--batch-size", type=numbers.count, help="rows of a minibatch; default: all data")
+    command.add_argument(
+        "--eval-size", type=numbers.count, help="rows on which the loss of a draw is evaluated; default: all"
+    )
     command.add_argument(
         "--step-energies", action="store_true", help="also an energy of every step, from its own minibatch"
     )
@@ -218,7 +227,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
         help="whether chains run as one program, one after the other, or on several devices",
     )
     command.add_argument("--keep-params", action="store_true", help="keep the parameters of every draw")
-    command.add_argument("--seed", type=seed, default=0, help="seed of the run")
+    command.add_argument("--seed", type=numbers.seed, default=0, help="seed of the run")
 
 
 def _bounds_flags(command: argparse.ArgumentParser) -> None:
@@ -233,21 +242,27 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
         help="how the spectrum is computed",
     )
     command.add_argument(
-        "--num-matvecs", type=int, help="Lanczos steps of each probe; default: as many as resolve γ/nβ"
+        "--num-matvecs", type=numbers.count, help="Lanczos steps of each probe; default: as many as resolve γ/nβ"
     )
-    command.add_argument("--num-probes", type=int, default=8, help="random probes of the trace")
-    command.add_argument("--seed", type=seed, default=0, help="seed of the probes")
+    command.add_argument("--num-probes", type=numbers.count, default=8, help="random probes of the trace")
+    command.add_argument("--seed", type=numbers.seed, default=0, help="seed of the probes")
     command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (minutes)")
-    command.add_argument("--memory", type=float, help="most GiB that these take; default: 8, and no more than is free")
-    command.add_argument("--budget", type=int, help="most products of one of their probes; default: no limit")
+    command.add_argument(
+        "--memory", type=numbers.positive, help="most GiB that these take; default: 8, and no more than is free"
+    )
+    command.add_argument(
+        "--budget", type=numbers.budget, help="most products of one of their probes; default: no limit"
+    )
     command.add_argument(
         "--scales",
         action="store_true",
         help="add rank, bracket and orders of directions at every scale (see llc.plot_scales)",
     )
-    command.add_argument("--nbeta", type=float, help=_NBETA)
+    command.add_argument("--nbeta", type=numbers.positive, help=_NBETA)
     command.add_argument(
-        "--gamma", type=float, help="localization γ at which λ_quad is computed; default: the posterior's"
+        "--gamma",
+        type=numbers.not_negative,
+        help="localization γ at which λ_quad is computed; default: the posterior's",
     )
     command.add_argument("--out", type=path, help="netCDF file for the spectrum; its draws are kept")
 
@@ -259,7 +274,7 @@ def _report_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--figures", type=path, help="folder for the figures (PNG)")
     command.add_argument(
         "--reference-loss",
-        type=float,
+        type=numbers.finite,
         metavar="LOSS",
         help="loss of a model that has learnt nothing, in nats per example; default: that of all parameters at zero",
     )

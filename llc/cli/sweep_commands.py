@@ -17,7 +17,7 @@ from llc.analysis.paths import expand
 from llc.analysis.sweep_table import FAILED, ITEM_DIM, table_text
 from llc.analysis.text import printable
 from llc.cli import inputs, outputs
-from llc.cli.terminal import complain, say
+from llc.cli.terminal import complain, say, under_way
 from llc.sweeps.items import in_natural_order
 
 _SAMPLERS = {"sgld": None, "nuts": "NUTS", "hmc": "HMC", "mala": "MALA"}
@@ -30,7 +30,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     import jax  # not for llc compare
 
     model = inputs.model_file(arguments.posterior)
-    outputs.check(figure=arguments.figure, reads=(model,))
+    outputs.check(figure=arguments.figure, folder=arguments.out, reads=(model,))
     paths = _found(arguments.checkpoints)
     template = inputs.load_posterior(arguments.posterior)
     name = _SAMPLERS[arguments.sampler]
@@ -42,8 +42,10 @@ def sweep(arguments: argparse.Namespace) -> int:
         if arguments.workers != 1:
             executor = _pool(arguments.workers, arguments.posterior)
             stack.enter_context(executor)
+        run = llc.sweep  # imported before a stop is dealt with here
+        under_way()
         try:
-            tree = llc.sweep(
+            tree = run(
                 jax.random.key(arguments.seed),
                 template,
                 checkpoints=paths,

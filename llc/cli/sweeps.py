@@ -2,7 +2,8 @@
 
 import argparse
 
-from llc.cli.terminal import path, seed
+from llc.cli import numbers
+from llc.cli.terminal import path
 
 _SAMPLERS = ("sgld", "nuts", "hmc", "mala")
 _STATUS = (
@@ -43,23 +44,27 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
-        "--nbeta", type=float, help="inverse temperature times n; default: the posterior's (n / log n)"
+        "--nbeta", type=numbers.positive, help="inverse temperature times n; default: the posterior's (n / log n)"
     )
-    command.add_argument("--gamma", type=float, help="localization γ of all; default: the posterior's, or chosen")
-    command.add_argument("--num-chains", type=int, default=4, help="independent chains of each checkpoint")
-    command.add_argument("--num-warmup", type=int, help="steps that are discarded; default: chosen")
-    command.add_argument("--num-draws", type=int, help="recorded draws of each chain; default: chosen")
-    command.add_argument("--thinning", type=int, help="steps between draws; default: chosen")
-    command.add_argument("--batch-size", type=int, help="rows of a minibatch; default: chosen")
-    command.add_argument("--eval-size", type=int, help="rows on which the loss of a draw is evaluated; default: all")
+    command.add_argument(
+        "--gamma", type=numbers.not_negative, help="localization γ of all; default: the posterior's, or chosen"
+    )
+    command.add_argument("--num-chains", type=numbers.count, default=4, help="independent chains of each checkpoint")
+    command.add_argument("--num-warmup", type=numbers.length, help="steps that are discarded; default: chosen")
+    command.add_argument("--num-draws", type=numbers.count, help="recorded draws of each chain; default: chosen")
+    command.add_argument("--thinning", type=numbers.count, help="steps between draws; default: chosen")
+    command.add_argument("--batch-size", type=numbers.count, help="rows of a minibatch; default: chosen")
+    command.add_argument(
+        "--eval-size", type=numbers.count, help="rows on which the loss of a draw is evaluated; default: all"
+    )
     command.add_argument(
         "--step-energies",
         action=argparse.BooleanOptionalAction,
         help="also an energy of every step, from its own minibatch; default: chosen",
     )
-    command.add_argument("--budget", type=int, help="most gradients over all the data, of each checkpoint")
-    command.add_argument("--seed", type=seed, default=0, help="seed of all runs")
-    command.add_argument("--workers", type=int, default=1, help="processes that share the checkpoints")
+    command.add_argument("--budget", type=numbers.budget, help="most gradients over all the data, of each checkpoint")
+    command.add_argument("--seed", type=numbers.seed, default=0, help="seed of all runs")
+    command.add_argument("--workers", type=numbers.count, default=1, help="processes that share the checkpoints")
     command.add_argument("--figure", type=path, help="PNG file: λ̂, bounds and loss over the checkpoints")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
 

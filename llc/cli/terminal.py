@@ -17,8 +17,8 @@ from llc.analysis.text import printable
 
 _STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
 _ALARM = [signal.SIGALRM] if hasattr(signal, "setitimer") else []  # not on Windows
-_AGAIN = 0.1  # seconds
-_MOST_SEED = 2**32 - 1  # of JAX's keys
+_AGAIN = 0.1  # seconds until a stop that was dropped comes again
+_SWALLOWED = 1.0  # seconds after which one that did not end the command is taken to be dropped
 type _Name = Literal["stdout", "stderr"]
 _NUMBERS: dict[_Name, int] = {"stdout": 1, "stderr": 2}  # descriptors
 
@@ -84,13 +84,6 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def seed(text: str) -> int:
-    """The number of a flag; one that is no seed is refused, as two of them may be the same run."""
-    if not text.strip().isdecimal() or int(text) > _MOST_SEED:
-        raise argparse.ArgumentTypeError(f"it needs an integer from 0 to {_MOST_SEED}, got {text!r}")
-    return int(text)
-
-
 def say(text: str, *, kept: object = None) -> None:
     """Prints a text at once. A reader that has seen enough (head, a pager) does not stop the command.
 
@@ -134,22 +127,42 @@ def _print(text: str, name: _Name) -> None:
 
 
 class Stops:
-    """The signals that ask a command to stop; `received` is the last one, or None."""
+    """The signals that ask a command to stop; `received` is the last one, or None.
+
+    Imports may drop what is raised in them: garbage collection does, and packages that catch whatever an optional one
+    raises. Until the command is `under_way` and deals with stops itself, one comes again every second.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._insists = True
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """As a handler: what Python does on Ctrl-C."""
         self.received = self.received if number in _ALARM else number
+        if self._insists:
+            self._again(_SWALLOWED)
         raise KeyboardInterrupt
+
+    def under_way(self) -> None:
+        """From here on whoever catches a stop has a reason: draws are written, or a report is made of them."""
+        self._insists = False
+        self._no_more()
+
+    def _again(self, seconds: float) -> None:
+        if _ALARM:
+            signal.signal(_ALARM[0], self)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _no_more(self) -> None:
+        if _ALARM:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _lost(self, lost: "sys.UnraisableHookArgs") -> bool:
         """Whether a stop came while Python collected garbage, which drops what is raised: it comes again soon."""
         if self.received is None or not isinstance(lost.exc_value, KeyboardInterrupt) or not _ALARM:
             return False
-        signal.signal(_ALARM[0], self)
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        self._again(_AGAIN)
         return True
 
     @contextlib.contextmanager
@@ -166,8 +179,14 @@ class Stops:
                     signal.signal(number, self)
             yield
         finally:
+            self._no_more()
             sys.unraisablehook = report
-            if _ALARM:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def under_way() -> None:
+    """Tells the handler of this process that the command deals with stops itself from here on."""
+    for handler in map(signal.getsignal, _STOPS):
+        if isinstance(handler, Stops):
+            handler.under_way()

@@ -21,11 +21,11 @@ from jax import dtypes
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
-from llc.posterior.arguments import require_callable
 from llc.posterior.loss import fixed
 from llc.posterior.loss_probes import Probe, check_loss_function, check_precision
 from llc.posterior.mask import moving, normalize_mask, with_moved
 from llc.posterior.microbatches import microbatched
+from llc.posterior.outputs import checked_predict_fn
 from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import InFloat32, as_float64, float64, lenient
 from llc.posterior.programs import supports_jvp
@@ -143,8 +143,7 @@ class LocalPosterior(eqx.Module):
         check_finite(self.position)
         self.per_example = comes_per_example(loss_fn, self.center, rows)
         self.loss_fn = fixed(loss_fn, self.center, rows)
-        require_callable("predict_fn", predict_fn, "a function of (params, batch)", optional=True)
-        self.predict_fn = None if predict_fn is None else fixed(predict_fn, self.center, rows)
+        self.predict_fn = checked_predict_fn(predict_fn, self.center, rows)
         self.data, self.stream, self.whole = rows, given.stream, None
         if given.weights is not None:
             self._weigh(rows, given)

@@ -103,7 +103,10 @@ def leading_axis(data: PyTree) -> int:
         )
     (length,) = lengths
     if length < 2:
-        raise ValueError(f"data needs n >= 2 examples (nβ = n / log n is not defined below), got n = {length}.")
+        raise ValueError(
+            f"data needs n >= 2 examples along axis 0, with a given nbeta too, got n = {length}; errors and "
+            "minibatches come from rows. Of one object of many parts give these as rows (x[0] in place of x)."
+        )
     return length
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 import llc
-from tests.support.runs import make_draws
+from tests.support.runs import NBETA, make_draws
 
 NUM_CHAINS, NUM_BLOCKS = 4, 5
 FEW, MANY = 2_000, 42_000
@@ -16,7 +16,9 @@ MOST = 300  # bytes a row
 def draws_of(num_rows):
     draws = make_draws(NUM_CHAINS, 100, 10)
     shape, dims = (NUM_BLOCKS, NUM_CHAINS, num_rows), ("block", "chain", "example")
-    first = np.random.default_rng(0).normal(0.03, 0.01, shape).astype(np.float32)
+    noise = np.random.default_rng(0).normal(0, 0.01, shape)
+    blocks = np.stack(np.split(draws["posterior"]["llc"].to_numpy() / NBETA, NUM_BLOCKS, axis=1)).mean(axis=-1)
+    first = (blocks[..., None] + noise - noise.mean(axis=-1, keepdims=True)).astype(np.float32)
     means = {"first": first, "second": first**2 + 0.01, "exponential": np.exp(-first)}
     variables = {name: (dims, value) for name, value in means.items()}
     variables["weight"] = (("example",), np.full(num_rows, 1 / num_rows))

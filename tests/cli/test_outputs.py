@@ -174,3 +174,30 @@ def test_a_file_that_is_also_the_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="for a file and for a folder"):
         outputs.check(out=tmp_path / "run.zarr", folder=tmp_path / "run.zarr")
     outputs.check(out=tmp_path / "run.nc", folder=tmp_path / "run.zarr")
+
+
+WRITING = {  # flags that write, of each command
+    "sample": ("out", "store"),
+    "bounds": ("out",),
+    "calibrate": ("out", "figure"),
+    "sweep": ("out", "figure"),
+    "demo": ("out", "figure"),
+}
+
+
+@pytest.mark.parametrize("command", WRITING)
+@pytest.mark.parametrize("target", ["file/new", "/proc/new", "/sys/kernel/new", "/dev/null/new"])
+def test_what_can_not_be_written_is_refused_before_the_model_is_executed(
+    command, target, tmp_path, monkeypatch, capsys
+):
+    """Folders that no one may write to, whoever runs it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "model.py").write_text("raise SystemExit('executed')\n")
+    words = {"demo": [], "sweep": ["model.py:posterior", "a.npz"]}.get(command, ["model.py:posterior"])
+    for flag in WRITING[command]:
+        assert cli.main([command, *words, f"--{flag}", target]) == 3
+        told = capsys.readouterr().err
+        assert "can't be written: " in told
+        assert "executed" not in told
+        assert len(told.splitlines()) == 1

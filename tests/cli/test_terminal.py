@@ -72,6 +72,55 @@ def test_a_stop_while_garbage_is_collected_is_not_lost(monkeypatch):
     assert dropped == [KeyboardInterrupt]
 
 
+def _swallow_and_wait():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:  # as a package does whose optional import fails
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_stop_that_an_import_swallows_comes_again(under_way, monkeypatch):
+    """Until the command deals with stops itself: one that it has caught does not come again while draws are written."""
+    monkeypatch.setattr(terminal, "_SWALLOWED", 0.2)
+    monkeypatch.setattr(time, "sleep", lambda _, wait=time.sleep: wait(0.8))
+    stops = terminal.Stops()
+    with stops.handled():
+        if under_way:
+            terminal.under_way()
+            _swallow_and_wait()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                _swallow_and_wait()
+    assert stops.received == signal.SIGINT
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_time_of_the_start_ends_in_one_line(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW.replace("{loops}", "1000"))
+    words = ["sample", "slow.py:posterior", "--out", "run.nc", "--num-draws", "1000000", "--step-size", "0.001"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored, as of a job in the background
+    for wait in (0.4, 0.7, 1.0, 1.5, 2.0):
+        process = start(words, tmp_path)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130, error
+        assert len(error.strip().splitlines()) == 1, error
+
+
+def test_ctrl_c_while_the_parser_is_imported_ends_in_one_line(monkeypatch, capfd):
+    class Stopped:
+        def find_spec(self, name, *_):
+            if name == "llc.cli.parser":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "llc.cli.parser", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Stopped(), *sys.meta_path])
+    assert main(["report", "x"]) == 130
+    assert capfd.readouterr().err == "llc: interrupted.\n"
+
+
 @pytest.mark.parametrize("words", [["--seed", "9" * 20], ["--seed", "-1"], ["--num-draws", "1\n2"], ["--nope\n"]])
 def test_a_wrong_flag_is_two_lines_and_the_status_of_wrong_input(words, capsys):
     with pytest.raises(SystemExit) as stopped:

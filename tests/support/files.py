@@ -18,7 +18,7 @@ def full_draws(seed=0):
     """Draws with warm-up, moments of losses, a spectrum with bounds beyond the rank, and a run at 3γ."""
     draws = make_draws(NUM_CHAINS, NUM_DRAWS, 5, seed=seed)
     draws["curvature"] = xr.DataTree(_curvature())
-    draws["pointwise"] = xr.DataTree(_pointwise(np.random.default_rng(seed)))
+    draws["pointwise"] = xr.DataTree(_pointwise(np.random.default_rng(seed), draws["posterior"]["llc"].to_numpy()))
     draws.attrs |= {"seed": "[0, 0]", "versions": '{"llc": "0.2"}', "calibration": "gamma 1.5  chosen"}
     draws["localized"] = make_draws(NUM_CHAINS, 20, 5, seed=seed + 1)
     draws["localized"]["constant_data"]["gamma"] = 3 * GAMMA
@@ -38,11 +38,13 @@ def _curvature():
     return dataset
 
 
-def _pointwise(rng):
-    dims, shape = ("block", "chain", "example"), (5, NUM_CHAINS, NUM_ROWS)
-    first = rng.normal(0.03, 0.01, shape)
-    means = {"first": first, "second": first**2 + 0.01, "exponential": np.exp(-first)}
+def _pointwise(rng, energy):
+    """Of losses of pieces whose means over each block are those of the energies."""
+    blocks = np.stack(np.split(energy, 5, axis=1)) / NBETA
+    dims, noise = ("block", "chain", "piece"), rng.normal(0, 0.01, (5, NUM_CHAINS, NUM_ROWS))
+    first = (blocks.mean(axis=-1)[..., None] + noise - noise.mean(axis=-1, keepdims=True)).astype(np.float32)
+    means = {"first": first, "second": first**2 + 0.01, "exponential": 1.1 * np.exp(-first)}
     variables = {name: (dims, value.astype(np.float32)) for name, value in means.items()}
-    variables["weight"] = (("example",), np.full(NUM_ROWS, 1 / NUM_ROWS))
+    variables["weight"] = (("piece",), np.full(NUM_ROWS, 1 / NUM_ROWS))
     variables["num_draws"] = (("block",), np.full(5, NUM_DRAWS / 5))
     return xr.Dataset(variables)

@@ -46,9 +46,13 @@ def make_draws(num_chains=4, num_draws=300, num_warmup=60, *, phi=0.8, noise=Non
 
 
 def with_energies(draws, energies):
-    """`draws` as they are with other energies (chain, draw), and the losses that belong to them."""
+    """`draws` with other energies (chain, draw), what belongs to them, and no moments of other ones."""
+    if "pointwise" in draws.children:
+        del draws["pointwise"]
     constants = draws["constant_data"].dataset
     losses = constants["init_loss"].item() + energies / constants["nbeta"].item()
+    potential = draws["sample_stats"]["potential"] + (energies - draws["posterior"]["llc"])
+    draws["sample_stats"] = draws["sample_stats"].dataset.assign(potential=potential)
     draws["posterior"] = draws["posterior"].dataset.assign(llc=energies, loss=losses)
     return draws
 

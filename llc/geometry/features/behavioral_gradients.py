@@ -32,6 +32,7 @@ from llc.geometry.curvature.operators import (
 from llc.geometry.features.kernels import output_gradients
 from llc.posterior.arguments import require_callable
 from llc.posterior.local_posterior import LocalPosterior
+from llc.posterior.outputs import checked_predict_fn
 from llc.posterior.placement import on_common_devices
 from llc.posterior.precision import float64
 from llc.posterior.validation import check_data, check_finite
@@ -203,7 +204,10 @@ def behavioral_gradients(
     params, inputs = on_common_devices(params, inputs)
     with float64():
         # The posterior serves for its params and mask only: there is no loss, and the inputs are given below.
-        posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask, predict_fn=predict_fn)
+        posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask)
+        object.__setattr__(
+            posterior, "predict_fn", checked_predict_fn(predict_fn, posterior.center, inputs, of="inputs")
+        )
         return BehavioralGradients(jacobian_operator(posterior, inputs=inputs), relative_rounding(posterior))
 
 
