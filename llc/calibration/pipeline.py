@@ -28,6 +28,7 @@ from llc.calibration.run_length import (
     choose_warmup,
     is_overhead_bound,
     plan_length,
+    with_rate,
     within_budget,
 )
 from llc.calibration.short_run import enough_draws, takes_minutes, with_length
@@ -164,6 +165,7 @@ def calibrate_for(
         plan = plan._replace(**length._asdict())  # where pilots are left to choose γ, it is the one that was told
     if sampler is None or request.needs_pilots:
         found, batch = _pilots(key, request, batch, plan)
+        plan = with_rate(request, batch, plan, found.rate)
         tell(pilot_found(found))
     else:
         found = PilotResult(posterior.with_scale(gamma=at_center.gamma), sampler)

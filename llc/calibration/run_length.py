@@ -137,7 +137,7 @@ def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:
     """
     lengths, posterior = request.lengths, request.posterior
     if request.price.costly:
-        return plan_costly(request, batch, at_center)
+        return plan_costly(request, batch, at_center.step_size * at_center.gamma)
     cheap = not request.is_sample and is_overhead_bound(posterior, batch.rows or posterior.num_data)
     factor = _LONGER if lengths.budget is None and cheap else 1
     free = request.sampler is None and lengths.num_warmup is None and lengths.thinning is None
@@ -148,20 +148,26 @@ def plan_length(request: Request, batch: Batch, at_center: Settings) -> Plan:
     return plan._replace(num_steps=plan.num_steps * times)
 
 
-def plan_costly(request: Request, batch: Batch, at_center: Settings) -> Plan:
+def with_rate(request: Request, batch: Batch, plan: Plan, rate: float | None) -> Plan:
+    """The plan with the lengths that εγ after the pilots asks for: steps that had to shrink have to be more."""
+    if plan.costly is None or rate is None:
+        return plan
+    return plan._replace(costly=plan_costly(request, batch, rate).costly)
+
+
+def plan_costly(request: Request, batch: Batch, rate: float) -> Plan:
     """The lengths of a run whose steps and draws cost about the same, and that its budget pays for.
 
     Args:
         request: what calibration started from.
         batch: rows of a minibatch.
-        at_center: ε and γ.
+        rate: εγ.
 
     Raises:
         ValueError: if the budget does not suffice for a draw of each chain.
     """
     asked, num_data = request.asked, request.posterior.num_data
     share = step_cost(batch.rows, num_data, doubled=batch.uses_control_variates)
-    rate = at_center.step_size * at_center.gamma
     relaxed = min(math.ceil(2 / rate) if rate else _MOST_THINNING, _MOST_THINNING)
     work = None if asked.budget is None else asked.budget * OF_COSTLY_RUN / asked.num_chains
     eval_size, cost = asked.eval_size, draw_cost(asked.eval_size, num_data, is_sample=request.is_sample)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import llc
+from llc.calibration.batch_size import Batch
 from llc.calibration.costs import run_cost
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import (
@@ -18,6 +19,8 @@ from llc.calibration.price import (
     price_of,
     spectrum_cost,
 )
+from llc.calibration.record import Request
+from llc.calibration.run_length import plan_length, with_rate
 from llc.calibration.step_size import settings_from_curvature
 from llc.sampling.run_lengths import RequestedLengths
 
@@ -130,6 +133,21 @@ def test_a_run_of_many_minutes_relaxes_no_more_often_than_is_needed():
     assert long.thinning == math.ceil(2 / rate), "T εγ = 300"
     assert short.num_draws == long.num_draws
     assert 150 <= short.num_draws * short.thinning * rate < 150 + short.num_draws * rate
+
+
+def test_steps_that_shrank_in_pilots_are_more():
+    posterior, batch = decaying().with_scale(gamma=30.0), Batch(100)
+    asked = RequestedLengths(num_chains=4)
+    spectrum = llc.spectrum(posterior, progress=False)
+    request = Request(posterior, None, asked, asked, spectrum, Price(1e12, costly=True))
+    plan = plan_length(request, batch, settings_from_curvature(posterior, spectrum.largest, 1))
+    rate = 0.01
+    at_center, smaller = (with_rate(request, batch, plan, x).costly for x in (rate, rate / 7))
+    for run, of_pilots in ((at_center, rate), (smaller, rate / 7)):
+        assert 150 <= run.num_draws * run.thinning * of_pilots < 150 + run.num_draws * of_pilots
+        assert run.num_warmup * of_pilots >= 10, "five relaxations"
+    assert at_center.num_draws * at_center.thinning * rate / 7 < 150, "too few steps, if they shrank"
+    assert with_rate(request, batch, plan, None) == plan
 
 
 def test_a_budget_without_a_draw_is_refused():
