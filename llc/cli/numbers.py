@@ -41,4 +41,4 @@ def number(least: float = -math.inf, *, strict: bool = False) -> Callable[[str],
 
 
 count, length, budget, seed = integer(1), integer(0), integer(1, _MOST_WORK), integer(0, _MOST_SEED)
-positive, not_negative, finite = number(0, strict=True), number(0), number()
+positive, not_negative, finite = number(0.0, strict=True), number(0.0), number()
