@@ -29,7 +29,7 @@ def draws_of(offsets, loss, slope, gamma, *, to_reference=None, nbeta=NBETA):
     tree = arviz_base.from_dict(
         {
             "posterior": {"loss": 0.1 + excess, "llc": nbeta * excess},
-            "sample_stats": stats | {"potential": zeros, "grad_norm": zeros},
+            "sample_stats": stats | {"potential": nbeta * (0.1 + excess) + gamma / 2 * squares, "grad_norm": zeros},
             "constant_data": constants,
         }
     )

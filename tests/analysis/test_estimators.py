@@ -23,7 +23,7 @@ def make_draws(values, *, num_data=N, nbeta=NBETA, eval_size=None, init_loss=0.3
             "posterior": {"loss": init_loss + values / nbeta, "llc": values},
             "sample_stats": {
                 "virial": ones,
-                "potential": values,
+                "potential": nbeta * init_loss + values + gamma / 2,
                 "grad_norm": ones,
                 "distance": ones,
                 "diverging": ones > 1,
