@@ -43,8 +43,11 @@ def scalar(of):
 
 lengths = dict(num_chains=2, num_warmup=300, num_draws=500, progress=False)
 failed = []
-for sampler in sys.argv[1:]:
+kinds, *samplers = sys.argv[1:]
+for sampler in samplers:
     for i, (kind, (params, of)) in enumerate(KINDS.items()):
+        if kind not in kinds.split():
+            continue
         loss = (per_example, scalar)[(i + len(sampler)) % 2](of)
         posterior = llc.LocalPosterior(loss, params(), inputs, gamma=1.0)
         spectrum = llc.spectrum(posterior)
@@ -73,10 +76,21 @@ assert not failed, "\\n".join(failed)
 """
 
 
+def run(flag, kinds, samplers):
+    script = SCRIPT.format(flag=FLAGS[flag])
+    done = subprocess.run([sys.executable, "-c", script, kinds, *samplers], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_run_under_strict_flags(flag):
+    run(flag, "dict", ["SGHMC"])
+
+
+@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("samplers", [("SGLD", "SGHMC", "SGNHT"), ("MALA", "HMC", "NUTS")], ids="-".join)
 @pytest.mark.parametrize("flag", FLAGS)
 def test_samplers_run_under_strict_flags(flag, samplers):
-    script = SCRIPT.format(flag=FLAGS[flag])
-    done = subprocess.run([sys.executable, "-c", script, *samplers], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(flag, "dict array module", samplers)
