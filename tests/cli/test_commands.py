@@ -256,9 +256,6 @@ def test_a_report_in_json_loads_neither_figures_nor_jax(tmp_path):
         (["bounds", "model.py:nothing"], "needs a posterior called 'nothing'"),
         (["bounds", "model.py:number"], "needs to be (or return) a LocalPosterior, got int"),
         (["report", "none.nc"], "no file none.nc"),
-        (["sample", "model.py:posterior", "--out", "x.nc", "--num-draws", "0"], "num_draws needs an integer >= 1"),
-        (["sample", "model.py:posterior", "--out", "x.nc", "--step-size=-1.0"], "step_size > 0"),
-        (["sample", "model.py:posterior", "--out", "x.nc", "--gamma=-1.0"], "gamma needs a finite number >= 0"),
     ],
 )
 def test_wrong_input_is_one_clear_line(folder, capsys, arguments, message):

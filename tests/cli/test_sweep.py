@@ -87,7 +87,6 @@ WRONG = {
     "nothing matches": (["sweep", "model.py:posterior", "checkpoints/*.eqx"], "checkpoints"),
     "another setting": ([*SWEEP, "--gamma", "3"], "gamma"),
     "no such reference": ([*SWEEP[:3], "--reference", "step_7"], "reference"),
-    "workers": ([*SWEEP[:3], "--workers", "0"], "workers"),
     "no such file": (["compare", "a.nc", "training/step_2.nc"], "a.nc"),
     "a figure that is the model": ([*SWEEP[:3], "--figure", "model.py"], "model.py"),
 }
