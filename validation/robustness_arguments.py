@@ -93,7 +93,6 @@ RIGHT: Mapping[str, set[str]] = {
     "num_warmup": {"0"},
     "out": {"text"},
     "output_loss": {"function"},  # not called for the Hessian
-    "LocalPosterior.predict_fn": {"function"},  # called where outputs are needed
     "axis": {"0"},
     "head": {"0"},
     "head_mask.params": set(),  # the path that is asked for is not in it

@@ -215,11 +215,17 @@ def jacobian_operator(posterior: LocalPosterior, *, inputs: PyTree = None) -> Ja
         ValueError: if there is no `predict_fn`, its outputs have no leading axis of examples or do not depend on the
             params, or the inputs have no leading axis in common.
     """
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
-    if inputs is not None and (not shapes or shapes[0][:1] in ((), (0,)) or len({shape[:1] for shape in shapes}) > 1):
-        raise ValueError(f"inputs need arrays with the same leading axis of at least one input, got shapes {shapes}.")
+    if inputs is not None:
+        check_inputs(inputs)
     fields = _in_pieces(posterior, posterior.data if inputs is None else inputs, _sum_of_outputs)
     return JacobianOperator(*fields, _output_shape(*fields))
+
+
+def check_inputs(inputs: PyTree) -> None:
+    """Raises ValueError if inputs have no leading axis in common."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    if not shapes or shapes[0][:1] in ((), (0,)) or len({shape[:1] for shape in shapes}) > 1:
+        raise ValueError(f"inputs need arrays with the same leading axis of at least one input, got shapes {shapes}.")
 
 
 def _in_pieces(

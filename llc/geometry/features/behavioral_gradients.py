@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from llc.geometry.curvature.operators import (
     JacobianOperator,
+    check_inputs,
     jacobian_operator,
 )
 from llc.geometry.features.kernels import output_gradients
@@ -205,6 +206,7 @@ def behavioral_gradients(
     with float64():
         # The posterior serves for its params and mask only: there is no loss, and the inputs are given below.
         posterior = LocalPosterior(_no_loss, params, np.zeros(2), mask=mask)
+        check_inputs(inputs)
         object.__setattr__(
             posterior, "predict_fn", checked_predict_fn(predict_fn, posterior.center, inputs, of="inputs")
         )
