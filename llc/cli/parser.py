@@ -158,15 +158,7 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
         "--gamma", type=numbers.not_negative, help="localization γ; default: the posterior's, or chosen"
     )
     command.add_argument("--num-chains", type=numbers.count, default=4, help="independent chains")
-    command.add_argument("--num-warmup", type=numbers.length, help="steps that are discarded; default: chosen")
-    command.add_argument("--num-draws", type=numbers.count, help="recorded draws of each chain; default: chosen")
-    command.add_argument("--thinning", type=numbers.count, help="steps between draws; default: chosen")
-    command.add_argument("--batch-size", type=numbers.count, help="rows of a minibatch; default: chosen")
-    command.add_argument(
-        "--step-energies",
-        action=argparse.BooleanOptionalAction,
-        help="also an energy of every step, from its own minibatch; default: chosen",
-    )
+    sweeps.chosen_lengths(command)
     command.add_argument(
         "--budget",
         type=numbers.budget,

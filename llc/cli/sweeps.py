@@ -12,6 +12,19 @@ _STATUS = (
 )
 
 
+def chosen_lengths(command: argparse.ArgumentParser) -> None:
+    """Lengths that calibration chooses where they are not given: of `llc calibrate` and `llc sweep`."""
+    command.add_argument("--num-warmup", type=numbers.length, help="steps that are discarded; default: chosen")
+    command.add_argument("--num-draws", type=numbers.count, help="recorded draws of each chain; default: chosen")
+    command.add_argument("--thinning", type=numbers.count, help="steps between draws; default: chosen")
+    command.add_argument("--batch-size", type=numbers.count, help="rows of a minibatch; default: chosen")
+    command.add_argument(
+        "--step-energies",
+        action=argparse.BooleanOptionalAction,
+        help="also an energy of every step, from its own minibatch; default: chosen",
+    )
+
+
 def sweep_flags(command: argparse.ArgumentParser) -> None:
     """Of `llc sweep`."""
     command.epilog = (
@@ -50,17 +63,9 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
         "--gamma", type=numbers.not_negative, help="localization γ of all; default: the posterior's, or chosen"
     )
     command.add_argument("--num-chains", type=numbers.count, default=4, help="independent chains of each checkpoint")
-    command.add_argument("--num-warmup", type=numbers.length, help="steps that are discarded; default: chosen")
-    command.add_argument("--num-draws", type=numbers.count, help="recorded draws of each chain; default: chosen")
-    command.add_argument("--thinning", type=numbers.count, help="steps between draws; default: chosen")
-    command.add_argument("--batch-size", type=numbers.count, help="rows of a minibatch; default: chosen")
+    chosen_lengths(command)
     command.add_argument(
         "--eval-size", type=numbers.count, help="rows on which the loss of a draw is evaluated; default: all"
-    )
-    command.add_argument(
-        "--step-energies",
-        action=argparse.BooleanOptionalAction,
-        help="also an energy of every step, from its own minibatch; default: chosen",
     )
     command.add_argument("--budget", type=numbers.budget, help="most gradients over all the data, of each checkpoint")
     command.add_argument("--seed", type=numbers.seed, default=0, help="seed of all runs")
