@@ -61,7 +61,8 @@ def estimate(
 
     The settings are those of `llc.calibrate`; where a step costs next to nothing, chains that turn out too hot are run
     again with a smaller one. Draws are added until the standard error is `target_mcse` of λ̂ and the chains agree,
-    unless a check fails that more draws cannot pass. A shorter run at 3γ tells whether λ_corr still depends on γ.
+    unless a check fails that more draws cannot pass; a run of minutes ends as soon as that is reached, unless
+    `num_draws` or observables ask for its draws. A shorter run at 3γ tells whether λ_corr still depends on γ.
     Ctrl-C gives the report on the draws so far, if there are any; with a `store` it raises, and the same call goes on.
 
     Args:
@@ -165,7 +166,7 @@ def _estimated(
     progress: bool | None,
 ) -> Report:
     """The run by calibrated settings, as long as the target takes, and the shorter ones beside it."""
-    run = draw_cool_enough(keys.runs, calibration, bounds, place, progress=progress)
+    run = draw_cool_enough(keys.runs, calibration, bounds, place, target_mcse, progress=progress)
     result = extended(run, target_mcse, bounds, progress=progress)
     result = _with_reference(result, calibration, bounds, reference_loss)
     draws = result.draws

@@ -8,7 +8,7 @@ from llc.analysis import schema
 from llc.analysis.advice import more_rows, stronger_gamma
 from llc.analysis.cause import Cause
 from llc.analysis.check import MAX_BIAS, Check, make_check
-from llc.analysis.estimators import Estimate, zero_variance
+from llc.analysis.estimators import Estimate, mean_energy, zero_variance
 from llc.analysis.pointwise import Moments, subset_share
 from llc.analysis.potential_check import potential_check
 from llc.analysis.rounding_checks import rounding_checks
@@ -63,6 +63,16 @@ def chain_checks(
         potential_check(draws),
     ]
     return tuple(check for check in checks if check is not None)
+
+
+def has_mixed(draws: xr.DataTree) -> bool:
+    """Whether the chains agree, do not drift, and have enough effective draws: what more draws could cure.
+
+    Args:
+        draws: of one run.
+    """
+    mean = mean_energy(draws)
+    return all(check.passed for check in (_rhat(draws, mean), _ess(draws, mean), _drift(draws)))
 
 
 def _finite(draws: xr.DataTree) -> Check:

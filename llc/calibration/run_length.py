@@ -238,7 +238,8 @@ def choose_num_draws(request: Request, plan: Plan) -> Choice[int]:
     if request.asked.num_draws == num_draws:
         return Choice(num_draws, "given", "draws of each chain; target_mcse adds more")
     if budget is None:
-        return Choice(num_draws, "chosen", "draws of each chain; target_mcse adds more")
+        fewer = "; fewer where λ̂ is accurate enough before" if plan.costly else ""
+        return Choice(num_draws, "chosen", f"draws of each chain{fewer}; target_mcse adds more")
     return Choice(num_draws, "chosen", f"draws of each chain; no more fit in {budget:,} gradients", {"budget": budget})
 
 

@@ -5,17 +5,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from llc.analysis import schema
-from llc.analysis.estimators import mean_energy
+from llc.analysis.chain_checks import has_mixed
+from llc.analysis.estimators import best_energy
 from llc.analysis.report import Report
 from llc.analysis.reporting import report
 from llc.analysis.schema import variable
 from llc.analysis.series import finite_chains, plus_minus
-from llc.analysis.step_energies import combined_energy
 from llc.analysis.store import MAIN, Store
 from llc.bounds.rank import Bounds
 from llc.calibration.record import Calibration
@@ -25,7 +24,8 @@ from llc.sampling.observable import Observable
 
 Observables = Mapping[str, Callable[..., Any] | Observable] | None
 
-_FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a costly run tells, and how often it does afterwards
+_FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a run of minutes tells, and its parts between the others
+_SIGMAS = 4  # standard errors below zero at which λ̂ is negative
 _MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
 _TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
 
@@ -47,11 +47,20 @@ class Place(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Chains under way, with the settings that they run by and a report on their draws so far."""
+    """Chains under way, with the settings that they run by and a report on their draws so far.
+
+    Attributes:
+        calibration: the settings.
+        chains: with their draws.
+        report: on these.
+        ends_at: standard error of λ̂, as a part of it, at which a run of minutes ends before it has all its draws; None
+            of a run whose draws are wanted.
+    """
 
     calibration: Calibration
     chains: Chains
     report: Report
+    ends_at: float | None = None
 
 
 def draw_cool_enough(
@@ -59,16 +68,18 @@ def draw_cool_enough(
     calibration: Calibration,
     bounds: Bounds | None,
     place: Place = Place(),
+    target_mcse: float | None = None,
     *,
     progress: bool | None,
 ) -> Run:
     """The first draws of a run; again with a smaller step, as long as there are keys, where that one was too large."""
-    run = _start(keys[0], calibration, bounds, place, MAIN, progress=progress)
+    run = _start(keys[0], calibration, bounds, place, MAIN, target_mcse, progress=progress)
     for number, key in enumerate(keys[1:], start=2):
         extended = run.chains.asked > run.calibration.lengths.num_draws  # in the store, so that its step was not
         if extended or not (calibration.overhead_bound and _step_too_large(run.report)):
             break
-        run = _start(key, run.calibration.with_smaller_step(), bounds, place, f"{MAIN}-{number}", progress=progress)
+        smaller = run.calibration.with_smaller_step()
+        run = _start(key, smaller, bounds, place, f"{MAIN}-{number}", target_mcse, progress=progress)
     return run
 
 
@@ -78,6 +89,7 @@ def _start(
     bounds: Bounds | None,
     place: Place,
     name: str,
+    target_mcse: float | None,
     *,
     progress: bool | None,
 ) -> Run:
@@ -95,8 +107,12 @@ def _start(
     )
     if isinstance(place.under_way, list):
         place.under_way.append((calibration, chains))
-    _draw(chains, max(lengths.num_draws, chains.asked), calibration, progress=progress)
-    return Run(calibration, chains, _report(chains, calibration, bounds))
+    wanted = calibration.choices["num_draws"].origin == "given" or place.observables
+    ends_at = None if wanted else _target(calibration, target_mcse)
+    there = chains.num_drawn  # where a store goes on, a run ends where it would have ended
+    looks = [look for look in _looks(calibration, max(lengths.num_draws, chains.asked)) if look >= there]
+    _draw(chains, looks, calibration, ends_at, progress=progress)
+    return Run(calibration, chains, _report(chains, calibration, bounds), ends_at)
 
 
 def _report(chains: Chains, calibration: Calibration, bounds: Bounds | None) -> Report:
@@ -124,21 +140,58 @@ def report_so_far(place: Place, bounds: Bounds | None) -> Report | None:
     return None
 
 
-def _draw(chains: Chains, num_draws: int, calibration: Calibration, *, progress: bool | None) -> None:
-    """Draws of a run, up to `num_draws` of a chain; where it takes minutes, λ̂ so far is told as they come in."""
-    if calibration.enough_draws is None or progress is False:
+def _looks(calibration: Calibration, num_draws: int) -> list[int]:
+    """The numbers of draws of a chain at which a run of minutes tells λ̂, and may end: wherever it was resumed.
+
+    Args:
+        calibration: its settings.
+        num_draws: of a chain, in the end.
+    """
+    if calibration.enough_draws is None:
+        return [num_draws]
+    part = math.ceil(calibration.lengths.num_draws / _LOOKS)
+    later = [look for look in range(part, num_draws, part) if look > _FIRST_LOOK]
+    return [_FIRST_LOOK, *later, num_draws] if num_draws > _FIRST_LOOK else [num_draws]
+
+
+def _draw(
+    chains: Chains, looks: list[int], calibration: Calibration, ends_at: float | None, *, progress: bool | None
+) -> None:
+    """Draws of a run, up to the last of `looks`; where it takes minutes, λ̂ so far is told at each of them.
+
+    Args:
+        chains: to draw from.
+        looks: numbers of draws of a chain, rising.
+        calibration: their settings.
+        ends_at: as of `Run`.
+        progress: whether to show it; None shows it on a terminal.
+    """
+    num_draws = looks[-1]
+    if calibration.enough_draws is None:
         chains.draw_until(num_draws, progress=progress)
         return
     there, start = chains.num_drawn, time.perf_counter()
     before = 0 if there else calibration.lengths.num_warmup_draws
-    first = min(there + _FIRST_LOOK, num_draws)
-    for look in np.unique(np.linspace(first, num_draws, 1 + _LOOKS).astype(int)).tolist():
+    for look in looks:
         chains.draw_until(look, asked=num_draws, progress=progress)
         draws = chains.so_far()
-        llc, total = combined_energy(draws) or mean_energy(draws), draws["posterior"].sizes["draw"]
+        llc = best_energy(draws)
+        accurate = ends_at is not None and llc.mcse <= ends_at * abs(llc.value) and has_mixed(draws)
+        ends = look == num_draws or (look > _FIRST_LOOK and accurate)
         pace = (time.perf_counter() - start) / max(before + look - there, 1)
-        to_go = f", {about((num_draws - look) * pace)} to go" if look < num_draws else ""
-        say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {total} draws of each chain{to_go}", progress=progress)
+        to_go = "" if ends else f", at most {about((num_draws - look) * pace)} to go"
+        if not ends and llc.value < -_SIGMAS * llc.mcse:
+            to_go += "; chains find lower losses than at w*, which more draws don't change: Ctrl-C gives the report"
+        say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {look} draws of each chain{to_go}", progress=progress)
+        if ends:
+            return
+
+
+def _target(calibration: Calibration, target_mcse: float | None) -> float:
+    """Standard error of λ̂ to reach, as a part of it."""
+    if target_mcse is not None:
+        return target_mcse
+    return _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
 
 
 def _step_too_large(result: Report) -> bool:
@@ -155,15 +208,15 @@ def extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, prog
 
     Without a target or a budget, a run of minutes ends with `enough_draws`.
     """
-    calibration, chains, result = run
+    calibration, chains, result, ends_at = run
     most, has_limit = calibration.lengths.max_draws(_MAX_FACTOR), calibration.lengths.max_steps is not None
     enough = None if target_mcse is not None or has_limit else calibration.enough_draws
     if enough is not None:
         most = min(most, enough)
-    if target_mcse is None:
-        target_mcse = _TARGET_OVERHEAD_BOUND if calibration.overhead_bound else _TARGET
+    target_mcse = _target(calibration, target_mcse)
     while (done := chains.num_drawn) < most and (more := _num_extra_draws(result, target_mcse, done)):
-        _draw(chains, min(done + more, most), calibration, progress=progress)
+        looks = [look for look in _looks(calibration, min(done + more, most)) if look > done]
+        _draw(chains, looks, calibration, ends_at, progress=progress)
         result = _report(chains, calibration, bounds)
     if enough is not None and (more := _num_extra_draws(result, target_mcse, done)):
         say(f"λ̂ becomes more accurate with more draws of each chain: num_draws={done + more}", progress=progress)

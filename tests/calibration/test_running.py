@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 
 import llc
-from llc.calibration.pipeline import calibrate
-from llc.calibration.running import draw_cool_enough, extended
+from llc.analysis.store import MAIN, Store
+from llc.calibration.pipeline import calibrate, calibrate_for
+from llc.calibration.price import Price
+from llc.calibration.record import Calibration
+from llc.calibration.running import Place, draw_cool_enough, extended
+from llc.sampling.chains import Chains
+from llc.sampling.run_lengths import RequestedLengths
+from tests.support.regression import regression
 
 
 @pytest.mark.slow
@@ -22,3 +28,53 @@ def test_a_run_of_minutes_goes_on_only_for_an_accuracy_that_was_asked_for(target
     run = draw_cool_enough((jax.random.key(1),), calibration, None, progress=False)
     report = extended(run, target, None, progress=False)
     assert report.draws["posterior"].sizes["draw"] == num_draws
+
+
+def _of_minutes(posterior: llc.LocalPosterior, num_draws: int | None = None, *, energies: bool = True) -> Calibration:
+    """Settings as of a costly model, of a run whose λ̂ is told as draws come in."""
+    asked = RequestedLengths(num_chains=4, num_draws=num_draws, num_warmup=50, thinning=20, step_energies=energies)
+    made = calibrate_for(jax.random.key(0), posterior, None, asked, Price(1e9, costly=True), progress=False)
+    return replace(made, enough_draws=150)
+
+
+def _num_draws(calibration: Calibration, place: Place = Place(), target: float | None = None) -> int:
+    run = draw_cool_enough((jax.random.key(1),), calibration, None, place, target, progress=False)
+    return extended(run, target, None, progress=False).draws["posterior"].sizes["draw"]
+
+
+@pytest.mark.slow
+def test_a_run_of_minutes_ends_where_its_estimate_is_accurate_enough():
+    """Not where its draws were asked for, or observables of them, or a higher accuracy."""
+    x = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 2 + (x * w) ** 4, jnp.zeros(()), x, gamma=1.0)
+    made = _of_minutes(posterior)
+    most = made.lengths.num_draws
+    assert _num_draws(made) < most
+    assert _num_draws(made, target=1e-3) >= most
+    assert _num_draws(made, Place(observables={"square": lambda w, batch: w**2})) == most
+    assert _num_draws(_of_minutes(posterior, num_draws=most)) == most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [8, 30, 80])
+def test_a_run_that_is_resumed_ends_where_it_would_have(there, tmp_path):
+    """There: at a look at λ̂, between two, and past the end, which more draws were asked for."""
+    made = _of_minutes(regression(num_data=200))
+    with Store(tmp_path / "straight.zarr") as store:
+        straight = _num_draws(made, Place(store))
+    with Store(tmp_path / "killed.zarr") as store:
+        key, settings = jax.random.key(1), (made.posterior, made.sampler, made.lengths)
+        chains = Chains(key, *settings, spectrum=made.spectrum, store=store.run(MAIN))
+        chains.draw_until(min(there, straight), asked=made.lengths.num_draws, progress=False)
+        assert _num_draws(made, Place(store)) == straight < made.lengths.num_draws
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("away", [0.0, 1.0])
+def test_a_run_that_finds_lower_losses_says_so(away, capsys):
+    """λ̂ is negative for sure where w* is far from the minimum."""
+    found = regression(num_data=200)
+    center = jax.tree.map(lambda x: x + away, found.center)
+    made = _of_minutes(llc.LocalPosterior(found.loss_fn, center, found.data, gamma=1.0))
+    draw_cool_enough((jax.random.key(1),), made, None, progress=None)
+    assert ("lower losses than at w*" in capsys.readouterr().err) == bool(away)
