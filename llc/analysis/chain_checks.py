@@ -20,6 +20,7 @@ from llc.bounds.shrinkage import shrink
 from llc.bounds.spectral_measure import Spectrum
 
 MIN_ESS = 400.0  # below it R-hat and ESS themselves are unreliable (Vehtari et al. 2021, §4)
+_MIN_ESS_OF_DRAWS = 100.0  # whatever control variates do: below it an error is a fifth too small (fitting.py)
 _MAX_RHAT = 1.05  # at ESS 400 eight half-chains give 1.01 on average and 1.04 at four sigma (χ²₇ / 7 times 8 / ESS)
 _MAX_Z = 4.0
 _MIN_ROWS = 100  # of an evaluation subset: at 15 and 30 rows errors were 1.4 to 1.75 times too small, at 100 right
@@ -65,14 +66,17 @@ def chain_checks(
     return tuple(check for check in checks if check is not None)
 
 
-def has_mixed(draws: xr.DataTree) -> bool:
+def has_mixed(draws: xr.DataTree, least_ess: float = 0.0) -> bool:
     """Whether the chains agree, do not drift, and have enough effective draws: what more draws could cure.
 
     Args:
         draws: of one run.
+        least_ess: of the draws themselves, whatever the energies of steps add.
     """
     mean = mean_energy(draws)
-    return all(check.passed for check in (_rhat(draws, mean), _ess(draws, mean), _drift(draws)))
+    return mean.ess >= least_ess and all(
+        check.passed for check in (_rhat(draws, mean), _ess(draws, mean), _drift(draws))
+    )
 
 
 def _finite(draws: xr.DataTree) -> Check:
@@ -139,7 +143,10 @@ def _rhat(draws: xr.DataTree, mean: Estimate) -> Check:
 
 
 def _ess(draws: xr.DataTree, mean: Estimate) -> Check:
-    """Effective draws of the mean energy; with energies of steps, as many as would give λ̂ the error that it has."""
+    """Effective draws of the mean energy; with energies of steps, as many as would give λ̂ the error that it has.
+
+    Of the draws themselves there have to be a quarter as many, or none of these errors can be told.
+    """
     number, seen = mean.ess, ""
     combined = combined_energy(draws)
     if combined is not None and 0 < combined.mcse < mean.mcse:
@@ -151,7 +158,7 @@ def _ess(draws: xr.DataTree, mean: Estimate) -> Check:
         "chains",
         number,
         MIN_ESS,
-        passed=number >= MIN_ESS,
+        passed=number >= MIN_ESS and mean.ess >= _MIN_ESS_OF_DRAWS,
         seen=f"{number:.0f} effective draws{seen}",
         cure="too few for a reliable standard error; take more draws, a larger thinning, or a larger step_size if "
         "step_size_bias allows",

@@ -6,13 +6,22 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-_BATCHES = 10  # a chain, whose means count as independent: ten effective draws each, where ESS is 100 a chain
+from llc.analysis.series import effective_sample_size
+
+_BATCHES, _FEWEST_BATCHES = 10, 3  # a chain
+_EFFECTIVE_DRAWS = 15.0  # of a batch, for its mean to count as independent of the next one
 _BATCHES_A_CONTROL = 5  # below which the fit of a coefficient costs more than it brings
 
 
 def batch_means(values: Float[np.ndarray, "chain draw kind"]) -> Float[np.ndarray, "batch kind"]:
-    """Means of consecutive draws, which are independent where the draws are not."""
-    parts = np.array_split(values, min(_BATCHES, values.shape[1]), axis=1)
+    """Means of consecutive draws, which are independent where draws are not: fewer where the first kind mixes slowly.
+
+    With ten batches a chain whatever its draws, errors of λ̂ from four chains were 1.38 times too small at an ESS of 84,
+    1.26 times at 264, and right at 400. With fifteen effective draws to a batch they are 1.19 and 1.03 times too small.
+    """
+    effective = effective_sample_size(values[..., 0]) / len(values)
+    number = int(np.clip(effective / _EFFECTIVE_DRAWS, _FEWEST_BATCHES, _BATCHES))
+    parts = np.array_split(values, min(number, values.shape[1]), axis=1)
     return np.concatenate([part.mean(axis=1) for part in parts])
 
 

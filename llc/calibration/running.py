@@ -25,6 +25,7 @@ from llc.sampling.observable import Observable
 Observables = Mapping[str, Callable[..., Any] | Observable] | None
 
 _FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a run of minutes tells, and its parts between the others
+_ENDS_WITH_ESS = 200.0  # of the draws themselves, for errors that can be trusted (analysis/fitting.py)
 _SIGMAS = 4  # standard errors below zero at which λ̂ is negative
 _MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
 _TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
@@ -176,8 +177,8 @@ def _draw(
         chains.draw_until(look, asked=num_draws, progress=progress)
         draws = chains.so_far()
         llc = best_energy(draws)
-        accurate = ends_at is not None and llc.mcse <= ends_at * abs(llc.value) and has_mixed(draws)
-        ends = look == num_draws or (look > _FIRST_LOOK and accurate)
+        accurate = ends_at is not None and llc.mcse <= ends_at * abs(llc.value) and has_mixed(draws, _ENDS_WITH_ESS)
+        ends = look == num_draws or accurate
         pace = (time.perf_counter() - start) / max(before + look - there, 1)
         to_go = "" if ends else f", at most {about((num_draws - look) * pace)} to go"
         if not ends and llc.value < -_SIGMAS * llc.mcse:
