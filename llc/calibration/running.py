@@ -24,7 +24,7 @@ from llc.sampling.observable import Observable
 
 Observables = Mapping[str, Callable[..., Any] | Observable] | None
 
-_FIRST_LOOK, _LOOKS = 8, 4  # draws before the first λ̂ that a run of minutes tells, and its parts between the others
+_FIRST_LOOK, _LOOKS = 8, 5  # draws before the first λ̂ that a run of minutes tells, and its parts between the others
 _ENDS_WITH_ESS = 200.0  # of the draws themselves, for errors that can be trusted (analysis/fitting.py)
 _SIGMAS = 4  # standard errors below zero at which λ̂ is negative
 _MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
