@@ -17,9 +17,9 @@ from llc.analysis.report import Verdict
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DEPRECATED = {"plot_curve"}  # names that go in the next release
-LONG = ("choosing_scale", "quickstart", "training_runs")  # pages whose examples take half a minute or more
+IN_CI = ("devices", "long_runs", "losses", "quickstart", "reading_a_report", "streams")  # the others once a week
 PAGES = [
-    pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG), id=page.stem)
+    pytest.param(page, marks=[pytest.mark.study] * (page.stem not in IN_CI), id=page.stem)
     for page in sorted(DOCS.glob("*.md"))
     if "```python" in page.read_text()
 ]

@@ -25,6 +25,7 @@ def _load(name: str) -> types.ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_digits(tmp_path):
     example = _load("digits")
     sizes = {"num_images": 300, "hidden": 2, "train_steps": 300, "num_draws": 100}
@@ -36,6 +37,7 @@ def test_digits(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_reference():
     example = _load("reference")
     settings = example.Settings(gamma=10.0, num_chains=2, nuts_draws=150, sgld_draws=500)
@@ -83,6 +85,7 @@ def test_settings_are_on_top_and_short(path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_training_run(tmp_path):
     """The loss falls, λ̂ is at one scale, and a slope at a checkpoint in mid-training is told."""
     example = _load("training_run")

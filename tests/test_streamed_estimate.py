@@ -65,6 +65,7 @@ def test_the_command_line_samples_from_a_stream(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_sweep_follows_checkpoints_on_a_stream():
     """Each with the loss of all rows at its own w*."""
     checkpoints = {"early": CENTER + np.float32(0.05), "late": CENTER}

@@ -21,7 +21,7 @@ KNOWN = {  # full-rank bottlenecks: λ(w*) = r (d_0 + d_L − r) / 2 (Aoyagi 202
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["4-2-4", pytest.param("5-3-4-5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["4-2-4", pytest.param("5-3-4-5", marks=pytest.mark.study)])
 def test_estimate_of_a_known_model(name):
     make, known = KNOWN[name]
     given = make()
@@ -190,6 +190,7 @@ def test_the_correction_is_accepted_where_gamma_does_not_matter():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_large_data_are_sampled_in_minibatches():
     posterior = llc.LocalPosterior(lambda w, batch: 0.5 * jnp.sum(w**2), jnp.zeros(2), np.zeros((5000, 1)), gamma=1.0)
     report = llc.estimate(jax.random.key(0), posterior, num_warmup=10, num_draws=20, thinning=1)
@@ -203,6 +204,7 @@ def test_no_curvature_and_no_gamma_is_an_error():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_restricted_learning_coefficient():
     """Only the decoder moves: linear regression on the code, λ = 2 · 4 / 2."""
     posterior = deep_linear([4, 2, 4], [2, 2])

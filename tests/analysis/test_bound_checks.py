@@ -37,6 +37,7 @@ def test_small_n_excuses_no_more_than_its_terms():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_given_sampler_at_small_n():
     """K = ½ Σ log(1 + wᵢ²): λ = 1, and a third more at n = 15. The run at 3γ is made too."""
 

@@ -261,6 +261,7 @@ def test_sabotage_is_named(name):
         assert len(check.message) > 40, "a failed check says what to change"
 
 
+@pytest.mark.slow
 def test_control_variates_of_the_derivative_agree_with_the_mean_energy():
     report = _report(_run(llc.SGLD(_step_size(_posterior())), spectrum=_spectrum()))
     (check,) = (check for check in report.checks if check.name == "control_variates")
@@ -314,7 +315,10 @@ def test_fewer_draws_than_r_hat_takes(num_draws):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("origin", "lower"), [("given", True), ("run length", False), ("quadratic loss", False)])
+@pytest.mark.parametrize(
+    ("origin", "lower"),
+    [("given", True), ("run length", False), pytest.param("quadratic loss", False, marks=pytest.mark.study)],
+)
 def test_a_gamma_that_was_chosen_is_not_advised_against(origin, lower):
     draws = _huge_gamma().draws.copy()
     draws.attrs["gamma_origin"] = origin

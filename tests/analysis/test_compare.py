@@ -40,6 +40,7 @@ def test_value_is_second_less_first():
     assert (found.paired, found.same_scale) == (True, True)
 
 
+@pytest.mark.study
 def test_paired_error_is_that_of_the_difference():
     """Over 60 pairs z has the standard deviation 1; with the errors of independent runs it would be a third."""
     found = [compare(*pair(seed)) for seed in range(60)]

@@ -67,7 +67,7 @@ def test_mean_and_variance_of_a_gamma_energy(learning_coefficient):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("correlation", [0.0, 0.9])
+@pytest.mark.parametrize("correlation", [pytest.param(0.0, marks=pytest.mark.study), 0.9])
 def test_standard_error_covers(correlation):
     """The 95 % interval holds the truth in 95 % of 400 repeats, within 4 binomial standard errors."""
     rng = np.random.default_rng(1)
@@ -189,6 +189,7 @@ def test_waic_and_singular_fluctuation_of_a_normal_mean():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_error_of_an_evaluation_subset():
     """λ̂ from 20 of 400 examples: over subsets it spreads by what the standard error says, and is not biased.
 
@@ -237,6 +238,7 @@ def test_a_subset_of_one_example_has_no_finite_error():
     assert report.verdict == "UNRESOLVED"
 
 
+@pytest.mark.slow
 def test_energy_variance_subtracts_the_subset_noise():
     num_data, size = 400, 20
     rng = np.random.default_rng(4)

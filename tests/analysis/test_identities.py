@@ -14,6 +14,7 @@ import llc
 from llc.analysis import files
 from llc.bounds.spectral_measure import Spectrum
 from llc.bounds.storage import to_dataset
+from tests.support.tiers import weekly
 
 NBETA, GAMMA, INIT_LOSS, ROWS, DIM = 150.0, 6.0, 0.5, 40, 3
 CHAINS, DRAWS, BLOCKS = 2, 400, 5
@@ -134,7 +135,8 @@ def test_contradictions_are_refused_by_name(case):
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", weekly(RUNS, but=("exact", "minibatches")))
 def test_what_no_one_changed_is_taken(run):
     """Negative control, also of float32, of draws that were taken out, of chains that are gone, and of other orders."""
     for seed in range(3):

@@ -157,6 +157,7 @@ def test_analysis_loads_no_jax():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_what_a_number_needs_later_is_not_loaded_with_the_package():
     """ArviZ's statistics and SciPy's laws and interpolation take half a second. Negative control: a number has them."""
     number = "import numpy as np; from llc.analysis.series import split_rhat; split_rhat(np.random.rand(2, 9))"

@@ -13,6 +13,7 @@ from llc.analysis.check import Check
 from llc.analysis.estimators import Estimate
 from llc.analysis.slope import Slope, slope_check, slope_of
 from llc.analysis.verdict import Findings, judge
+from tests.support.tiers import weekly, weekly_cases
 
 NUM_DATA = 500
 LENGTHS = {"num_chains": 4, "num_warmup": 500, "num_draws": 2000, "progress": False}
@@ -69,7 +70,8 @@ def test_share_is_that_of_the_gaussian_and_of_the_draws(name):
     assert abs(estimate.value - (value - share)) > 4 * estimate.mcse  # negative control: without the share
 
 
-@pytest.mark.parametrize("name", CONVEX)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", weekly(CONVEX, but=("curved",)))
 def test_bound_of_gamma_alone_holds(name):
     draws, spectrum = run(name)
     without, found = slope_of(draws), slope_of(draws, spectrum)
@@ -85,8 +87,13 @@ def found_scale(draws):
     return float(draws["constant_data"]["gamma"] / draws["constant_data"]["nbeta"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "with_spectrum"), [(name, known) for name in CASES for known in (True, False) if known or name in CONVEX]
+    ("name", "with_spectrum"),
+    weekly_cases(
+        {f"{name}-{known}": (name, known) for name in CASES for known in (True, False) if known or name in CONVEX},
+        but=("curved-True", "curved-False", "negative curvature-True"),
+    ),
 )
 def test_a_checkpoint_on_a_slope_is_scale_dependent_by_its_slope(name, with_spectrum):
     draws, spectrum = run(name)

@@ -19,6 +19,7 @@ from llc.analysis.manifest import DamagedStore, Manifest
 from llc.analysis.segments import join, split
 from llc.analysis.store import Store, is_store
 from tests.support.files import NUM_CHAINS, full_draws
+from tests.support.tiers import weekly_cases
 
 STOPS = (10, 20, 30), (10, 20), (10,)
 SETTINGS = {"gamma": 1.0, "key": [0, 1]}
@@ -103,9 +104,17 @@ def test_the_segments_of_a_store_open_with_xarray(tmp_path, write):
         assert [segment["posterior/llc"].shape for segment in tree.children.values()] == [(NUM_CHAINS, 10)] * 3
 
 
+DAMAGE = {"half": spoil, "gone": lambda path: path.rename(path.with_name("gone"))}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["draws", "state", "head"])
-@pytest.mark.parametrize("damage", [spoil, lambda path: path.rename(path.with_name("gone"))], ids=["half", "gone"])
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    weekly_cases(
+        {f"{how}-{kind}": (damage, kind) for how, damage in DAMAGE.items() for kind in ("draws", "state", "head")},
+        but=("half-draws", "half-state", "gone-head"),
+    ),
+)
 def test_a_damaged_end_is_made_again(tmp_path, kind, damage, write):
     path = tmp_path / "run.zarr"
     whole = write(path)

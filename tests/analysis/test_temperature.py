@@ -27,6 +27,7 @@ def exact(nbeta):
     return log_grid(lambda a, b: 0.5 * (a**2 + b**4), 2, nbeta).mean
 
 
+@pytest.mark.slow
 def test_against_exact_values(draws):
     nbetas = NBETA * np.array([0.5, 0.8, 1.0, 1.5, 2.5])
     curve = llc.temperature_curve(draws, nbetas)
@@ -42,6 +43,7 @@ def test_against_exact_values(draws):
     assert not abs(2.5 * one.value - truth[-1]) < 4 * 2.5 * one.mcse
 
 
+@pytest.mark.slow
 def test_what_can_not_be_reached_is_not_trusted(draws):
     """Hotter by 50 the run has no draws; what it says there is wrong."""
     curve = llc.temperature_curve(draws, [NBETA / 50, NBETA])
@@ -90,6 +92,7 @@ def test_wrong_input(nbetas, change, message):
         llc.temperature_curve(_tree(np.full((2, 10), np.nan)))
 
 
+@pytest.mark.slow
 def test_plot(draws, tmp_path):
     assert llc.plot_temperature(draws).has_data()
     ax = llc.plot_temperature(llc.temperature_curve(draws, NBETA * np.geomspace(0.02, 4, 30)))

@@ -12,6 +12,7 @@ from llc.analysis import files
 from tests.analysis.test_check import _good, _report
 from tests.support.files import full_draws
 from tests.support.runs import NBETA, with_energies
+from tests.support.tiers import weekly
 
 REFUSED = {  # group, variable, what every element becomes (or an index and what that one becomes)
     "a constant that overflows": ("constant_data", "init_loss", 1e300),
@@ -44,6 +45,16 @@ REFUSED = {  # group, variable, what every element becomes (or an index and what
     "a curvature that overflows": ("curvature", "nodes", ((0, 0), 1e300)),
     "multiplicities of no spectrum": ("curvature", "weights", 1.5),
 }
+BY_FILE = (  # one of each group; those of draws in memory are all tested
+    "a constant that overflows",
+    "a run of another nβ beside it",
+    "one loss that is NaN",
+    "the same in the warm-up",
+    "energies beside the run",
+    "a negative distance",
+    "a moment that is NaN",
+    "a curvature that overflows",
+)
 UNRESOLVED = {  # of one chain: what a draw of it is in these variables
     "NaN": (("posterior/loss", "posterior/llc"), np.nan),
     "infinite": (("posterior/loss", "posterior/llc"), np.inf),
@@ -88,7 +99,7 @@ def test_what_no_run_writes_is_refused_by_name(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", weekly(REFUSED, but=BY_FILE))
 def test_a_file_of_it_is_refused_by_name(case):
     group, name, change = REFUSED[case]
     content = damage.foreign_bytes(put(whole(), group, name, change))
@@ -114,6 +125,7 @@ def with_both_runs():
     return draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UNRESOLVED)
 def test_a_chain_that_is_gone_leaves_the_verdict_open(case):
     names, value = UNRESOLVED[case]
@@ -129,6 +141,7 @@ def test_a_chain_that_is_gone_leaves_the_verdict_open(case):
     assert check.value == 1
 
 
+@pytest.mark.slow
 def test_without_such_a_chain_it_is_not():
     """Negative control."""
     (check,) = (check for check in llc.report(with_both_runs()).checks if check.name == "finite_chains")

@@ -10,10 +10,16 @@ from llc.bounds.bound import Bound
 from llc.bounds.rank import at_scale, tighten
 from tests.support.models import MODELS, deep_linear
 from tests.support.spectra import spectrum_of
+from tests.support.tiers import weekly
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    weekly(
+        MODELS, but=("regular", "norm^4", "(ab - 1)^2", "two Gaussians", "rrr 4-2-4 rank 2", "linear 5-3-4-5 rank 3")
+    ),
+)
 def test_known_ranks_and_learning_coefficients(name):
     model = MODELS[name]()
     posterior = model.posterior
@@ -52,6 +58,7 @@ def test_an_imperfect_minimum_raises_the_threshold():
     assert bounds.rank_interval == (5, 5)
 
 
+@pytest.mark.slow
 def test_lanczos_never_counts_the_null_space():
     model = MODELS["linear 6-4-4-4-6 rank 4"]()
     posterior = model.posterior
@@ -138,6 +145,7 @@ def _lanczos(curvatures, num_matvecs=60):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_lanczos_counts_above_a_gap_that_it_resolves():
     """100 of 1,000 directions within two decades: γ hides most of them from the sampler, not from the count."""
     scale = {"nbeta": 1.0, "gamma": 0.3}

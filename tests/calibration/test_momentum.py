@@ -82,6 +82,7 @@ def test_momentum_is_chosen_for_an_ill_conditioned_posterior(chosen):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_its_error_is_a_quarter_and_honest(chosen):
     """The same steps of both; E[nβK] of the quadratic is λ_quad."""
     exact = 0.5 * np.sum(NBETA * ILL / (NBETA * ILL + GAMMA))
@@ -92,6 +93,7 @@ def test_its_error_is_a_quarter_and_honest(chosen):
     assert momentum.mcse**2 < sgld.mcse**2 / 4
 
 
+@pytest.mark.slow
 def test_sgld_stays_where_it_is_as_fast():
     trial = trial_of(quadratic(EQUAL), EQUAL, step_of(EQUAL))
     assert trial.sampler is None
@@ -120,6 +122,7 @@ def test_where_it_is_not_tried(dim, price, batch, excluded):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_its_step_falls_where_its_chains_meet_stiff_places():
     """w₀ is flat and goes to ±1/√γ, where w₁ is ten times as stiff as w*: SGLD's pilot had not seen it."""
     curvatures = np.r_[0.0, ILL[1:]]

@@ -80,6 +80,7 @@ def test_a_run_that_is_too_hot_is_made_again(hot):
     assert abs(run.report.llc.value - exact) < 4 * run.report.llc.mcse
 
 
+@pytest.mark.study
 def test_a_run_that_is_too_hot_shows_it(hot):
     run = draw_cool_enough((jax.random.key(0),), hot, None, progress=False)
     assert run.report.settings["sampler"]["step_size"] == 0.016

@@ -23,6 +23,7 @@ from llc.calibration.record import Request
 from llc.calibration.run_length import plan_length, with_rate
 from llc.calibration.step_size import settings_from_curvature
 from llc.sampling.run_lengths import RequestedLengths
+from tests.support.tiers import weekly
 
 WIDTH, NUM_DATA = 40, 3000
 COSTLY = Price(1e9, costly=True)
@@ -104,7 +105,8 @@ def test_settings_of_a_costly_model(budget):
     assert not (few and bounds.valid)
 
 
-@pytest.mark.parametrize("budget", [60, 200, 600, 3000])
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", weekly([60, 200, 600, 3000], but=(60,)))
 def test_all_of_the_work_keeps_to_the_budget(budget):
     """The spectrum, the pilots, the run and the shorter one at 3γ."""
     found = calibrated(budget=budget)

@@ -40,7 +40,10 @@ def test_a_budget_is_kept_by_estimate():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("given", "relaxations"), [({}, (75, 100)), ({"num_warmup": 2000}, (35, 50))])
+@pytest.mark.parametrize(
+    ("given", "relaxations"),
+    [({}, (75, 100)), pytest.param({"num_warmup": 2000}, (35, 50), marks=pytest.mark.study)],
+)
 def test_a_flat_direction_relaxes_as_often_as_was_aimed_at(given, relaxations):
     """80 times by design where a step costs next to nothing, 40 where the run may not be made longer."""
     calibration = llc.calibrate(jax.random.key(0), regression(num_data=100), **given)

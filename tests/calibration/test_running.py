@@ -16,10 +16,14 @@ from llc.calibration.running import Place, draw_cool_enough, extended
 from llc.sampling.chains import Chains
 from llc.sampling.run_lengths import RequestedLengths
 from tests.support.regression import regression
+from tests.support.tiers import weekly
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "enough", "num_draws"), [(None, 30, 30), (1e-3, 30, 160), (None, None, 160)])
+@pytest.mark.parametrize(
+    ("target", "enough", "num_draws"),
+    [(None, 30, 30), (1e-3, 30, 160), pytest.param(None, None, 160, marks=pytest.mark.study)],
+)
 def test_a_run_of_minutes_goes_on_only_for_an_accuracy_that_was_asked_for(target, enough, num_draws):
     """Twenty draws of each chain on a quartic tell λ̂ to some 15 %; the most are eight times as many."""
     posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 4, jnp.zeros(()), np.ones(500, np.float32), gamma=1.0)
@@ -56,7 +60,7 @@ def test_a_run_of_minutes_ends_where_its_estimate_is_accurate_enough():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("there", [8, 30, 80])
+@pytest.mark.parametrize("there", weekly([8, 30, 80], but=(30,)))
 def test_a_run_that_is_resumed_ends_where_it_would_have(there, tmp_path):
     """There: at a look at λ̂, between two, and past the end, which more draws were asked for."""
     made = _of_minutes(regression(num_data=200))

@@ -16,6 +16,7 @@ from llc.calibration.short_run import costly_length, enough_draws, is_costly, ta
 from llc.calibration.step_size import RELAXATIONS, settings_from_curvature
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from tests.support.spectra import spectrum_of
+from tests.support.tiers import weekly
 
 NUM_DATA, DIM, CHAINS = 2048, 60, 4
 COSTLY = Price(1e9, costly=True)
@@ -60,6 +61,7 @@ def test_a_flat_direction_relaxes_ten_times_on_batches_that_hardly_heat(budget):
     assert max(heating) / rows <= 1.1 * MAX_HEATING or rows == pytest.approx(NUM_DATA, rel=0.5)
 
 
+@pytest.mark.slow
 def test_what_was_given_is_kept():
     asked = request(100, batch_size=256)
     assert costly_length(asked).num_steps == pytest.approx(0.5 * 0.42 * 100 / CHAINS * NUM_DATA / 256, rel=0.1)
@@ -71,6 +73,7 @@ def test_what_was_given_is_kept():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_the_run_has_that_gamma_without_eigenvectors_too():
     """Where no localization is found, pilots choose γ; they may only raise it."""
     given = dataclasses.replace(llc.spectrum(decaying()), vectors=None)
@@ -81,7 +84,7 @@ def test_the_run_has_that_gamma_without_eigenvectors_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", weekly(range(4), but=(0,)))
 def test_a_short_run_has_the_estimate_of_its_gamma(seed):
     """λ_quad is exact here. At the γ of a long run the same chains tell of their start, which is the control."""
     whole, asked = llc.spectrum(decaying()), RequestedLengths(num_chains=CHAINS, budget=100)

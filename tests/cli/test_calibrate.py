@@ -21,6 +21,7 @@ def test_calibrate_names_settings_that_sample_takes(folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_calibrate_repeats_what_was_given(folder, capsys):
     flags = ["--nbeta", "5", "--num-warmup", "1234567", "--num-draws", "100", "--out", "run.nc"]
     assert cli.main(["calibrate", "model.py:posterior", *flags]) == 0

@@ -13,6 +13,7 @@ import llc
 from llc import cli
 from tests.analysis.test_estimators import make_draws
 from tests.support.commands import MODEL
+from tests.support.tiers import weekly
 
 QUICK = ("--num-warmup", "500", "--num-draws", "1000")
 
@@ -91,6 +92,7 @@ def test_errors_of_the_model_are_no_verdict(folder, capsys):
     assert "called without arguments" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_control_variates_are_for_minibatches(folder, capsys):
     assert cli.main(["sample", "model.py:posterior", "--out", "run.nc", "--control-variates", "--sampler", "nuts"]) == 3
     assert "--control-variates needs --sampler sgld, got nuts" in capsys.readouterr().err
@@ -114,8 +116,12 @@ def test_sgld_takes_its_step_from_the_curvature(folder, capsys):
     ("flags", "settings"),
     [
         (["--integrator", "euler_maruyama"], {"name": "SGLD", "integrator": "euler_maruyama"}),
-        (["--preconditioner", "rmsprop"], {"name": "SGLD", "preconditioner": "RMSProp"}),
-        (["--sampler", "sghmc"], {"name": "SGHMC"}),
+        pytest.param(
+            ["--preconditioner", "rmsprop"],
+            {"name": "SGLD", "preconditioner": "RMSProp"},
+            marks=pytest.mark.study,
+        ),
+        pytest.param(["--sampler", "sghmc"], {"name": "SGHMC"}, marks=pytest.mark.study),
         (["--sampler", "sgnht", "--friction", "2.5"], {"name": "SGNHT", "friction": 2.5}),
     ],
     ids=["integrator", "preconditioner", "sghmc", "sgnht"],
@@ -215,7 +221,7 @@ def test_exit_of_the_model_is_no_verdict(place, folder, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["consistent", "few draws", "outside"])
+@pytest.mark.parametrize("case", weekly(["consistent", "few draws", "outside"], but=("outside",)))
 def test_a_closed_pipe_keeps_the_status(case, tmp_path):
     draws, spectrum, status, _ = FILES[case]
     write(tmp_path / "run.nc", draws(), spectrum)
@@ -236,6 +242,7 @@ def test_a_closed_pipe_keeps_the_status(case, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_report_in_json_loads_neither_figures_nor_jax(tmp_path):
     """Negative control: the figures load matplotlib."""
     draws, spectrum, *_ = FILES["consistent"]

@@ -18,6 +18,7 @@ def test_a_model_that_changes_the_folder_writes_where_the_command_was(folder):
     assert not any((folder / "other").iterdir())
 
 
+@pytest.mark.slow
 def test_what_a_model_prints_is_no_output_of_the_command(folder, capsys):
     (folder / "talks.py").write_text("print('loading')\nfrom model import posterior\n")
     for step in (1, 2):

@@ -19,6 +19,7 @@ posterior = llc.LocalPosterior(
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_calibrate_repeats_momentum(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.py").write_text(MODEL)

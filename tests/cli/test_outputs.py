@@ -12,6 +12,7 @@ import llc
 from llc import cli
 from llc.cli import outputs
 from tests.support.files import full_draws
+from tests.support.tiers import weekly
 
 QUICK = ("--num-warmup", "20", "--num-draws", "50", "--step-size", "0.001")
 BOUNDS = ("bounds", "model.py:posterior", "--out", "run.nc")
@@ -95,9 +96,11 @@ CLASHES = {
     "demo onto foreign draws": (["demo", "--out", "foreign.nc"], "another program"),
 }
 
+ALIKE = {"page onto a link to the draws", "page onto other draws", "figure and spectrum"}
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CLASHES)
+@pytest.mark.parametrize("case", weekly(CLASHES, but=set(CLASHES) - ALIKE))
 def test_outputs_that_would_replace_something_are_refused_before_the_work(case, folder, capsys):
     words, message = CLASHES[case]
     llc.save(full_draws(), "run.nc")
@@ -136,6 +139,7 @@ def test_a_disk_that_is_full_after_the_work_loses_nothing(folder, tmp_path_facto
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_paths_at_home(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     llc.save(full_draws(), "run.nc")
@@ -148,6 +152,7 @@ def test_paths_at_home(folder, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_disk_that_is_full_everywhere_is_one_line(folder, tmp_path_factory):
     """A limit on the size of files stands for the disk: the old file stays, nothing else does."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")

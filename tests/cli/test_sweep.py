@@ -58,6 +58,7 @@ def test_items_come_in_natural_order_and_a_rerun_prints_them_as_json(folder, cap
     assert (folder / "sweep.png").exists()
 
 
+@pytest.mark.slow
 def test_compare_gives_difference_and_scale(folder, capsys):
     assert cli.main(["compare", "training/step_10.nc", "training/step_100.nc", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -69,6 +70,7 @@ def test_compare_gives_difference_and_scale(folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_compare_of_other_scales_is_status_1(folder, capsys):
     assert cli.main([*SWEEP[:4], "other", *QUICK, "--gamma", "77", "--reference", "step_100"]) == 0
     capsys.readouterr()
@@ -76,6 +78,7 @@ def test_compare_of_other_scales_is_status_1(folder, capsys):
     assert not json.loads(capsys.readouterr().out)["same_scale"]
 
 
+@pytest.mark.slow
 def test_a_failed_item_is_status_1(folder, tmp_path, capsys):
     np.savez(tmp_path / "step_3.npz", other=np.ones(3))
     words = ["sweep", "model.py:posterior", str(tmp_path / "step_3.npz"), "checkpoints/step_100.npz", *QUICK]
@@ -92,6 +95,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_status_3(case, folder, capsys):
     words, name = WRONG[case]
@@ -99,6 +103,7 @@ def test_wrong_input_is_status_3(case, folder, capsys):
     assert name in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_pickle_is_refused_with_the_cure(folder, tmp_path, capsys):
     (tmp_path / "step_1.pt").write_bytes(pickle.dumps({"w": 1}))
     assert cli.main(["sweep", "model.py:posterior", str(tmp_path / "step_1.pt"), *QUICK]) == 3

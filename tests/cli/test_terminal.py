@@ -12,6 +12,7 @@ import pytest
 import llc
 from llc.cli import main, terminal
 from tests.support.files import full_draws
+from tests.support.tiers import weekly, weekly_cases
 
 SLOW = """
 from __future__ import annotations
@@ -146,7 +147,7 @@ CLOSING = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("closing", CLOSING)
+@pytest.mark.parametrize("closing", weekly(CLOSING, but=("os.close(1); os.close(2)",)))
 def test_what_a_model_closes_is_open_again(closing, tmp_path):
     (tmp_path / "model.py").write_text(f"import os, sys\n{closing}\nraise ValueError('of the model')\n")
     process = start(["sample", "model.py:posterior", "--out", "run.nc"], tmp_path)
@@ -172,7 +173,10 @@ def test_help_that_can_not_be_written_is_no_success(words, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    weekly_cases({"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)}, but=("Ctrl-C",)),
+)
 def test_an_interrupted_run_keeps_its_draws(number, status, tmp_path):
     """It answers within seconds of a run of minutes, in one line, with its draws so far in the file."""
     (tmp_path / "slow.py").write_text(SLOW.replace("{loops}", "1000"))

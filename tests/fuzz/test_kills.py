@@ -26,6 +26,7 @@ OUTCOMES = {  # signal, status, standard error, the file → what is to be said 
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("case", OUTCOMES)
 def test_what_is_right_of_a_stopped_command(case, tmp_path):
     number, status, error, content, kind = OUTCOMES[case]

@@ -27,6 +27,7 @@ from tests.support.runs import (
     make_report,
     texts,
 )
+from tests.support.tiers import weekly
 
 PANELS = ("running", "trace", "distance", "rank", "ess", "autocorrelation")
 
@@ -52,7 +53,10 @@ def bad_report(report, num_checks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["consistent", "3 failed", "60 failed", "one chain, no bounds"])
+@pytest.mark.parametrize(
+    "case",
+    weekly(["consistent", "3 failed", "60 failed", "one chain, no bounds"], but=("3 failed",)),
+)
 def test_report_has_no_overlaps(case, report):
     report = {
         "consistent": lambda: dataclasses.replace(report, verdict="CONSISTENT"),
@@ -110,6 +114,7 @@ def test_report_says_verdict_numbers_and_failed_checks(report):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_figures_of_a_real_run_from_a_file(sampled, tmp_path, monkeypatch):
     monkeypatch.setattr(dashboard, "_DPI", 40)
     sampled_draws, posterior = sampled
@@ -133,6 +138,7 @@ def test_figures_of_a_real_run_from_a_file(sampled, tmp_path, monkeypatch):
     assert line(trace, "chain 0").get_xdata()[0] == -50
 
 
+@pytest.mark.slow
 def test_figures_of_dead_chains_without_a_spectrum(bounds, tmp_path):
     paths = llc.save_figures(assemble(DRAWS["all dead"], bounds=bounds), tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(paths) == sorted(tmp_path / f"{n}.png" for n in ("report", *PANELS))
@@ -154,6 +160,7 @@ def test_png_has_150_dots_per_inch():
     assert matplotlib.image.imread(io.BytesIO(picture)).shape[:2] == (150, 300)
 
 
+@pytest.mark.slow
 def test_import_needs_neither_pyplot_nor_the_samplers():
     code = (
         "import sys, llc.plotting.dashboard;"

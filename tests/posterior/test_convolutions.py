@@ -23,6 +23,12 @@ LAYERS = {
     "axes of three orders": ((1, 1), "SAME", {"dimension_numbers": ("HWNC", "OIHW", "NHCW")}),
 }
 
+LATER = {  # what takes seconds to compile
+    "same padding": [pytest.mark.slow],
+    "strides, uneven padding": [pytest.mark.slow],
+    "dilated, cropped": [pytest.mark.study],
+}
+
 
 def arrays(settings):
     """An image and a kernel whose axes are in the order that the layer has."""
@@ -44,7 +50,7 @@ def derivatives(fn, x, kernel):
     return fn(x, kernel), jax.grad(lambda x: jnp.sum(jnp.tanh(fn(x, kernel) / 4)))(x), jax.grad(bent)(kernel), along
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LATER.get(n, [])) for n in LAYERS])
 def test_values_and_two_derivatives_are_those_of_the_convolution(name):
     strides, padding, settings = LAYERS[name]
     settings = {"dimension_numbers": OIHW} | settings
@@ -94,7 +100,7 @@ def forms(fn, *args):
 LAST = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LATER.get(n, [])) for n in LAYERS])
 def test_derivatives_with_channels_last_are_those_of_the_convolution(name):
     strides, padding, settings = LAYERS[name]
     settings = {"dimension_numbers": OIHW} | settings
@@ -166,6 +172,7 @@ def test_a_posterior_has_no_convolution_to_compile():
     np.testing.assert_allclose(posterior.loss(posterior.center), loss(posterior.center, images).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_sampler_have_channels_last_and_chains_run_one_by_one():
     images = np.random.default_rng(0).normal(size=(20, 1, 4, 4)).astype(np.float32)
 

@@ -15,6 +15,7 @@ import pytest
 import llc
 import llc.posterior.local_posterior
 from llc import LocalPosterior
+from tests.support.tiers import weekly
 
 RNG = np.random.default_rng(1)
 INPUTS = RNG.normal(size=(20, 2)).astype(np.float32)
@@ -106,7 +107,7 @@ MODELS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", weekly(MODELS, but=("dict", "nnx.Module")))
 def test_models_of_every_library(name):
     make, num_params = MODELS[name]
     loss_fn, params, predict = make()

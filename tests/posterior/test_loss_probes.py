@@ -18,6 +18,7 @@ import pytest
 import llc
 from llc import LocalPosterior
 from llc.posterior.loss_parts import different_rows
+from tests.support.tiers import weekly
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -293,8 +294,28 @@ HONEST = {
 }
 
 
+LONGER = {  # than a second each, and much like another one
+    "leaky relu",
+    "tiny",
+    "other program on many rows",
+    "elu by comparison",
+    "hard tanh",
+    "huber",
+    "largest output",
+    "median output",
+    "mean over outputs too",
+    "relu network",
+    "two rows",
+    "float32 inside",
+    "scan",
+    "difference of large numbers",
+    "huge",
+    "unused leaf",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name", weekly(HONEST, but=set(HONEST) - LONGER))
 def test_an_honest_loss_is_taken(name):
     LocalPosterior(*HONEST[name], gamma=1.0)
 
@@ -535,7 +556,7 @@ KEPT = {  # functions within the loss that JAX finds by their identity
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", weekly(KEPT, but=("jit", "checkpoint", "branches", "custom_vjp")))
 def test_a_changed_function_that_jax_keeps_is_another_loss(name):
     try:
         first = LocalPosterior(KEPT[name], PARAMS, DATA, gamma=1.0)
@@ -676,7 +697,9 @@ TABLE_LOSSES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TABLE_LOSSES)
+@pytest.mark.parametrize(
+    "name", weekly(TABLE_LOSSES, but=("global", "attributes", "jitted", "a named tuple", "cached", "a proxy", "int8"))
+)
 def test_numpy_tables_work_in_float64(name):
     loss_fn, p = TABLE_LOSSES[name], jnp.linspace(-1, 1, 5)
     trained = jax.jit(jax.grad(lambda p: jnp.mean(loss_fn(p, ROWS))))  # a program that remembers the tables

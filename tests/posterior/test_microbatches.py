@@ -5,6 +5,7 @@ import pytest
 
 import llc
 from llc.posterior.programs import bytes_alive
+from tests.support.tiers import weekly
 
 INPUTS = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "activation": jnp.tanh}
@@ -29,7 +30,7 @@ def _derivatives(loss_fn):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 3, 5, 10, 20])
+@pytest.mark.parametrize("size", weekly([1, 3, 5, 10, 20], but=(3, 20)))
 @pytest.mark.parametrize("loss_fn", [_per_example, _mean])
 def test_a_loss_in_pieces_has_the_same_derivatives(loss_fn, size):
     for one, other in zip(_derivatives(llc.microbatched(loss_fn, size)), _derivatives(loss_fn), strict=True):
@@ -84,6 +85,7 @@ def test_posteriors_share_their_programs():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_chains_are_those_of_the_whole_batch():
     lengths = {"num_chains": 2, "num_warmup": 20, "num_draws": 20, "batch_size": 8}
     values = [

@@ -243,6 +243,7 @@ def test_a_pickled_posterior_shares_the_programs():
     assert posterior.with_scale(nbeta=3.0).loss_fn is posterior.loss_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strict",
     [

@@ -61,8 +61,12 @@ def test_quadratic_part_of_lambda(method):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"batch_size": 256}, {"eval_size": 500}, {"batch_size": 256, "eval_size": 500}],
-    ids=["all rows", "minibatches", "subset", "both"],
+    [
+        pytest.param({}, id="all rows", marks=pytest.mark.study),
+        pytest.param({"batch_size": 256}, id="minibatches", marks=pytest.mark.study),
+        pytest.param({"eval_size": 500}, id="subset", marks=pytest.mark.study),
+        pytest.param({"batch_size": 256, "eval_size": 500}, id="both"),
+    ],
 )
 @pytest.mark.optimized
 def test_sampled_lambda(settings):
@@ -89,6 +93,7 @@ def test_sampled_lambda(settings):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_weights_and_weights_in_the_loss_are_the_same_run(tmp_path):
     """To the bits of the draws, the losses of every example, the report and the file."""
     found = []

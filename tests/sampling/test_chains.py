@@ -312,7 +312,9 @@ def test_parallel_chains_on_two_devices():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss_fn", [mean_loss, example_losses], ids=["scalar", "per example"])
+@pytest.mark.parametrize(
+    "loss_fn", [pytest.param(mean_loss, marks=pytest.mark.study), example_losses], ids=["scalar", "per example"]
+)
 def test_losses_in_ragged_pieces_are_exact(loss_fn, monkeypatch):
     """Eleven rows in passes of at most four: three pieces of three rows and a rest of two."""
     monkeypatch.setattr(llc.sampling.energies, "_EVAL_ROWS", 4)

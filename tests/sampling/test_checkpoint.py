@@ -13,6 +13,7 @@ import llc
 from llc.analysis.store import Store
 from llc.sampling.chains import Chains
 from llc.sampling.run_lengths import RunLengths
+from tests.support.tiers import weekly
 
 RNG = np.random.default_rng(3)
 DATA = RNG.normal(size=(24, 3)).astype(np.float32)
@@ -63,11 +64,10 @@ def stop_at(num_draws, store, posterior, sampler, **settings):
         chains.draw_until(num_draws, asked=LENGTHS["num_draws"], progress=False)
 
 
-SLOW = ("SGLD with a preconditioner that adapts", "SGNHT")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in RUNS])
+@pytest.mark.parametrize(
+    "name", weekly(RUNS, but=("SGLD, moments of a subset, params", "NUTS, which adapts and keeps a key"))
+)
 def test_a_resumed_run_has_the_same_bits(name, tmp_path):
     loss_fn, sampler, settings = RUNS[name]
     posterior, path = make_posterior(loss_fn), tmp_path / "run.zarr"
@@ -124,7 +124,13 @@ def short_run(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize(
+    "name",
+    weekly(
+        OTHER,
+        but=("gamma", "params", "data", "key", "sampler\\.step_size", "sampler\\.name", "keep_params", "chain_method"),
+    ),
+)
 def test_another_run_is_refused_by_name(name, short_run):
     settings = {"key": jax.random.key(0), "posterior": make_posterior, "sampler": llc.SGLD(0.02), **OTHER[name]}
     key, make, sampler = (settings.pop(argument) for argument in ("key", "posterior", "sampler"))
@@ -134,6 +140,7 @@ def test_another_run_is_refused_by_name(name, short_run):
     assert bits(llc.load(short_run)) == before
 
 
+@pytest.mark.slow
 def test_another_loss_that_is_the_same_at_the_minimum_is_refused(short_run):
     def other(params, batch):
         return mean_loss(params, batch) + jnp.sum((params["a"] - CENTER["a"]) ** 2)
@@ -143,7 +150,7 @@ def test_another_loss_that_is_the_same_at_the_minimum_is_refused(short_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", weekly([signal.SIGINT, signal.SIGTERM], but=[signal.SIGTERM]))
 def test_a_signal_ends_with_what_there_is_written(number, tmp_path):
     path, handler = tmp_path / "run.zarr", signal.getsignal(signal.SIGTERM)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), number))

@@ -12,6 +12,7 @@ import llc
 from llc.analysis.pointwise import subset_stderr
 from llc.analysis.series import constant, monte_carlo_error, variable
 from llc.sampling.control_variates import make_control_variates
+from tests.support.tiers import weekly_cases
 
 CURVATURES = np.array([2.0, 0.5, 0.1, 0.0])
 NBETA = 1000 / np.log(1000)
@@ -48,8 +49,10 @@ SAMPLERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "name"),
-    [(None, name) for name in SAMPLERS]
-    + [pytest.param("b", name, marks=[pytest.mark.slow] * (name != "minibatches")) for name in SAMPLERS],
+    weekly_cases(
+        {f"{mask}-{name}": (mask, name) for mask in (None, "b") for name in SAMPLERS},
+        but=("None-hot", "None-cold", "b-minibatches"),
+    ),
 )
 def test_a_quadratic_has_no_variance(name, mask):
     sampler, settings = SAMPLERS[name]

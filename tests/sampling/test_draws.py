@@ -20,6 +20,7 @@ def posterior(dim, *, per_example=False):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_kept_params_are_in_memory_once():
     settings = {"num_draws": 200, "num_warmup": 0, "keep_params": True, "progress": False}
     tracemalloc.start()

@@ -47,6 +47,7 @@ def test_loss_and_gradient_are_those_of_the_rows(loss_fn, rows, batch_size):
         assert float(unweighted) != pytest.approx(float(exact), rel=1e-5), "negative control: pieces of other lengths"
 
 
+@pytest.mark.slow
 def test_slopes_in_excess_have_no_mean_over_all_rows():
     posterior = llc.LocalPosterior(per_example, jnp.full(3, 0.3), DATA, gamma=1.0)
     with jax.default_matmul_precision("highest"):

@@ -46,6 +46,7 @@ def test_of_a_quadratic_loss_the_covariances_are_known_from_a_few_draws():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.optimized
 def test_no_bias_on_a_singular_loss():
     """ℓᵢ = ½ (xᵢ ab − yᵢ)² at ab = 0, against quadrature; both estimates hold, with different errors."""

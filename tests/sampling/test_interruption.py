@@ -32,7 +32,7 @@ def run(*parts, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
-@pytest.mark.parametrize("parts", [(1, 12, 27), (39, 1)], ids=str)
+@pytest.mark.parametrize("parts", [(1, 12, 27), pytest.param((39, 1), marks=pytest.mark.study)], ids=str)
 def test_where_segments_end_shows_in_no_bit(parts, chain_method):
     """Of draws, statistics, moments of the losses and attributes. Negative control: other draws do."""
     whole = run(40, chain_method=chain_method)

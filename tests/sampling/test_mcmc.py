@@ -11,6 +11,7 @@ from arviz_stats import mcse
 from exact import independent, log_grid, quadratic, reduced_rank
 
 import llc
+from tests.support.tiers import weekly_cases
 
 # ---- The samplers -----------------------------------------------------------------------------------------------
 
@@ -71,6 +72,11 @@ CASES = [
 ]
 
 
+# What CI draws: a few seconds each, and all samplers on w⁴/2.
+QUICK = ("NUTS-w^4/2", "HMC-w^4/2", "HMC-(w1 w2)^2/2", "HMC-|BA|^2/2", "MALA-w^4/2", "MALA-(w1^2+w2^2)^2/2")
+EVERY = weekly_cases({f"{sampler}-{name}": (sampler, name) for sampler, name in CASES}, but=QUICK)
+
+
 def draw(sampler, name, num_draws, seed=20):
     """`llc` and the statistics of each draw, in float32 as users sample."""
     loss, dim, *_ = LOSSES[name]
@@ -110,7 +116,7 @@ def agrees(estimated, exact):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sampler", "name"), CASES)
+@pytest.mark.parametrize(("sampler", "name"), EVERY)
 def test_exact_values(sampled, sampler, name):
     mean, variance = moments(sampled(sampler, name))
     exact = LOSSES[name][3]
@@ -120,12 +126,14 @@ def test_exact_values(sampled, sampler, name):
     assert agrees(variance, exact.variance)
 
 
-@pytest.mark.parametrize(("sampler", "name"), CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sampler", "name"), EVERY)
 def test_virial_is_one(sampled, sampler, name):
     """E[x·∇U] / d = 1 for the exact target, whatever K is."""
     assert agrees(estimate(sampled(sampler, name)["virial"]), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_acceptance_is_recorded(sampled, sampler):
     acceptance = sampled(sampler, "w^4/2")["acceptance_rate"]
@@ -133,8 +141,14 @@ def test_acceptance_is_recorded(sampled, sampler):
     assert 0 <= acceptance.min() < acceptance.max() <= 1
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", ["|BA|^2/2", "12 dimensions"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    weekly_cases(
+        {f"{name}-{sampler}": (sampler, name) for name in ("|BA|^2/2", "12 dimensions") for sampler in SAMPLERS},
+        but=("|BA|^2/2-HMC",),
+    ),
+)
 def test_the_learning_coefficient_is_rejected(sampled, sampler, name):
     """Negative control: λ, the limit n → ∞, is off by 9 and 31 %, and the same tolerance tells."""
     mean, _ = moments(sampled(sampler, name))

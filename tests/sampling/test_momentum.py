@@ -35,6 +35,7 @@ from tests.sampling.test_sgmcmc import (
     loss,
     squares,
 )
+from tests.support.tiers import weekly
 
 FRICTION = 20.0
 
@@ -72,7 +73,7 @@ def draw(sampler, batch_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", BATCH_SIZES)
+@pytest.mark.parametrize("batches", weekly(BATCH_SIZES, but=("4 batches",)))
 def test_stationary_law_of_sghmc(batches):
     mean, error = estimate(squares(draw(llc.SGHMC(STEP_SIZE, FRICTION), BATCH_SIZES[batches])))
     truth = stationary_variance(BATCH_SIZES[batches])
@@ -84,6 +85,7 @@ def test_stationary_law_of_sghmc(batches):
         assert not (np.abs(mean - 1 / A) < 4 * error).all(), "negative control: minibatches heat"
 
 
+@pytest.mark.slow
 def test_known_noise_is_taken_off():
     """At weak friction: at a strong one the noise of a kick is in the position before friction can take it off."""
     noise = batch_noise(64)[0][1]
@@ -101,6 +103,7 @@ def test_the_thermostat_is_exact_without_minibatches():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_the_thermostat_takes_off_noise_that_it_does_not_know():
     """One noise for all directions heats SGHMC by 37 %; what is left is of second order in the heat h² s² of a kick."""
     rng = np.random.default_rng(3)

@@ -111,7 +111,10 @@ def test_function_sees_all_params_of_a_mask_and_those_that_stay():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"chain_method": "sequential"}, {"batch_size": 4}, {"eval_size": 6}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"chain_method": "sequential"}, pytest.param({"batch_size": 4}, marks=pytest.mark.study), {"eval_size": 6}],
+)
 def test_chain_methods_and_batches_record_alike(settings):
     draws = sample({"probe": Observable(losses, data=PROBE)}, **settings)
     w, b = params_of(draws)
@@ -179,6 +182,7 @@ def test_many_numbers_of_a_draw_are_kept_as_moments():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_means_far_above_their_fluctuation_lose_nothing():
     """In float32 a sum of squares would be lost: here the mean is 10⁴ times the standard deviation."""
     posterior = LocalPosterior(lambda w, x: 0.5 * w**2 + 0 * x, jnp.zeros(()), np.zeros(10, np.float32), gamma=1.0)
@@ -193,6 +197,7 @@ def test_means_far_above_their_fluctuation_lose_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_covariances_of_a_singular_model_are_those_of_quadrature():
     """ℓᵢ = ½ (xᵢ ab − yᵢ)² at ab = 0, far from Gaussian, by NUTS; the Gaussian's covariances are the control."""
     rng = np.random.default_rng(2)

@@ -48,7 +48,15 @@ def test_all_places_give_the_same_draws():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", [llc.SGLD(1e-2), llc.SGHMC(1e-2), llc.SGNHT(1e-2), llc.HMC(num_steps=2)])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(llc.SGLD(1e-2), marks=pytest.mark.study),
+        llc.SGHMC(1e-2),
+        pytest.param(llc.SGNHT(1e-2), marks=pytest.mark.study),
+        llc.HMC(num_steps=2),
+    ],
+)
 def test_no_placeholder_is_nan(sampler):
     posterior = llc.LocalPosterior(lambda p, b: 0.5 * (b * p) ** 2, jnp.zeros(()), np.ones(50, np.float32), gamma=1.0)
     with jax.debug_nans(True):

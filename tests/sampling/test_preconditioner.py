@@ -104,7 +104,7 @@ def quadratic(mask=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "mask"), [("curvature", None), pytest.param("curvature", "b", marks=pytest.mark.slow), ("diagonal", None)]
+    ("name", "mask"), [("curvature", None), pytest.param("curvature", "b", marks=pytest.mark.study), ("diagonal", None)]
 )
 def test_a_constant_preconditioner_keeps_the_law(name, mask):
     """Covariance (nβH + γ)⁻¹ at a step size at which SGLD without it is unstable."""

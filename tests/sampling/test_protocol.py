@@ -12,6 +12,7 @@ from llc.sampling.chains import Chains
 from llc.sampling.kernel import Info
 from llc.sampling.loop import Span, run_segment
 from llc.sampling.run_lengths import RunLengths
+from tests.support.tiers import weekly
 
 DATA = {
     "x": np.random.default_rng(2).normal(size=(12, 2)).astype(np.float32),
@@ -79,11 +80,17 @@ def kernel(request):
     return Kernel(request.param)
 
 
+def in_ci(*names):
+    """A test of these samplers, and of the others once a week."""
+    return pytest.mark.parametrize("kernel", weekly(SAMPLERS, but=names), indirect=True)
+
+
 def avals(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
 @pytest.mark.slow
+@in_ci("SGLD", "SGHMC", "HMC", "NUTS")
 def test_step_keeps_structure_dtype_and_weak_type(kernel):
     posterior = make_posterior(kernel.loss)
     key = jax.random.key(0)
@@ -106,6 +113,7 @@ def test_the_same_key_gives_the_same_bits_and_another_one_does_not(kernel):
 
 
 @pytest.mark.slow
+@in_ci("SGLD", "SGHMC", "HMC")
 def test_vmap_over_keys_and_posteriors(kernel):
     """A sweep of chains: the keys, γ, nβ and w* differ, the data are shared."""
     keys = jax.random.split(jax.random.key(0), 3)
@@ -135,6 +143,7 @@ def test_traces_of_the_loss(kernel):
 
 
 @pytest.mark.slow
+@in_ci("SGLD", "HMC")
 def test_a_compiled_segment_never_leaves_the_device(kernel):
     """No callback to the host in the program of a segment, whose one result is read when it ends."""
     posterior = make_posterior(kernel.loss)
@@ -150,6 +159,7 @@ def test_a_compiled_segment_never_leaves_the_device(kernel):
 
 
 @pytest.mark.slow
+@in_ci("SGLD", "HMC")
 def test_sampling_again_does_not_trace_the_loss(kernel):
     settings = {"num_chains": 2, "num_warmup": NUM_WARMUP, "num_draws": 6, "progress": False}
 

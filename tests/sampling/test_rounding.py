@@ -11,6 +11,7 @@ from llc.posterior.precision import float64
 from llc.sampling.chains import Chains
 from llc.sampling.rounding import params_rounding
 from llc.sampling.run_lengths import RunLengths
+from tests.support.tiers import weekly
 
 ONES = np.ones(1000, np.float32)
 RNG = np.random.default_rng(0)
@@ -63,10 +64,10 @@ def test_a_constant_in_a_scalar_loss(offset, fails):
     ("sigma", "nbeta", "per_example", "fails"),
     [
         (100.0, None, False, True),
-        (100.0, None, True, False),
-        (1.0, 1e5, False, False),
+        pytest.param(100.0, None, True, False, marks=pytest.mark.study),
+        pytest.param(1.0, 1e5, False, False, marks=pytest.mark.study),
         (1.0, None, False, False),
-        (1e4, None, True, True),
+        pytest.param(1e4, None, True, True, marks=pytest.mark.study),
     ],
 )
 def test_the_size_of_the_loss_is_in_the_error(sigma, nbeta, per_example, fails):
@@ -117,7 +118,7 @@ def test_draws_that_are_off_show_in_the_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "fails"), [(2.0, True), (500.0, False)])
-@pytest.mark.parametrize("sampler", ["SGLD", "SGHMC"])
+@pytest.mark.parametrize("sampler", weekly(["SGLD", "SGHMC"], but=("SGLD",)))
 def test_parameters_as_wide_as_a_few_units_in_the_last_place(sampler, width, fails):
     """w* = 10⁵, where numbers are 2⁻⁷ apart, and a posterior of `width` times that."""
     stiffness = (width * 2.0**-7) ** -2
@@ -133,7 +134,7 @@ def test_parameters_as_wide_as_a_few_units_in_the_last_place(sampler, width, fai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("center", "fails"), [(1e5, True), (1.0, False)])
+@pytest.mark.parametrize(("center", "fails"), [(1e5, True), pytest.param(1.0, False, marks=pytest.mark.study)])
 def test_parameters_of_a_sampler_with_trajectories(center, fails):
     posterior = llc.LocalPosterior(
         lambda p, b: jnp.mean(0.5 * b**2 * jnp.sum((5 * (p - center)) ** 2)), jnp.full(2, center), ONES, gamma=1e-3

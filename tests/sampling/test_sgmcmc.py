@@ -141,6 +141,7 @@ def test_stationary_law(sampled, integrator, batches):
         assert (np.abs(mean - truth) < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_the_integrators_differ_by_more_than_the_tolerance(sampled):
     """Negative control: the value of one integrator rejects the draws of the other at large εa."""
     for integrator, other in (INTEGRATORS, INTEGRATORS[::-1]):
@@ -149,6 +150,7 @@ def test_the_integrators_differ_by_more_than_the_tolerance(sampled):
         assert rejected[STIFFNESS >= 0.5].all()
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_minibatches_are_not_white_noise(sampled, integrator):
     """Negative control: neither no heating nor that of white noise fits draws from four minibatches an epoch.

@@ -15,6 +15,7 @@ from llc.sampling.loop import Span, run_segment
 from llc.sampling.minibatch import independent_minibatch, minibatch
 from llc.sampling.run_lengths import RunLengths
 from tests.sampling.test_checkpoint import LENGTHS, bits, stop_at
+from tests.support.tiers import weekly
 
 RNG = np.random.default_rng(0)
 NUM_DATA, GAMMA = 400, 1.0
@@ -53,7 +54,7 @@ def series(draws):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", weekly(SAMPLERS, but=("SGLD",)))
 def test_on_all_the_data_the_mean_is_that_of_the_gaussian(name):
     draws = sample(make_posterior(), SAMPLERS[name])
     steps, _ = series(draws)
@@ -98,6 +99,7 @@ def test_minibatches_have_the_mean_of_all_the_data(case):
     assert checks["step_energies"].passed
 
 
+@pytest.mark.study
 def test_control_variates_take_noise_away():
     plain, paired = (
         sample(make_posterior(), llc.SGLD(STEP, control_variates=flag), batch_size=50) for flag in (False, True)
@@ -107,6 +109,7 @@ def test_control_variates_take_noise_away():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_steps_are_not_held_to_the_subset_that_draws_are_evaluated_on():
     draws = sample(make_posterior(), llc.SGLD(STEP), batch_size=100, eval_size=20)
     whole = sample(make_posterior(), llc.SGLD(STEP), batch_size=100)
@@ -164,7 +167,11 @@ class Silent(llc.SGLD):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", [llc.NUTS(), llc.MALA(0.1), Silent(0.1)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(llc.NUTS(), marks=pytest.mark.study), llc.MALA(0.1), Silent(0.1)],
+    ids=lambda s: type(s).__name__,
+)
 def test_samplers_without_a_loss_of_a_batch_are_refused(sampler):
     with pytest.raises(ValueError, match="step_energies needs a sampler"):
         sample(make_posterior(), sampler)
@@ -173,7 +180,7 @@ def test_samplers_without_a_loss_of_a_batch_are_refused(sampler):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["vectorized", "sequential"])
+@pytest.mark.parametrize("method", weekly(["vectorized", "sequential"], but=("vectorized",)))
 def test_a_run_goes_on_to_the_same_bits(tmp_path, method):
     settings = {"thinning": 3, "batch_size": 50, "step_energies": True, "chain_method": method}
     run = make_posterior(), llc.SGLD(STEP)

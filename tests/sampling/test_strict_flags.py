@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.support.tiers import weekly
+
 FLAGS = {
     "x64": 'jax.config.update("jax_enable_x64", True)',
     "debug_nans": 'jax.config.update("jax_debug_nans", True)',
@@ -83,7 +85,7 @@ def run(flag, kinds, samplers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("flag", weekly(FLAGS, but=("debug_nans", "rank_promotion")))
 def test_a_run_under_strict_flags(flag):
     run(flag, "dict", ["SGHMC"])
 

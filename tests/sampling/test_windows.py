@@ -16,6 +16,7 @@ from llc.sampling.standing import Interrupted
 from llc.sampling.windows import Windows
 from tests.support import sources
 from tests.support.sources import NUM_DATA, X, Y
+from tests.support.tiers import weekly_cases
 
 LENGTHS = {"num_chains": 2, "num_warmup": 40, "num_draws": 60, "thinning": 4, "batch_size": 50, "progress": False}
 SHORT = {"num_chains": 2, "num_warmup": 4, "num_draws": 30, "thinning": 2, "batch_size": 300, "progress": False}
@@ -152,8 +153,17 @@ def test_the_draws_say_what_they_rest_on(order):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chain_method", ["vectorized", "sequential"])
-@pytest.mark.parametrize("source", [sources.Loader(), sources.shuffled])
+@pytest.mark.parametrize(
+    ("source", "chain_method"),
+    weekly_cases(
+        {
+            f"{name}-{method}": (source, method)
+            for name, source in (("same", sources.Loader()), ("numbered", sources.shuffled))
+            for method in ("vectorized", "sequential")
+        },
+        but=("same-vectorized",),
+    ),
+)
 def test_a_resumed_run_has_the_same_bits(source, chain_method, tmp_path):
     """The second part begins in the middle of a window, and in the middle of a pass."""
     settings = SHORT | {"chain_method": chain_method}

@@ -33,5 +33,8 @@ def around(posterior: llc.LocalPosterior, form: str = "dense", *, threshold: flo
     return Around(excess, splitting, scale, storage)
 
 
-CASES = [(form, exact_fit) for exact_fit in (False, True) for form in forms(exact_fit=exact_fit)]
-IDS = [f"{form} of the {'outputs' if exact_fit else 'loss'}" for form, exact_fit in CASES]
+CASES = {
+    f"{form} of the {'outputs' if exact_fit else 'loss'}": (form, exact_fit)
+    for exact_fit in (False, True)
+    for form in forms(exact_fit=exact_fit)
+}

@@ -20,7 +20,11 @@ def quartic():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "shown"),
-    [(None, True), (llc.SGHMC(2.5e-3), True), (llc.SGLD(2.5e-3, preconditioner=llc.RMSProp()), False)],
+    [
+        pytest.param(None, True, marks=pytest.mark.study),
+        (llc.SGHMC(2.5e-3), True),
+        (llc.SGLD(2.5e-3, preconditioner=llc.RMSProp()), False),
+    ],
 )
 def test_a_sweep_tells_the_shape_from_the_step(sampler, shown):
     """RMSProp has no half step, and is the control."""

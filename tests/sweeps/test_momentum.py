@@ -49,6 +49,7 @@ def test_all_items_have_the_momentum_of_the_reference(swept):
     assert stiffness[4.0] == pytest.approx(stiffness[1.0], rel=1e-3)
 
 
+@pytest.mark.study
 def test_values_are_exact(swept):
     """Of a quadratic λ̂ = ½ Σ nβh / (nβh + γ)."""
     nbeta = NUM_DATA / np.log(NUM_DATA)

@@ -88,6 +88,7 @@ def test_a_survey_says_what_it_found():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_the_sweep_has_that_gamma_at_every_item():
     """And λ̂ at the item that the reference's own γ would not suit is about its λ_quad."""
     posteriors = {name: posterior_of(quartic) for name, quartic in QUARTIC.items()}

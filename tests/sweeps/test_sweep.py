@@ -14,6 +14,7 @@ import xarray as xr
 
 import llc
 from tests.support import checkpoints as run
+from tests.support.tiers import weekly
 
 KEY = jax.random.key(0)
 COMPILED: list[str] = []
@@ -69,6 +70,7 @@ def test_an_item_is_the_run_that_sample_makes_at_the_same_settings():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_energies_of_steps_are_paired_too():
     """On half of the rows: chains of two checkpoints have the same minibatches, so that their noise cancels."""
     tree = swept(2, batch_size=run.NUM_DATA // 2, step_energies=True)
@@ -115,6 +117,7 @@ def test_more_items_compile_nothing_more():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_strict_flags_of_jax_do_not_matter():
     run.posterior()
     with jax.transfer_guard("disallow"), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
@@ -123,6 +126,7 @@ def test_strict_flags_of_jax_do_not_matter():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_failed_item_is_named_and_sinks_nothing(tmp_path):
     checkpoints = run.checkpoints() | {"step_5": {"first": np.zeros((3, 2), np.float32)}}
     checkpoints = {name: checkpoints[name] for name in ("step_0", "step_5", "step_10", "step_20")}
@@ -152,7 +156,7 @@ def fail():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("times", "failed"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("times", "failed"), [pytest.param(1, False, marks=pytest.mark.study), (2, True)])
 def test_an_item_that_fails_is_tried_once_more_and_named(times, failed):
     with Failing("step_10", times) as executor:
         table = swept(executor=executor).to_dataset()
@@ -205,7 +209,7 @@ def test_dask_gives_the_same_draws(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("out", ["training", "training.zarr"])
+@pytest.mark.parametrize("out", weekly(["training", "training.zarr"], but=("training.zarr",)))
 def test_a_killed_sweep_goes_on_and_finished_items_are_not_run_again(out, tmp_path):
     path = tmp_path / out
     with Failing("step_10", 2) as executor:
@@ -222,6 +226,7 @@ def test_a_killed_sweep_goes_on_and_finished_items_are_not_run_again(out, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_folder_of_items_is_read_by_llc_load(tmp_path):
     swept(out=tmp_path / "training")
     assert sorted(x.name for x in (tmp_path / "training").iterdir()) == [
@@ -238,6 +243,7 @@ def test_a_folder_of_items_is_read_by_llc_load(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.filterwarnings("ignore")
 def test_a_store_of_zarr_is_one_tree(tmp_path):
     swept(out=tmp_path / "training.zarr")
@@ -247,6 +253,7 @@ def test_a_store_of_zarr_is_one_tree(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_longer_training_run_goes_on_in_the_same_folder_at_the_same_scale(tmp_path):
     swept(2, out=tmp_path / "training", checkpoints=dict(list(run.checkpoints().items())[:2]))
     table = swept(out=tmp_path / "training").to_dataset()
@@ -281,6 +288,7 @@ def test_a_folder_of_other_settings_is_refused_by_their_names(name, folder):
     assert before == {file: file.stat().st_mtime_ns for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_another_loss_and_other_data_are_refused(folder):
     posterior = run.posterior()
     inputs, targets = posterior.data
@@ -291,6 +299,7 @@ def test_another_loss_and_other_data_are_refused(folder):
             llc.sweep(KEY, other, checkpoints=run.checkpoints(), out=folder, progress=False, **run.LENGTHS)
 
 
+@pytest.mark.slow
 def test_a_damaged_item_is_made_again(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "training")
     (tmp_path / "training" / "step_10.nc").write_bytes(b"half of a file")
@@ -307,6 +316,7 @@ DAMAGED_PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGED_PLANS)
 def test_a_damaged_plan_is_named(name, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "training")
@@ -334,6 +344,7 @@ def test_other_folders_are_left_alone(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_masks_of_one_point_are_items_of_one_scale():
     table = swept(checkpoints=None, masks={"first": "first", "second": "second"}).to_dataset()
     assert table["num_params"].to_numpy().tolist() == [6, 4]

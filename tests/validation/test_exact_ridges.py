@@ -93,7 +93,11 @@ CURVED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "nbeta"), [*itertools.product(CURVED, [10.0, *NBETAS]), ("parabola", 1e5), ("parabola", 1e7)]
+    ("name", "nbeta"),
+    [
+        pytest.param(name, nbeta, marks=[pytest.mark.study] * (nbeta > 200))
+        for name, nbeta in [*itertools.product(CURVED, [10.0, *NBETAS]), ("parabola", 1e5), ("parabola", 1e7)]
+    ],
 )
 def test_curved_ridge(name, nbeta):
     loss, center, other = CURVED[name]
@@ -121,12 +125,12 @@ def polynomial_net(power, layers):
     return loss
 
 
-# Seconds of cubature for the last two, which the default run leaves out.
+# Seconds of cubature for the larger ones.
 NETS = {(2, 1): 3 / 4, (2, 2): 1 / 4, (2, 3): 3 / 28, (2, 4): 1 / 20, (3, 2): 3 / 16, (3, 3): 3 / 52}
 
 
 @pytest.mark.parametrize(
-    ("power", "layers"), [pytest.param(*n, marks=[pytest.mark.slow] * (sum(n) >= 6)) for n in NETS]
+    ("power", "layers"), [pytest.param(*n, marks=[pytest.mark.study] * (sum(n) >= 6)) for n in NETS]
 )
 def test_polynomial_net(power, layers):
     loss = polynomial_net(power, layers)
@@ -136,7 +140,7 @@ def test_polynomial_net(power, layers):
 
 
 @pytest.mark.parametrize(
-    ("power", "layers"), [pytest.param(*n, marks=[pytest.mark.slow] * (sum(n) >= 6)) for n in NETS]
+    ("power", "layers"), [pytest.param(*n, marks=[pytest.mark.study] * (sum(n) >= 6)) for n in NETS]
 )
 def test_polynomial_net_tends_to_its_learning_coefficient(power, layers):
     """With a ~ s and a + b ~ s², K ~ s^(3/λ)(1 + O(s)); odd powers of s cancel, so λ − E[tK] ~ t^(−2λ/3)."""

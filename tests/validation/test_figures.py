@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from tests.support.figures import assert_readable
+from tests.support.tiers import weekly
 
 RESULTS = pathlib.Path(__file__).parents[2] / "validation" / "results"
 MODULES = {
@@ -25,7 +26,7 @@ MODULES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", weekly(MODULES, but=("coverage", "scales")))
 def test_a_committed_figure_can_be_read(name):
     record = json.loads((RESULTS / f"{name}.json").read_text())
     rows = [row for row in record["rows"] if "error" not in row]

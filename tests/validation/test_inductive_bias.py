@@ -102,6 +102,7 @@ def test_rank_correlations_are_spearmans_and_drop_what_the_penalties_explain():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_the_interval_of_a_rank_correlation_has_its_coverage():
     found = [rank_correlation(_rows(i), "first", "second", within=("penalty", "strength")) for i in range(20)]
     inside = np.mean([low < 0 < high for _, low, high in found])
@@ -151,6 +152,7 @@ def test_a_penalty_of_strength_zero_is_none(penalty):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_the_gradient_penalty_is_the_geometric_complexity():
     params = init(jax.random.key(0), (2, 4, 4, 1))
     inputs = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)

@@ -43,6 +43,7 @@ def test_hessian_rank_is_that_of_the_spectrum():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_few_rows_have_the_same_density(scale):
     net = linear_nets.generate(SMALL, 1)

@@ -23,6 +23,7 @@ GOOD = {
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.optimized
 def test_reference_is_exact_where_the_integral_is_known():
     nbeta, gamma = 300.0, 1.0

@@ -11,6 +11,8 @@ import pytest
 import real
 import real_networks as networks
 
+from tests.support.tiers import weekly
+
 KEY = jax.random.key(0)
 SMALL = {
     "mlp": networks.mlp(KEY, real.QUICK.mlp),
@@ -26,7 +28,7 @@ def test_full_size(name, num_params):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", weekly(SMALL, but=("mlp",)))
 def test_losses_come_per_example(name):
     network = SMALL[name]
     losses = network.loss_fn(network.start, network.data)
@@ -36,6 +38,7 @@ def test_losses_come_per_example(name):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_attention_is_causal():
     size = networks.LanguageSize(vocabulary=8, length=6, width=4, layers=2, heads=2)
     params = networks.init_transformer(KEY, size.vocabulary, size.length, size.width, size.layers, size.heads)
@@ -54,6 +57,7 @@ def test_every_token_has_few_successors():
     assert tokens.max() < 20
 
 
+@pytest.mark.study
 def test_training_stops_on_one_path():
     network = SMALL["transformer"]
     stops = networks.train(KEY, network, (20, 50))

@@ -14,6 +14,7 @@ INVERSE = np.diag([1 / 3, 1 / 2, 1, 0, 0, 0])
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_quick_size(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["selected_samples.py", "--quick", "--out", str(tmp_path)])
     selected_samples.main()

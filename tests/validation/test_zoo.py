@@ -16,6 +16,7 @@ import zoo_losses
 
 import llc
 from llc.posterior.precision import float64
+from tests.support.tiers import weekly
 
 CASES = {case.name: case for case in zoo.CASES}
 NUM_DATA = 1000
@@ -71,6 +72,7 @@ def test_ranks_and_bounds(name):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("name", CASES)
 def test_no_loss_nearby_is_lower(name):
     posterior = _posterior(name)
@@ -85,7 +87,14 @@ def test_no_loss_nearby_is_lower(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.moments])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.study] * (name not in _ONE_OF_EACH))
+        for name, case in CASES.items()
+        if case.moments
+    ],
+)
 def test_exact_and_sampled_losses_are_the_same(name):
     """Moments integrate one formula, samplers see another: at nβ = γ = 1, by weights e^−K on draws from the
     localization."""
@@ -159,6 +168,7 @@ def test_integrals_give_the_learning_coefficient(name):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_the_fit_tells_neighbouring_values_apart():
     """Negative control: another λ, such as that of the leading diagonal part alone, or another m, is refused."""
     for name, wrong in [
@@ -174,6 +184,7 @@ def test_the_fit_tells_neighbouring_values_apart():
     assert abs(fine - 0.5) > 3 * abs(fine - coarse)
 
 
+@pytest.mark.study
 def test_a_localization_is_no_wall():
     """At the regular point λ = 1/2, but in a fixed localization E[nβK] goes down towards the 1/4 of the singular
     one."""
@@ -217,7 +228,7 @@ def test_polynomial_nets_have_the_coefficients_of_their_networks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("columns", [5, 6])
+@pytest.mark.parametrize("columns", weekly([5, 6], but=(5,)))
 def test_superposition_in_closed_form(columns):
     """Against quadrature of the definition, at the polygon (a minimum away from all kinks) and at random weights."""
     matrix, bias = map(np.array, zoo_losses.superposition_minimum(columns))

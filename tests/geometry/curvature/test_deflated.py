@@ -10,6 +10,7 @@ import llc
 from llc.bounds.shrinkage import signed_shrink
 from llc.bounds.spectral_measure import Spectrum
 from tests.support.models import deep_linear
+from tests.support.tiers import weekly_cases
 
 DIM = 300
 _BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, DIM)))[0]
@@ -40,7 +41,10 @@ def z_score(found, exact, scale):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "eigenvalues", [DECAYING, SIGNED, LOW_RANK, MULTIPLE], ids=["decaying", "signed", "low", "multiple"]
+    "eigenvalues",
+    weekly_cases(
+        {"decaying": [DECAYING], "signed": [SIGNED], "low": [LOW_RANK], "multiple": [MULTIPLE]}, but=("signed", "low")
+    ),
 )
 def test_quad_is_within_its_error(eigenvalues):
     scale = 0.1 * eigenvalues.max()
@@ -143,6 +147,7 @@ def test_round_trip_through_a_file(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_in_float64_where_the_params_are():
     with jax.enable_x64(True):
         posterior = deep_linear([6, 3, 6], [2, 2])

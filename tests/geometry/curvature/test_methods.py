@@ -17,6 +17,7 @@ from llc.geometry.curvature.smoothness import directions
 from llc.posterior.precision import as_float64, float64
 from tests.geometry.curvature.test_operators import _oracle, _posterior
 from tests.support.models import deep_linear
+from tests.support.tiers import weekly
 
 
 def test_dense_is_eigh_of_the_hessian():
@@ -64,6 +65,7 @@ def test_full_order_lanczos_is_exact_for_its_probes():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_lanczos_quad_is_within_its_error():
     posterior = deep_linear([12, 8, 12], [8, 8])
     dense = llc.spectrum(posterior)
@@ -127,6 +129,7 @@ def _gauss_newton(posterior):
 
 # Fewer outputs than parameters, and more.
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(
     ("num_data", "methods"), [(5, ("gram", "range_finder")), (30, ("dense", "gram", "range_finder"))]
 )
@@ -167,6 +170,7 @@ def test_the_hessian_is_not_its_gauss_newton_part(method):
     assert exact > 1e-3, "negative control: the two differ"
 
 
+@pytest.mark.slow
 def test_outputs_that_do_not_make_the_loss_are_named():
     posterior = _classifier()
 
@@ -188,7 +192,7 @@ def _chain(params, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["range_finder", "sketch"])
+@pytest.mark.parametrize("method", weekly(["range_finder", "sketch"], but=("range_finder",)))
 def test_a_rank_by_design_is_found(method):
     posterior = deep_linear([12, 6, 12], [4, 4])  # 4 · (12 + 12 − 4) = 80 of 144
     found = llc.spectrum(posterior, method=method)
@@ -239,6 +243,7 @@ def test_auto_finds_a_low_rank_in_a_large_model():
     assert _spectrum("auto", decaying, limits).method == "lanczos"
 
 
+@pytest.mark.study
 def test_auto_tries_the_range_of_a_middling_model():
     """From some size on the range finder is tried first, and dense is taken where it fails or could lose λ_quad."""
     limits = Limits(small=100)

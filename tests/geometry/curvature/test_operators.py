@@ -57,7 +57,10 @@ def _gradient(operator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_data", "mask"), [(7, None), (10, MASKS[2]), *((13, mask) for mask in MASKS)])
+@pytest.mark.parametrize(
+    ("num_data", "mask"),
+    [pytest.param(7, None, marks=pytest.mark.study), (10, MASKS[2]), *((13, mask) for mask in MASKS)],
+)
 def test_products_match_the_dense_hessian(num_data, mask, monkeypatch):
     monkeypatch.setattr(operators, "_PIECE", 5)  # pieces of 5 and 10 rows, with and without a rest
     posterior = _posterior(num_data, mask)
@@ -207,7 +210,9 @@ def _jacobian_products(operator, few, vector, cotangent):
     return operator.product(vector), operator.transpose_product(cotangent), operator.outputs(), few.product(vector)
 
 
-@pytest.mark.parametrize("mask", MASKS, ids=["all", "leaf", "entries"])
+@pytest.mark.parametrize(
+    "mask", [*MASKS[:2], pytest.param(MASKS[2], marks=pytest.mark.slow)], ids=["all", "leaf", "entries"]
+)
 def test_jacobian_products_match_the_dense_jacobian(mask, monkeypatch):
     monkeypatch.setattr(operators, "_PIECE", 5)
     posterior = _with_outputs(LOSSES["sum of squares"][0], mask=mask)
@@ -270,7 +275,9 @@ def test_a_regularizer_is_no_function_of_the_outputs():
     ],
     ids=["missing", "no axis of examples", "a tuple", "complex", "of the inputs only", "of params that stay only"],
 )
-@pytest.mark.parametrize("build", [gauss_newton_operator, jacobian_operator], ids=["ggn", "jacobian"])
+@pytest.mark.parametrize(
+    "build", [gauss_newton_operator, pytest.param(jacobian_operator, marks=pytest.mark.study)], ids=["ggn", "jacobian"]
+)
 def test_wrong_outputs(build, predict_fn, message):
     plain = _with_outputs(LOSSES["sum of squares"][0])
     params = plain.center | {"c": np.ones((3, 2), np.float32)}

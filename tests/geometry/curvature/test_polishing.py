@@ -28,7 +28,9 @@ def _rank(posterior):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_outputs", [False, True], ids=["hessian", "gauss-newton"])
+@pytest.mark.parametrize(
+    "with_outputs", [False, pytest.param(True, marks=pytest.mark.study)], ids=["hessian", "gauss-newton"]
+)
 def test_the_rank_by_design_comes_back(with_outputs):
     before = _disturbed(with_outputs)
     polished = llc.polish(before)
@@ -74,6 +76,7 @@ def test_a_loss_that_falls_for_ever_is_told(decay):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_only_what_moves_is_moved_and_samplers_take_it():
     before = _disturbed()
     masked = llc.LocalPosterior(before.loss_fn, before.center, before.data, gamma=1.0, mask="1")

@@ -19,6 +19,7 @@ from llc.geometry.curvature.residuals import first_order
 from llc.geometry.curvature.smoothness import directions, kinks_nearby, probe_smoothness
 from llc.posterior.precision import float64
 from tests.support.runs import make_draws
+from tests.support.tiers import weekly, weekly_cases
 
 LLC = Estimate("mean energy", 1.0, 0.01, (1.0,), 1000.0, 1.0)
 
@@ -84,7 +85,12 @@ def _bounds(posterior, **settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "method"), [*((name, "auto") for name in KINKS), ("|b|^3", "lanczos"), ("relu(b)^2", "lanczos")]
+    ("name", "method"),
+    weekly_cases(
+        {f"{name}-auto": (name, "auto") for name in KINKS}
+        | {f"{name}-lanczos": (name, "lanczos") for name in ("|b|^3", "relu(b)^2")},
+        but=("|b|^3-auto", "relu(b)^2-auto", "|b|-auto", "|b1 b2|-auto", "relu(b)^2-lanczos"),
+    ),
 )
 def test_a_kink_is_seen(name, method):
     bounds, smoothness = _bounds_of_kink(name, method)
@@ -96,11 +102,8 @@ def test_a_kink_is_seen(name, method):
     assert "nan" not in str(bounds).splitlines()[0]
 
 
-_SLOW = ("ReLU net, no bias", "ReLU net, no residual", "exp net")  # seconds of compilation each
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in SMOOTH])
+@pytest.mark.parametrize("name", weekly(SMOOTH, but=("ReLU net", "quadratic", "w^4")))
 def test_a_smooth_loss_passes(name):
     _, smoothness = _bounds(SMOOTH[name]())
     assert smoothness.state == "smooth", smoothness

@@ -77,6 +77,7 @@ def test_bounds_do_not_exclude(loss, center, known):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_component_through_the_point_is_still_found():
     """K = (w₀w₁)²: lines of zeros through 0, of codimension 1."""
     bounds = higher(lambda w: (w[0] * w[1]) ** 2, [0.0, 0.0])

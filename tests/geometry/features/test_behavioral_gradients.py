@@ -11,6 +11,7 @@ from llc.geometry.features.behavioral_gradients import behavioral_gradients
 from llc.geometry.features.hessian_identity import hessian_identity
 from llc.geometry.features.units import layer_ranks, unit_states
 from tests.support.models import deep_linear
+from tests.support.tiers import weekly, weekly_cases
 
 INCOMING, OUTGOING = {"weight": 0}, {"read": 0}
 
@@ -103,7 +104,9 @@ UNITS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype", [np.float64, pytest.param(np.float32, marks=pytest.mark.study)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("name", UNITS)
 def test_units_and_ranks_of_a_small_relu_net(name, dtype):
     change, rank, dead, unread, duplicates = UNITS[name]
@@ -149,8 +152,14 @@ def test_rank_at_a_singular_point_is_no_dimension():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "ranks"),
-    [([5, 3, 4, 5], [3, 3, 3]), ([6, 4, 4, 6], [4, 2, 4]), ([3, 2, 3], [0, 0])],
-    ids=["full", "rank 2", "zero"],
+    weekly_cases(
+        {
+            "full": ([5, 3, 4, 5], [3, 3, 3]),
+            "rank 2": ([6, 4, 4, 6], [4, 2, 4]),
+            "zero": ([3, 2, 3], [0, 0]),
+        },
+        but=("rank 2",),
+    ),
 )
 def test_rank_of_deep_linear_nets(widths, ranks):
     """rank G = Σ (u_i − u_{i−1}) v_i with u_i = rk(W_{i+1} … W_L), v_i = rk(W_1 … W_{i−1}) (docs/theory.md §3)."""
@@ -223,7 +232,7 @@ def _tanh_posterior(loss, noise):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", weekly(SCALES, but=("sum",)))
 def test_hessian_is_the_gram_matrix_at_zero_residual(name):
     loss, factor = SCALES[name]
     identity = hessian_identity(_tanh_posterior(loss, 0.0))
@@ -234,6 +243,7 @@ def test_hessian_is_the_gram_matrix_at_zero_residual(name):
     assert identity.hessian_rank == identity.gradient_rank < 8
 
 
+@pytest.mark.slow
 def test_residuals_break_the_identity():
     """H gains Σ residual · ∇²f: its rank grows beyond that of G, and negative eigenvalues appear."""
     loss, _ = SCALES["sum"]

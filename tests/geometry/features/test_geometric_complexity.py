@@ -22,7 +22,14 @@ def _sine(params, inputs):
     ("predict_fn", "params", "inputs", "exact", "method"),
     [
         (_linear, LINEAR, RNG.normal(size=(7, 3)), np.sum(LINEAR**2), "forward"),
-        (_linear, LINEAR[:, :1], RNG.normal(size=(7, 3)), np.sum(LINEAR[:, 0] ** 2), "reverse"),
+        pytest.param(
+            _linear,
+            LINEAR[:, :1],
+            RNG.normal(size=(7, 3)),
+            np.sum(LINEAR[:, 0] ** 2),
+            "reverse",
+            marks=pytest.mark.study,
+        ),
         (
             lambda w, x: x @ w[0] @ w[1],
             (LINEAR, LINEAR.T),
@@ -30,7 +37,7 @@ def _sine(params, inputs):
             np.sum((LINEAR @ LINEAR.T) ** 2),
             "forward",
         ),
-        (_sine, np.array(3.0), 2 * np.pi * np.arange(16.0) / 16, 4.5, "forward"),
+        pytest.param(_sine, np.array(3.0), 2 * np.pi * np.arange(16.0) / 16, 4.5, "forward", marks=pytest.mark.study),
         (
             lambda w, x: 0.5 * w * jnp.sum(x**2, axis=1),
             np.array(2.0),

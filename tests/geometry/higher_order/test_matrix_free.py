@@ -12,6 +12,7 @@ from strata import hessian_rank, local_coefficient, profile
 import llc
 from llc.geometry.higher_order.records import CERTIFICATE, COMPONENT, ORDER, RESOLUTION, SQUARED, SYMMETRY
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
+from tests.support.tiers import weekly
 
 KEY = jax.random.key(0)
 LINES = ({(1, 1): 1.0}, {(1, 0, 1): 1.0}, {S: 1.0})  # x²(y² + z²) + s²
@@ -55,7 +56,7 @@ def both(posterior):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", POLYNOMIALS)
+@pytest.mark.parametrize("name", weekly(POLYNOMIALS, but=("parabola", "lines")))
 def test_the_same_bracket_as_from_dense_matrices(name):
     dense, free = both(squares(*POLYNOMIALS[name], exact_fit=True))
     assert (free.lower, free.upper) == (dense.lower, dense.upper)
@@ -63,7 +64,7 @@ def test_the_same_bracket_as_from_dense_matrices(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ridge", "parabola"])
+@pytest.mark.parametrize("name", weekly(["ridge", "parabola"], but=("parabola",)))
 def test_the_same_bracket_from_a_loss_without_outputs(name):
     """Where no nearby component is needed: its search needs residuals where there is no d × d matrix."""
     dense, free = both(squares(*POLYNOMIALS[name]))
@@ -95,6 +96,7 @@ WIDE = (2, 75, 75, 2)  # 5,925 parameters
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_large_net_of_full_rank_has_half_of_its_rank():
     half, known = truth(WIDE, (2, 75, 2))
     bounds = llc.higher_bounds(linear_net(WIDE, (2, 75, 2), num_inputs=3), key=KEY)
@@ -130,6 +132,7 @@ def test_without_outputs_the_probes_that_need_them_say_so():
     assert records[SYMMETRY].number == 1, "the one that is given; none is looked for"
 
 
+@pytest.mark.slow
 def test_a_probe_above_the_budget_is_left_out():
     posterior = squares(*PARABOLA, exact_fit=True)
     bounds = llc.higher_bounds(posterior, key=KEY, budget=100)

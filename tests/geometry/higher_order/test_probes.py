@@ -11,6 +11,7 @@ from llc.geometry.higher_order.probes import NAMES
 from llc.geometry.higher_order.records import CERTIFICATE, COMPONENT, ORDER, QUARTIC, RESOLUTION, SQUARED, SYMMETRY
 from llc.posterior.precision import float64
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
+from tests.support.tiers import weekly
 
 KEY = jax.random.key(0)
 LINES = ({(1, 1): 1.0}, {(1, 0, 1): 1.0}, {S: 1.0})  # x²(y² + z²) + s²
@@ -28,7 +29,7 @@ def _by_name(bounds):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", weekly(CASES, but=("cone", "norm", "lines")))
 def test_known_coefficients(name):
     polynomials, known, interval = CASES[name]
     posterior = squares(*polynomials, exact_fit=True)
@@ -45,6 +46,7 @@ def test_known_coefficients(name):
     assert len(str(bounds).splitlines()) >= 3 + len(NAMES)
 
 
+@pytest.mark.study
 def test_false_bounds_stay_out():
     """λ ≥ r/2 + d₄/4, λ ≤ (number of equations)/2 and λ ≤ (rank off the zero set)/2 exclude the λ of these points."""
     cone = _by_name(llc.higher_bounds(squares(*CONE, exact_fit=True), key=KEY))
@@ -107,6 +109,7 @@ def test_wrong_input():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_the_report_names_both_sources():
     posterior = squares(*CONE, exact_fit=True).with_scale(nbeta=1e3, gamma=1.0)
     spectrum = llc.spectrum(posterior)
@@ -149,6 +152,7 @@ def _two_layers(targets):
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_cross_entropy_has_residuals_where_its_targets_are_the_model_s_own_probabilities():
     """Logits up to a shift: a product of 2×1 and 1×2 at zero, so λ = 1."""
     bounds = llc.higher_bounds(_two_layers(np.full(3, 1 / 3, np.float32)), key=KEY)

@@ -6,15 +6,16 @@ import pytest
 import llc
 from llc.geometry.higher_order.quartic import essential_variables, quadratic_rank, quartic_gradient
 from llc.posterior.precision import float64
-from tests.support.points import CASES, IDS, around, forms
+from tests.support.points import CASES, around, forms
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, S, squares
+from tests.support.tiers import weekly_cases
 
 BENT = ({(0, 0, 0, 1): 1.0, (2,): -2.0, (1, 1): 3.0}, {(1, 1): 1.0}, {(0, 0, 2): 1.0})
 
 
 @pytest.mark.slow
 @pytest.mark.study
-@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("form", "exact_fit"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize(
     ("polynomials", "variables"),
     [(RIDGE, 0), (CONE, 4), (NORM, 3), (PARABOLA, 0), (BENT, 3), (({(2,): 1.0}, {S: 1.0}, {(0, 3): 1.0}), 1)],
@@ -36,7 +37,9 @@ def test_more_variables_than_points_are_not_counted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
+@pytest.mark.parametrize(
+    ("form", "exact_fit"), weekly_cases(CASES, but=("vectors of the loss", "dense of the outputs"))
+)
 def test_gradient_of_the_quartic(form, exact_fit):
     """BENT: s is minimised out, so that q = (xy)² + z⁴."""
     points = np.random.default_rng(0).normal(size=(4, 4)) * [1, 1, 1, 0]

@@ -9,15 +9,19 @@ import llc
 from llc.geometry.higher_order.excess import excess_loss
 from llc.geometry.higher_order.ranges import RangeError, Storage, beyond_image, decompose, require_fit, storage_for
 from llc.posterior.precision import float64
-from tests.support.points import CASES, IDS, around, forms
+from tests.support.points import CASES, around, forms
 from tests.support.polynomials import squares
+from tests.support.tiers import weekly_cases
 
 LINEAR = ({(1,): 1.0, (0, 1): 2.0}, {(0, 0, 1): 3.0}, {(1,): 2.0, (0, 1): 4.0})  # K = |A w|², A of rank 2
 A = np.array([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0], [2.0, 4.0, 0.0, 0.0]])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
+@pytest.mark.parametrize(
+    ("form", "exact_fit"),
+    weekly_cases(CASES, but=("dense of the loss", "residuals of the outputs", "vectors of the outputs")),
+)
 def test_projection_and_pseudo_inverse(form, exact_fit):
     hessian = 2 * A.T @ A
     inverse = np.linalg.pinv(hessian)

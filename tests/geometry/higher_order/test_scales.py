@@ -66,6 +66,7 @@ def test_what_lies_below_the_scale_is_a_small_curvature():
     np.testing.assert_array_equal(found.counts[:, ORDERS.index("2")], [1, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_directions_of_their_own_add_up_exactly(mixed, gamma):
     exact = independent(*(part(gamma) for part in PARTS)).mean
@@ -92,9 +93,10 @@ def _matrices(w, _):
     ("posterior", "exact"),
     [
         (squares({(1, 1): 0.5**0.5}), lambda g: log_grid(lambda a, b: 0.5 * (a * b) ** 2, 2, NBETA, g)),
-        (
+        pytest.param(
             llc.LocalPosterior(_matrices, np.zeros(8), np.zeros((10, 0))),
             lambda g: reduced_rank(2, 2, NBETA, g),
+            marks=pytest.mark.study,
         ),
     ],
     ids=["(w1 w2)^2/2", "2-2-2 at zero"],
@@ -131,6 +133,7 @@ def test_a_point_that_is_no_minimum_has_falling_directions():
     assert found.counts[0, ORDERS.index("falling")] == 1
 
 
+@pytest.mark.study
 def test_many_directions_are_sampled_with_an_error():
     """100 directions: half of them curved over three decades with a quartic part, half flat."""
     curvatures = np.geomspace(1.0, 1e-3, 50)
@@ -164,6 +167,7 @@ def test_directions_without_an_eigenvector_are_drawn_at_random():
     assert limit.value == pytest.approx(5 / 2 + 35 / 4, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_spectrum_of_leading_eigenpairs_will_do():
     curvatures = np.geomspace(1.0, 1e-3, 150)
     loss = lambda w, _: 0.5 * jnp.sum(jnp.asarray(curvatures) * w**2)  # noqa: E731

@@ -6,8 +6,9 @@ import pytest
 import llc
 from llc.geometry.higher_order.splitting import order, remainder_profile, vanishes
 from llc.posterior.precision import float64
-from tests.support.points import CASES, IDS, around
+from tests.support.points import CASES, around
 from tests.support.polynomials import CONE, NORM, PARABOLA, RIDGE, squares
+from tests.support.tiers import weekly_cases
 
 
 def profile_of(posterior, form="dense"):
@@ -16,12 +17,22 @@ def profile_of(posterior, form="dense"):
         return remainder_profile(excess, splitting, scale, jax.random.key(2)), scale
 
 
+ORDERS = {
+    "ridge": (RIDGE, 10),
+    "cone": (CONE, 4),
+    "norm": (NORM, 4),
+    "sextic": (({(3,): 1.0}, {(0, 1): 1.0}), 6),
+    "product": (({(1, 1, 1, 1): 1.0},), 8),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
 @pytest.mark.parametrize(
-    ("polynomials", "expected"),
-    [(RIDGE, 10), (CONE, 4), (NORM, 4), (({(3,): 1.0}, {(0, 1): 1.0}), 6), (({(1, 1, 1, 1): 1.0},), 8)],
-    ids=["ridge", "cone", "norm", "sextic", "product"],
+    ("polynomials", "expected", "form", "exact_fit"),
+    weekly_cases(
+        {f"{name}-{form}": (*ORDERS[name], *case) for name in ORDERS for form, case in CASES.items()},
+        but=[f"{name}-dense of the outputs" for name in ORDERS] + [f"norm-{form}" for form in CASES],
+    ),
 )
 def test_order(polynomials, expected, form, exact_fit):
     profile, scale = profile_of(squares(*polynomials, exact_fit=exact_fit), form)
@@ -29,13 +40,14 @@ def test_order(polynomials, expected, form, exact_fit):
     assert not vanishes(profile, scale)
 
 
-@pytest.mark.parametrize(("form", "exact_fit"), CASES, ids=IDS)
+@pytest.mark.parametrize(("form", "exact_fit"), weekly_cases(CASES, but=("dense of the outputs",)))
 def test_manifold(form, exact_fit):
     profile, scale = profile_of(squares(*PARABOLA, exact_fit=exact_fit), form)
     assert vanishes(profile, scale)
     assert order(profile) is None
 
 
+@pytest.mark.slow
 def test_no_certificate_below_round_off():
     """On a loss of 1 a part of order 12 is round-off up to t = 0.05, but is seen at larger distances."""
     centered = squares({(6,): 1.0})
@@ -58,6 +70,7 @@ def test_two_orders_are_undecided():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize(("layers", "expected"), [(2, 4), (3, 6), (4, 8)])
 def test_zero_blocks(layers, expected):
     """K = ½|W₄ ⋯ W₁|² has order 2L where L matrices are zero; the others are the identity, and held there."""

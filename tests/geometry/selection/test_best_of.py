@@ -10,6 +10,7 @@ import scipy.stats
 
 import llc
 from llc.geometry.selection.best_of import _subset_weights
+from tests.support.tiers import weekly
 
 pytestmark = pytest.mark.optimized
 KEY = jax.random.key(1)
@@ -43,7 +44,7 @@ MODELS = {  # loss, d, λ, P(K > k) up to the scale of K, which no slope sees
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "w^2")) for n in MODELS])
+@pytest.mark.parametrize("name", weekly(MODELS, but=("w^2", "(w1 w2)^2")))
 def test_slope_is_that_of_order_statistics(name):
     loss, dim, coefficient, survival = MODELS[name]
     result = llc.best_of_slope(KEY, _population(loss, dim), sigma=0.1, progress=False)
@@ -77,6 +78,7 @@ def test_weights_are_those_of_random_subsets():
 
 
 @pytest.mark.slow
+@pytest.mark.study
 def test_a_few_losses_that_are_not_finite_are_no_matter():
     good, bad = (
         _population(lambda w, far=far: jnp.where(w[0] > far, jnp.nan, w[0] ** 2 + w[1] ** 2), 2) for far in (9.0, 0.03)

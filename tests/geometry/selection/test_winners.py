@@ -15,6 +15,7 @@ from llc.geometry.selection import sampling as selection
 from llc.geometry.selection.winners import SelectedSamples
 from llc.posterior.precision import float64
 from tests.support.bowls import KEY, flat, quadratic
+from tests.support.tiers import weekly
 
 _CHI2 = scipy.stats.chi2
 _REPEATS = 200
@@ -158,7 +159,7 @@ CASES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", weekly(CASES, but=("all", "half a decade")))
 def test_rank_of_a_quadratic(name):
     """By default settings; the rotation of the parameters matters to none of the three."""
     curvatures = CASES[name]
@@ -252,6 +253,7 @@ def test_edges_of_all_samples():
     assert ones == pytest.approx(1.5**2, rel=1e-5)
 
 
+@pytest.mark.study
 def test_all_samples_show_more_than_winners():
     runs = _many(flat(20, 6), 5, 96)
     winners, all_samples = (np.array([getattr(run, kind) for run in runs]) for kind in ("rank", "stein_rank"))
@@ -262,6 +264,7 @@ def test_all_samples_show_more_than_winners():
     assert np.mean([run.complete for run in runs]) < 0.5
 
 
+@pytest.mark.study
 def test_flat_rank_is_what_shows():
     """N = 16 d r shows a flat spectrum of rank r; a quarter of it does not (below the edge for most)."""
     dim, rank, needed = 12, 3, 116
