@@ -3,11 +3,12 @@
 import pytest
 import resume
 
+from tests.support.tiers import weekly
+
 
 @pytest.mark.slow
-@pytest.mark.study
 @pytest.mark.optimized  # as the processes that are killed are: bits depend on it
-@pytest.mark.parametrize("num_kills", [5, 1])
+@pytest.mark.parametrize("num_kills", weekly([5, 1], but=(1,)))
 def test_killed_again_and_again(num_kills, tmp_path):
     result = resume.kill_again_and_again(tmp_path / "run.zarr", num_kills, seed=num_kills)
     assert result.compared > 20

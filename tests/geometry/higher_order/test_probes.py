@@ -46,7 +46,7 @@ def test_known_coefficients(name):
     assert len(str(bounds).splitlines()) >= 3 + len(NAMES)
 
 
-@pytest.mark.study
+@pytest.mark.slow
 def test_false_bounds_stay_out():
     """λ ≥ r/2 + d₄/4, λ ≤ (number of equations)/2 and λ ≤ (rank off the zero set)/2 exclude the λ of these points."""
     cone = _by_name(llc.higher_bounds(squares(*CONE, exact_fit=True), key=KEY))
