@@ -1,5 +1,7 @@
 """What to change about a loss that fails, by what its library says."""
 
+import jax
+
 CURES = {  # by the name of the error, so that its library need not be imported
     "TraceContextError": (
         " — the model changes its own state (dropout keys, running averages) while it is evaluated. Call model.eval() "
@@ -33,9 +35,36 @@ NO_AXIS = (
 ANY_SIZE = " — batches are of any size; take it from the batch (len(x), reshape to -1)."
 
 
+_OWN_CHECK, _CALLBACK = "EquinoxRuntimeError", "callback"
+
+
 def first_line(error: Exception) -> str:
-    """Of its message."""
-    return str(error).partition("\n")[0]
+    """Of its message; of errors that come out of a compiled program, the line that says what it was."""
+    lines = str(error).splitlines() or [""]
+    if type(error).__name__ == _OWN_CHECK:
+        return next((line.partition(": ")[2] for line in lines if _OWN_CHECK in line.partition(": ")[0]), lines[0])
+    return lines[-1] if is_of_callback(error) else lines[0]
+
+
+def is_of_callback(error: Exception) -> bool:
+    """Whether a Python function that a compiled program calls (`jax.pure_callback`) raised, or gave another dtype."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and _CALLBACK in str(error).partition("\n")[0].lower()
+
+
+def require_computable(error: Exception) -> None:
+    """Raises what no change of precision helps: a callback or a check of the loss, the device's want of memory.
+
+    Raises:
+        ValueError: if a loss failed while it was computed, by a callback or a check of its own.
+        JaxRuntimeError: the error itself, if it is the device's.
+    """
+    if is_of_callback(error) or type(error).__name__ == _OWN_CHECK:
+        raise ValueError(
+            f"loss_fn needs to be computable at w*, in float64 too, but it raises {first_line(error)}; see what its "
+            "callbacks, which take params and batch in either precision, and its own checks (eqx.error_if) ask for."
+        ) from error
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        raise error
 
 
 def require_unchanged(error: Exception) -> None:

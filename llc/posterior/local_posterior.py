@@ -21,6 +21,7 @@ from jax import dtypes
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
+from llc.posterior.cures import require_computable
 from llc.posterior.loss import fixed
 from llc.posterior.loss_probes import Probe, check_loss_function, check_precision
 from llc.posterior.mask import moving, normalize_mask, with_moved
@@ -165,8 +166,7 @@ class LocalPosterior(eqx.Module):
         try:
             loss = self.init_loss()
         except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError):  # of the device: want of memory
-                raise
+            require_computable(error)
             loss = self._loss_in_float32(error)
         if not math.isfinite(loss):
             raise ValueError(f"the loss at w* needs to be finite, got {loss}; check params, data and loss_fn.")

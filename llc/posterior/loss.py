@@ -25,6 +25,7 @@ from jaxtyping import Array, PyTree
 
 from llc.posterior.convolutions import CONVOLUTION, by_products, channels_last
 from llc.posterior.loss_parts import is_another_program
+from llc.posterior.precision import as_float64, float64
 from llc.posterior.programs import inner_programs, primitives
 from llc.posterior.rows import num_rows
 from llc.posterior.tables import fresh_tables
@@ -130,7 +131,7 @@ def fixed(fn: Callable[[PyTree, PyTree], Array], params: PyTree, data: PyTree, n
             "it probably draws from np.random or random, reads a clock, or counts its calls, and JAX would freeze "
             "what it got once. Draw what is random before, with a fixed seed, and put it into data."
         )
-    return Loss(fn, first, _of_sizes(fn, params, data))
+    return Loss(fn, first, _of_sizes(fn, params, data) + _of_float64(fn, params, data))
 
 
 def _of_sizes(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
@@ -152,6 +153,24 @@ def _of_sizes(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTr
         sizes = [*(2**k for k in range(2, most.bit_length()) if 2**k < most), most]
         programs = [is_another_program(loss, data, _ROWS, size) for size in sizes]
     return f" of sizes {[*zip(sizes, programs, strict=True), *_numbers(fn)]}"
+
+
+def _of_float64(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
+    """What tells functions apart that are one program in float32, such as by a dtype that they have caught."""
+    arrays, rest = eqx.partition(params, eqx.is_inexact_array)
+    few = jax.tree.map(lambda x: x[:_ROWS], data)
+
+    def forward(arrays: PyTree, batch: PyTree) -> PyTree:
+        params = eqx.combine(arrays, rest)
+        with fresh_tables(fn, params):
+            return fn(params, batch)
+
+    try:
+        with float64(), _PROGRAM(next(_LOOKS)), warnings.catch_warnings(action="ignore"):
+            closed = jax.make_jaxpr(forward)(*jax.eval_shape(as_float64, (arrays, few)))
+            return f" in float64 {_digest(closed.jaxpr, closed.consts)}"
+    except Exception:  # the user's function may raise anything, and what evaluates it says why
+        return ""
 
 
 def _numbers(fn: Any, depth: int = 3) -> list[Any]:
@@ -207,14 +226,19 @@ def program_of(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyT
         except Exception as error:  # the user's function may raise anything
             no_gradient = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:_LONG]}"
             continue
-        digest = hashlib.blake2b(_ADDRESS.sub("", str(closed.jaxpr)).encode(), digest_size=16)
-        for value in [*closed.consts, *_constants(closed.jaxpr)]:
-            digest.update(_bytes(value))
         used = {*primitives(closed.jaxpr)}
         calls_host = any(primitive_name.endswith("callback") for primitive_name in used)
-        name = f"{digest.hexdigest()}{f' of {id(fn)}' if calls_host else ''}"  # what the host does is not in it
+        of_host = f" of {id(fn)}" if calls_host else ""  # what the host does is not in the program
+        name = f"{_digest(closed.jaxpr, closed.consts)}{of_host}"
         return Program(name, no_gradient, CONVOLUTION in used)
     return Program(f"unknown of {id(fn)}")
+
+
+def _digest(jaxpr: Jaxpr, consts: list[Any]) -> str:
+    digest = hashlib.blake2b(_ADDRESS.sub("", str(jaxpr)).encode(), digest_size=16)
+    for value in [*consts, *_constants(jaxpr)]:
+        digest.update(_bytes(value))
+    return digest.hexdigest()
 
 
 def _constants(jaxpr: Jaxpr) -> list[Any]:

@@ -168,6 +168,7 @@ def _features(leaves: list[np.ndarray]) -> list[Float[np.ndarray, "row"]]:
     """Numbers of each row that differ between the rows."""
     found = []
     for leaf in leaves:
-        flat = np.nan_to_num(leaf.reshape(len(leaf), -1).astype(np.float64))
+        parts = [np.real(leaf), np.imag(leaf)] if np.iscomplexobj(leaf) else [leaf]
+        flat = np.nan_to_num(np.concatenate([part.reshape(len(leaf), -1) for part in parts], axis=1).astype(np.float64))
         found += [flat.sum(axis=1), (flat == 0).sum(axis=1, dtype=np.float64), flat.min(axis=1)]
     return [feature for feature in found if np.ptp(feature) > 0]

@@ -5,6 +5,8 @@ r"""What a loss has to be, probed on a few rows when a posterior is made.
    $\ell_i(A \cup B) = \ell_i(A)$ for a loss per example. The halves are made as different as the data are.
 2. *Its gradient is finite, and its derivative*, see `loss_slopes`.
 3. *Its precision shows λ.* A rounding unit of L(w*) has to be small in units of 1/nβ.
+4. *It is the same function in float64*, in which L(w*) and curvature are computed: random numbers of the default dtype
+   are others there.
 
 At w* everything may be zero, so that w* moved by a tenth of its size is probed too. Cost: two programs, of a loss on 13
 rows and of a gradient on 26, in float64; three evaluations of the first for each of at most 4 ways to cut the rows, and
@@ -35,7 +37,7 @@ from llc.posterior.loss_parts import (
 )
 from llc.posterior.loss_slopes import Slopes, undefined_slope, wrong_slope
 from llc.posterior.precision import as_float64, float64
-from llc.posterior.programs import coarsest_float, has_steps
+from llc.posterior.programs import coarsest_float, draws_wide_numbers, has_steps
 from llc.posterior.rows import num_rows, rows_that_fit
 
 _PROBED = (26, 32)  # rows; the second for a loss that needs batches of a power of two
@@ -118,6 +120,7 @@ def check_loss_function(probe: Probe, data: PyTree, init_loss: float) -> str:
     def loss(batch: PyTree) -> Array:
         return probe.loss_fn(probe.params_at(probe.position), batch)
 
+    narrow_by_default = not jax.config.jax_enable_x64
     precisions = ((float64, as_float64), (contextlib.nullcontext, lambda tree: tree))
     for most, (context, convert) in itertools.product(_PROBED, precisions):
         few = rows_that_fit(loss, data, most, times=4.0, least=2)
@@ -133,6 +136,8 @@ def check_loss_function(probe: Probe, data: PyTree, init_loss: float) -> str:
                 if large.shape[1] > 1 and is_another_program(loss, data, len(rows), large.size):
                     spread = np.linspace(0, num_rows(data) - 1, large.size).astype(int)
                     _check_parts(probe, convert(_rows(data, spread)), large, position, tolerance)
+                if narrow_by_default:
+                    _check_random_numbers(probe, batch, position)
                 return name
     return "float64"
 
@@ -227,6 +232,16 @@ def _may_jump(probe: Probe, batch: PyTree, position: PyTree) -> bool:
         return False
     arrays, rest = eqx.partition(probe.params_at(_arrays(position)), eqx.is_inexact_array)
     return has_steps(lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays, batch)
+
+
+def _check_random_numbers(probe: Probe, batch: PyTree, position: PyTree) -> None:
+    arrays, rest = eqx.partition(probe.params_at(_arrays(position)), eqx.is_inexact_array)
+    if draws_wide_numbers(lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays, batch):
+        raise ValueError(
+            "loss_fn needs to be one function in float32 and float64, but it draws random numbers of the default "
+            "dtype, which are others in float64. Draw them once outside of loss_fn, or with dtype=jnp.float32 (of "
+            "jax.random.bernoulli, with p=jnp.float32(…); of jax.random.randint, with dtype=jnp.int32)."
+        )
 
 
 def _precision(probe: Probe, batch: PyTree, position: PyTree) -> str:

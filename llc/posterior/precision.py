@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 
@@ -68,8 +69,26 @@ def check_single(name: str, value: float | np.ndarray) -> None:
 
 
 def as_float64(tree: PyTree) -> PyTree:
-    """`tree` with its floating-point arrays in float64, for use under `float64()`."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if eqx.is_inexact_array(x) else x, tree)
+    """`tree` with its floating-point arrays in float64, for use under `float64()`; complex ones stay complex."""
+    return as_precision(tree, jnp.float64)
+
+
+def as_precision(tree: PyTree, dtype: DTypeLike) -> PyTree:
+    """`tree` with its floating-point arrays as `dtype`, and its complex ones as the complex numbers of that precision.
+
+    Args:
+        tree: params, data or an operator; what else it holds stays.
+        dtype: a real one.
+    """
+
+    def cast(leaf: object) -> object:
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        array = jnp.asarray(leaf)
+        is_complex = jnp.issubdtype(array.dtype, jnp.complexfloating)
+        return array.astype(jnp.result_type(dtype, jnp.complex64) if is_complex else dtype)
+
+    return jax.tree.map(cast, tree)
 
 
 @dataclass(frozen=True)

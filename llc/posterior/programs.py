@@ -158,12 +158,24 @@ def _size(var: Any) -> int:
     return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 0)
 
 
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """All equations, and those of the programs within them."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in _parts(equation):
+            yield from equations(part)
+
+
 def primitives(jaxpr: Jaxpr) -> Iterator[str]:
     """Names of the primitives of all equations, and of the programs within them."""
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for part in _parts(equation):
-            yield from primitives(part)
+    return (equation.primitive.name for equation in equations(jaxpr))
+
+
+def draws_wide_numbers(fn: Callable[..., PyTree], *args: PyTree) -> bool:
+    """Whether `fn(*args)` draws random numbers of 64 bits: where JAX computes in 32, the same key gives others."""
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    drawn = (equation for equation in equations(jaxpr) if equation.primitive.name == "random_bits")
+    return any(equation.params["bit_width"] == 64 for equation in drawn)
 
 
 def supports_jvp(fn: Callable[[PyTree], Array], at: PyTree) -> bool:

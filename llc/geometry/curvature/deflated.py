@@ -40,6 +40,7 @@ from llc.geometry.curvature.operators import CurvatureOperator
 from llc.geometry.curvature.outlook import MAX_PROBES, MAX_STEPS, Outlook, Target, num_probes_for, outlook_of, target_of
 from llc.geometry.curvature.problem import Problem
 from llc.geometry.curvature.smoothness import kinks_nearby
+from llc.posterior.precision import as_precision
 
 _GRADIENTS = 2  # that a product costs (1.6 and 2.7 measured, see krylov.py)
 _FORECAST = 100  # products that the bar shows before anything is known
@@ -96,7 +97,7 @@ def deflated(problem: Problem) -> Spectrum:
         Meyer, Musco, Musco & Woodruff, Hutch++, SOSA 2021; Chen & Hallman, Krylov-aware trace estimation, SIMAX 2023.
     """
     settings, dtype = problem.settings, jnp.result_type(jnp.float32, *jax.tree.leaves(problem.posterior.position))
-    hessian, operator = (_cast(x, dtype) for x in (problem.hessian, problem.operator))
+    hessian, operator = (as_precision(x, dtype) for x in (problem.hessian, problem.operator))
     products = MAX_STEPS * MAX_PROBES if settings.budget is None else (settings.budget - 1) // _GRADIENTS
     num_directions = min(products // _FOR_KINKS, 3) if hessian.rows.num_rows >= 3 else 0
     products -= num_directions
@@ -233,10 +234,6 @@ def _rows(
 
 def _normal(seed: int, index: int, dim: int) -> Float[np.ndarray, "dim"]:
     return np.random.default_rng([seed, index]).normal(size=dim)
-
-
-def _cast(operator: CurvatureOperator, dtype: DTypeLike) -> CurvatureOperator:
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype) if eqx.is_inexact_array(x) else x, operator)
 
 
 @eqx.filter_jit
