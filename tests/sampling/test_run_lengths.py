@@ -71,7 +71,6 @@ def test_numbers_of_numpy_are_those_of_python():
     )
 
 
-@pytest.mark.slow
 def test_a_run_takes_numbers_of_numpy():
     posterior = llc.LocalPosterior(
         lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(2), np.ones((30, 2), np.float32), gamma=1.0
