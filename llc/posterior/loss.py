@@ -157,17 +157,10 @@ def _of_sizes(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTr
 
 def _of_float64(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> str:
     """What tells functions apart that are one program in float32, such as by a dtype that they have caught."""
-    arrays, rest = eqx.partition(params, eqx.is_inexact_array)
-    few = jax.tree.map(lambda x: x[:_ROWS], data)
-
-    def forward(arrays: PyTree, batch: PyTree) -> PyTree:
-        params = eqx.combine(arrays, rest)
-        with fresh_tables(fn, params):
-            return fn(params, batch)
-
+    forward, args = _forward(fn, params, data)
     try:
         with float64(), _PROGRAM(next(_LOOKS)), warnings.catch_warnings(action="ignore"):
-            closed = jax.make_jaxpr(forward)(*jax.eval_shape(as_float64, (arrays, few)))
+            closed = jax.make_jaxpr(forward)(*jax.eval_shape(as_float64, args))
             return f" in float64 {_digest(closed.jaxpr, closed.consts)}"
     except Exception:  # the user's function may raise anything, and what evaluates it says why
         return ""
@@ -200,15 +193,24 @@ def _traced_function(fn: Callable[[PyTree, PyTree], Array]) -> Callable[[PyTree,
     return fn
 
 
-def program_of(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> Program:
-    """The program of `fn`; nothing is compiled or computed."""
+def _forward(
+    fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree
+) -> tuple[Callable[[PyTree, PyTree], PyTree], tuple[PyTree, PyTree]]:
+    """`fn` as a function of the arrays among the params and of a batch, and its arguments with few rows."""
     arrays, rest = eqx.partition(params, eqx.is_inexact_array)
-    args = jax.tree.map(_like, (arrays, jax.tree.map(lambda x: x[:_ROWS], data)))
 
     def forward(arrays: PyTree, batch: PyTree) -> PyTree:
         params = eqx.combine(arrays, rest)
         with fresh_tables(fn, params):
             return fn(params, batch)
+
+    return forward, (arrays, jax.tree.map(lambda x: x[:_ROWS], data))
+
+
+def program_of(fn: Callable[[PyTree, PyTree], PyTree], params: PyTree, data: PyTree) -> Program:
+    """The program of `fn`; nothing is compiled or computed."""
+    forward, args = _forward(fn, params, data)
+    args = jax.tree.map(_like, args)
 
     def with_gradient(arrays: PyTree, batch: PyTree) -> PyTree:
         def total(arrays: PyTree) -> tuple[Array, PyTree]:

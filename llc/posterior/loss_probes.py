@@ -230,24 +230,30 @@ def _refuse(reason: str | None) -> None:
 def _may_jump(probe: Probe, batch: PyTree, position: PyTree) -> bool:
     if sum(leaf.size for leaf in jax.tree.leaves(position)) > _LARGE_MODEL:
         return False
-    arrays, rest = eqx.partition(probe.params_at(_arrays(position)), eqx.is_inexact_array)
-    return has_steps(lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays, batch)
+    loss, arrays = _of_arrays(probe, position)
+    return has_steps(loss, arrays, batch)
 
 
 def _check_random_numbers(probe: Probe, batch: PyTree, position: PyTree) -> None:
-    arrays, rest = eqx.partition(probe.params_at(_arrays(position)), eqx.is_inexact_array)
-    if draws_wide_numbers(lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays, batch):
+    loss, arrays = _of_arrays(probe, position)
+    if draws_wide_numbers(loss, arrays, batch):
         raise ValueError(
-            "loss_fn needs to be one function in float32 and float64, but it draws random numbers of the default "
-            "dtype, which are others in float64. Draw them once outside of loss_fn, or with dtype=jnp.float32 (of "
-            "jax.random.bernoulli, with p=jnp.float32(…); of jax.random.randint, with dtype=jnp.int32)."
+            "loss_fn needs to be the same function in float32 and in float64, but it draws random numbers of the "
+            "default dtype, which differ between the two. Draw them once outside of loss_fn, or with "
+            "dtype=jnp.float32 (jax.random.bernoulli: p=jnp.float32(…), jax.random.randint: dtype=jnp.int32)."
         )
 
 
 def _precision(probe: Probe, batch: PyTree, position: PyTree) -> str:
     """The dtype of least precision in which the loss computes."""
-    arrays, rest = eqx.partition(probe.params_at(position), eqx.is_inexact_array)
-    return coarsest_float(lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays, batch).name
+    loss, arrays = _of_arrays(probe, position)
+    return coarsest_float(loss, arrays, batch).name
+
+
+def _of_arrays(probe: Probe, position: PyTree) -> tuple[Callable[[PyTree, PyTree], Array], PyTree]:
+    """The loss as a function of the arrays among its params and of a batch, and these arrays."""
+    arrays, rest = eqx.partition(probe.params_at(_arrays(position)), eqx.is_inexact_array)
+    return lambda arrays, batch: probe.loss_fn(eqx.combine(arrays, rest), batch), arrays
 
 
 @eqx.filter_jit
