@@ -34,7 +34,7 @@ from llc.calibration.run_length import (
 from llc.calibration.short_run import enough_draws, takes_minutes, with_length
 from llc.calibration.step_energies import choose_step_energies, space_draws
 from llc.calibration.step_size import choose_gamma, choose_step_size, settings_from_curvature
-from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_forecast, say
+from llc.calibration.telling import curvature_found, forecast, gamma_found, pilot_found, run_planned, say
 from llc.posterior.arguments import require_flag, require_type
 from llc.posterior.gradients import require_differentiable
 from llc.posterior.local_posterior import LocalPosterior
@@ -172,7 +172,7 @@ def calibrate_for(
     calibration = _choose(request, batch, plan, found)
     doubled = batch.uses_control_variates
     is_sample = request.is_sample
-    tell(lambda: run_forecast(calibration.lengths, posterior.num_data, price, doubled=doubled, is_sample=is_sample))
+    tell(run_planned(calibration.lengths, posterior.num_data, doubled=doubled, is_sample=is_sample))
     scale = calibration.posterior.scale
     cost = run_cost(calibration.lengths, posterior.num_data, doubled=doubled, is_sample=is_sample)
     return replace(

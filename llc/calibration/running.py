@@ -18,7 +18,7 @@ from llc.analysis.series import finite_chains, plus_minus
 from llc.analysis.store import MAIN, Store
 from llc.bounds.rank import Bounds
 from llc.calibration.record import Calibration
-from llc.calibration.telling import about, say
+from llc.calibration.telling import about, run_forecast, say
 from llc.sampling.chains import Chains
 from llc.sampling.observable import Observable
 
@@ -26,6 +26,7 @@ Observables = Mapping[str, Callable[..., Any] | Observable] | None
 
 _FIRST_LOOK, _LOOKS = 8, 5  # draws before the first λ̂ that a run of minutes tells, and its parts between the others
 _ENDS_WITH_ESS = 200.0  # of the draws themselves, for errors that can be trusted (analysis/fitting.py)
+_TIMED = 2  # draws of the warm-up from which the time of a run is told
 _SIGMAS = 4  # standard errors below zero at which λ̂ is negative
 _MAX_FACTOR = 8  # times the first draws that `target_mcse` may take without a budget
 _TARGET, _TARGET_OVERHEAD_BOUND = 0.02, 0.01  # of λ̂: with the second the 95 % interval is λ̂ ± 2 %
@@ -171,21 +172,36 @@ def _draw(
     if calibration.enough_draws is None:
         chains.draw_until(num_draws, progress=progress)
         return
-    there, start = chains.num_drawn, time.perf_counter()
-    before = 0 if there else calibration.lengths.num_warmup_draws
+    _tell_pace(chains, num_draws, progress=progress)
+    there, start = chains.done, time.perf_counter()
     for look in looks:
         chains.draw_until(look, asked=num_draws, progress=progress)
         draws = chains.so_far()
         llc = best_energy(draws)
         accurate = ends_at is not None and llc.mcse <= ends_at * abs(llc.value) and has_mixed(draws, _ENDS_WITH_ESS)
         ends = look == num_draws or accurate
-        pace = (time.perf_counter() - start) / max(before + look - there, 1)
+        pace = (time.perf_counter() - start) / max(chains.done - there, 1)
         to_go = "" if ends else f", at most {about((num_draws - look) * pace)} to go"
         if not ends and llc.value < -_SIGMAS * llc.mcse:
             to_go += "; chains find lower losses than at w*, which more draws don't change: Ctrl-C gives the report"
         say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {look} draws of each chain{to_go}", progress=progress)
         if ends:
             return
+
+
+def _tell_pace(chains: Chains, num_draws: int, *, progress: bool | None) -> None:
+    """Tells how long a run takes, after two draws of its warm-up: the first one compiles.
+
+    Args:
+        chains: to draw from.
+        num_draws: of a chain, in the end.
+        progress: as of `_draw`.
+    """
+    if chains.done or chains.warmup < _TIMED:
+        return
+    chains.draw_until(_TIMED - chains.warmup, asked=num_draws, progress=progress)
+    left = chains.warmup + num_draws - chains.done
+    say(run_forecast(left * chains.seconds_per_draw), progress=progress)
 
 
 def _target(calibration: Calibration, target_mcse: float | None) -> float:

@@ -82,22 +82,25 @@ def pilot_found(found: PilotResult) -> str:
     return f"{len(found.pilots)} pilots: ε = {found.step_size:.3g}, a first λ̂ = {value} from a draw of each chain"
 
 
-def run_forecast(lengths: RunLengths, num_data: int, price: Price, *, doubled: bool, is_sample: bool = False) -> str:
-    """What the run takes, in gradients and in time.
+def run_planned(lengths: RunLengths, num_data: int, *, doubled: bool, is_sample: bool = False) -> str:
+    """What the run takes, in gradients; how long that is, its first steps tell (`run_forecast`).
 
     Args:
         lengths: of the run.
         num_data: rows of the data.
-        price: of a gradient over all the data.
         is_sample: whether the data are the resident rows of a stream.
         doubled: whether steps have control variates.
     """
     cost = run_cost(lengths, num_data, doubled=doubled, is_sample=is_sample)
-    seconds = about(cost * _seconds_per_gradient(price))
     return (
-        f"run: {cost:,.0f} gradients ({seconds}), {lengths.num_chains} chains of {lengths.num_warmup:,} + "
+        f"run: {cost:,.0f} gradients, {lengths.num_chains} chains of {lengths.num_warmup:,} + "
         f"{lengths.num_draws:,} × {lengths.thinning} steps on {lengths.batch_size or num_data:,} rows"
     )
+
+
+def run_forecast(seconds: float) -> str:
+    """How long the run takes, from the time that its first steps took."""
+    return f"run: {about(seconds)} at the pace of its first steps, less where λ̂ is accurate before"
 
 
 def _seconds_per_gradient(price: Price) -> float:

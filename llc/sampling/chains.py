@@ -154,6 +154,11 @@ class Chains:
         return max(self.done - self.warmup, 0)
 
     @property
+    def seconds_per_draw(self) -> float:
+        """Of all chains together, in the last segment; 0 where the last one was the first, which compiles."""
+        return self._pace.seconds
+
+    @property
     def asked(self) -> int:
         """Draws after the warm-up that were asked for; 0 without a store."""
         return 0 if self._keeper is None else self._keeper.asked
@@ -171,7 +176,7 @@ class Chains:
         """Draws until every chain has `num_draws` of them after the warm-up, those from the store included.
 
         Args:
-            num_draws: of a chain.
+            num_draws: of a chain; below zero, it ends as many draws before the end of the warm-up.
             asked: how many the store is to have in the end, where these are a part of them.
             progress: as of `sample`.
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
 import llc
@@ -11,7 +12,7 @@ from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price
 from llc.calibration.record import Pilot, PilotResult
 from llc.calibration.running import draw_cool_enough
-from llc.calibration.telling import forecast, pilot_found, run_forecast, say
+from llc.calibration.telling import forecast, pilot_found, run_forecast, run_planned, say
 from llc.sampling.run_lengths import RequestedLengths, RunLengths
 from tests.support.regression import regression
 
@@ -39,7 +40,9 @@ def test_a_forecast_has_a_time():
     )
     assert re.search(r"about \d+(\.\d)? (s|min|h)\) in all", told)
     lengths = RunLengths(num_chains=2, num_warmup=0, num_draws=10, thinning=1)
-    assert re.search(r"about \d+(\.\d)? (s|min|h)\)", run_forecast(lengths, 10, price, doubled=False))
+    assert "run: 22 gradients" in run_planned(lengths, 10, doubled=False)
+    assert "run: 42 gradients" in run_planned(lengths, 10, doubled=True)
+    assert run_forecast(95.0).startswith("run: about 2 min")
 
 
 def test_what_is_not_told_is_not_made():
@@ -58,6 +61,23 @@ def test_a_run_of_minutes_tells_its_estimate_and_the_time_to_go(capsys, told):
     posterior, price = regression(num_data=100), Price(1e9, costly=True)
     made = calibrate_for(jax.random.key(0), posterior, None, asked, price, progress=False)
     draw_cool_enough((jax.random.key(1),), replace(made, enough_draws=20 if told else None), None, progress=None)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "λ̂ = " in line]
+    written = [line for line in capsys.readouterr().err.splitlines() if line.startswith("llc")]
+    assert ["pace of its first steps" in line for line in written] == [True, False, False, False, False][: len(written)]
+    lines = [line for line in written if "λ̂ = " in line]
     assert len(lines) == (4 if told else 0)
     assert ["to go" in line for line in lines] == [True, True, True, False][: len(lines)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_warmup", "told"), [(10, True), (0, False)])
+def test_the_time_of_a_run_is_told_from_its_warmup_and_changes_no_draw(capsys, num_warmup, told):
+    asked = RequestedLengths(num_chains=2, num_draws=12, num_warmup=num_warmup, thinning=2)
+    posterior, price = regression(num_data=100), Price(1e9, costly=True)
+    made = calibrate_for(jax.random.key(0), posterior, None, asked, price, progress=False)
+    timed, silent = (
+        draw_cool_enough((jax.random.key(1),), replace(made, enough_draws=enough), None, progress=None)
+        for enough in (12, None)
+    )
+    assert ("pace of its first steps" in capsys.readouterr().err) == told
+    llc_of = [run.report.draws["posterior"]["llc"].to_numpy() for run in (timed, silent)]
+    np.testing.assert_array_equal(*llc_of)
