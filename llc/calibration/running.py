@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from llc.analysis import schema
 from llc.analysis.chain_checks import has_mixed
-from llc.analysis.estimators import best_energy
+from llc.analysis.estimators import Estimate, best_energy
 from llc.analysis.report import Report
 from llc.analysis.reporting import report
 from llc.analysis.schema import variable
@@ -168,7 +168,7 @@ def _draw(
         ends_at: as of `Run`.
         progress: whether to show it; None shows it on a terminal.
     """
-    num_draws = looks[-1]
+    num_draws, told = looks[-1], False
     if calibration.enough_draws is None:
         chains.draw_until(num_draws, progress=progress)
         return
@@ -182,8 +182,9 @@ def _draw(
         ends = look == num_draws or accurate
         pace = (time.perf_counter() - start) / max(chains.done - there, 1)
         to_go = "" if ends else f", at most {about((num_draws - look) * pace)} to go"
-        if not ends and llc.value < -_SIGMAS * llc.mcse:
+        if not ends and not told and _is_negative(llc):
             to_go += "; chains find lower losses than at w*, which more draws don't change: Ctrl-C gives the report"
+            told = True
         say(f"λ̂ = {plus_minus(llc.value, llc.mcse)} after {look} draws of each chain{to_go}", progress=progress)
         if ends:
             return
@@ -202,6 +203,11 @@ def _tell_pace(chains: Chains, num_draws: int, *, progress: bool | None) -> None
     chains.draw_until(_TIMED - chains.warmup, asked=num_draws, progress=progress)
     left = chains.warmup + num_draws - chains.done
     say(run_forecast(left * chains.seconds_per_draw), progress=progress)
+
+
+def _is_negative(llc: Estimate) -> bool:
+    """Whether chains find lower losses than at w*, so that λ̂ tells that w* is no minimum, whatever its error."""
+    return llc.value < -_SIGMAS * llc.mcse
 
 
 def _target(calibration: Calibration, target_mcse: float | None) -> float:
@@ -243,6 +249,8 @@ def extended(run: Run, target_mcse: float | None, bounds: Bounds | None, *, prog
 def _num_extra_draws(result: Report, target_mcse: float, done: int) -> int:
     """Draws to add for the target, at most as many as there are; 0 where it is reached or out of reach."""
     failed, character = result.failed_of_chains, result.character
+    if _is_negative(result.llc):
+        return 0
     if character is not None and character.name == "left the basin":
         return 0
     if not all(check.cured_by_draws for check in failed) or not math.isfinite(result.llc.value):

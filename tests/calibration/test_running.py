@@ -21,12 +21,21 @@ from tests.support.tiers import weekly
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "enough", "num_draws"),
-    [(None, 30, 30), (1e-3, 30, 160), pytest.param(None, None, 160, marks=pytest.mark.study)],
+    ("target", "enough", "center", "num_draws"),
+    [
+        (None, 30, 0, 30),
+        (1e-3, 30, 0, 160),
+        (1e-3, 30, 0.5, 20),
+        pytest.param(None, None, 0, 160, marks=pytest.mark.study),
+    ],
 )
-def test_a_run_of_minutes_goes_on_only_for_an_accuracy_that_was_asked_for(target, enough, num_draws):
-    """Twenty draws of each chain on a quartic tell λ̂ to some 15 %; the most are eight times as many."""
-    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 4, jnp.zeros(()), np.ones(500, np.float32), gamma=1.0)
+def test_a_run_of_minutes_goes_on_only_for_an_accuracy_that_was_asked_for(target, enough, center, num_draws):
+    """Twenty draws of each chain on a quartic tell λ̂ to some 15 %; the most are eight times as many.
+
+    Beside the minimum λ̂ is below zero by many errors, which no draw changes.
+    """
+    data = np.ones(500, np.float32)
+    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 4, jnp.float32(center), data, gamma=1.0)
     calibration = calibrate(jax.random.key(0), posterior, sampler=llc.SGLD(1e-2), num_draws=20, progress=False)
     calibration = replace(calibration, enough_draws=enough)
     run = draw_cool_enough((jax.random.key(1),), calibration, None, progress=False)
@@ -41,6 +50,11 @@ def _of_minutes(posterior: llc.LocalPosterior, num_draws: int | None = None, *, 
     return replace(made, enough_draws=150)
 
 
+def _quartic(center: float = 0.0) -> llc.LocalPosterior:
+    x = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    return llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 2 + (x * w) ** 4, jnp.float32(center), x, gamma=1.0)
+
+
 def _num_draws(calibration: Calibration, place: Place = Place(), target: float | None = None) -> int:
     run = draw_cool_enough((jax.random.key(1),), calibration, None, place, target, progress=False)
     return extended(run, target, None, progress=False).draws["posterior"].sizes["draw"]
@@ -49,8 +63,7 @@ def _num_draws(calibration: Calibration, place: Place = Place(), target: float |
 @pytest.mark.slow
 def test_a_run_of_minutes_ends_where_its_estimate_is_accurate_enough():
     """Not where its draws were asked for, or observables of them, or a higher accuracy."""
-    x = np.random.default_rng(0).normal(size=500).astype(np.float32)
-    posterior = llc.LocalPosterior(lambda w, x: 0.5 * (x * w) ** 2 + (x * w) ** 4, jnp.zeros(()), x, gamma=1.0)
+    posterior = _quartic()
     made = _of_minutes(posterior)
     most = made.lengths.num_draws
     assert _num_draws(made) < most
@@ -75,10 +88,8 @@ def test_a_run_that_is_resumed_ends_where_it_would_have(there, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("away", [0.0, 1.0])
-def test_a_run_that_finds_lower_losses_says_so(away, capsys):
+def test_a_run_that_finds_lower_losses_says_so_once(away, capsys):
     """λ̂ is negative for sure where w* is far from the minimum."""
-    found = regression(num_data=200)
-    center = jax.tree.map(lambda x: x + away, found.center)
-    made = _of_minutes(llc.LocalPosterior(found.loss_fn, center, found.data, gamma=1.0))
+    made = _of_minutes(_quartic(away))
     draw_cool_enough((jax.random.key(1),), made, None, progress=None)
-    assert ("lower losses than at w*" in capsys.readouterr().err) == bool(away)
+    assert capsys.readouterr().err.count("lower losses than at w*") == bool(away)

@@ -40,8 +40,8 @@ def test_a_forecast_has_a_time():
     )
     assert re.search(r"about \d+(\.\d)? (s|min|h)\) in all", told)
     lengths = RunLengths(num_chains=2, num_warmup=0, num_draws=10, thinning=1)
-    assert "run: 22 gradients" in run_planned(lengths, 10, doubled=False)
-    assert "run: 42 gradients" in run_planned(lengths, 10, doubled=True)
+    assert "run: 40 gradients" in run_planned(lengths, 10, doubled=False)
+    assert "run: 60 gradients" in run_planned(lengths, 10, doubled=True)
     assert run_forecast(95.0).startswith("run: about 2 min")
 
 

@@ -40,6 +40,7 @@ from llc.geometry.curvature.operators import CurvatureOperator
 from llc.geometry.curvature.outlook import MAX_PROBES, MAX_STEPS, Outlook, Target, num_probes_for, outlook_of, target_of
 from llc.geometry.curvature.problem import Problem
 from llc.geometry.curvature.smoothness import kinks_nearby
+from llc.geometry.curvature.symmetric import NotSymmetricError
 from llc.posterior.precision import as_precision
 
 _GRADIENTS = 2  # that a product costs (1.6 and 2.7 measured, see krylov.py)
@@ -87,7 +88,9 @@ class _Work:
 
 
 def deflated(problem: Problem) -> Spectrum:
-    """Spectrum from the leading eigenpairs and a few probes of the rest, in the precision of the params.
+    """Spectrum from the leading eigenpairs and a few probes of the rest.
+
+    Products are in the precision of the params, and in float64 where that is too rough for a symmetric matrix.
 
     Residuals, stability and smoothness at w* are not judged, kinks around it along three directions at most; the
     rank is an interval.
@@ -97,14 +100,29 @@ def deflated(problem: Problem) -> Spectrum:
         Meyer, Musco, Musco & Woodruff, Hutch++, SOSA 2021; Chen & Hallman, Krylov-aware trace estimation, SIMAX 2023.
     """
     settings, dtype = problem.settings, jnp.result_type(jnp.float32, *jax.tree.leaves(problem.posterior.position))
-    hessian, operator = (as_precision(x, dtype) for x in (problem.hessian, problem.operator))
     products = MAX_STEPS * MAX_PROBES if settings.budget is None else (settings.budget - 1) // _GRADIENTS
-    num_directions = min(products // _FOR_KINKS, 3) if hessian.rows.num_rows >= 3 else 0
+    num_directions = min(products // _FOR_KINKS, 3) if problem.hessian.rows.num_rows >= 3 else 0
     products -= num_directions
     first = _FORECAST if settings.budget is None else products
-    bar = tqdm(desc="spectrum", unit="product", total=first, disable=problem.hide_bar)
-    with jax.enable_x64(dtype == jnp.float64), bar:
+    with tqdm(desc="spectrum", unit="product", total=first, disable=problem.hide_bar) as bar:
         work = _Work(products, bar)
+        try:
+            return _deflated(problem, work, num_directions, dtype)
+        except NotSymmetricError:
+            if dtype == jnp.float64 or not work.left:
+                raise
+            return _deflated(problem, work, num_directions, jnp.dtype(jnp.float64))
+
+
+def _deflated(problem: Problem, work: _Work, num_directions: int, dtype: DTypeLike) -> Spectrum:
+    """The spectrum by products of one precision.
+
+    Raises:
+        NotSymmetricError: if they are not those of a symmetric matrix; in float32 that may be round-off.
+    """
+    settings = problem.settings
+    hessian, operator = (as_precision(x, dtype) for x in (problem.hessian, problem.operator))
+    with jax.enable_x64(dtype == jnp.float64):
         gradient = _gradient(hessian)
         leading = _leading(operator, problem, work, dtype)
         measure = _gradient_measure(operator, gradient, leading, float(problem.posterior.nbeta), work)

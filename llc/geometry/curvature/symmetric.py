@@ -11,6 +11,10 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 _ASYMMETRY = 1e-3  # ‖A − Aᵀ‖ / ‖A‖; round-off stays below it up to d = 10⁷ even where the loss computes in float32
 
 
+class NotSymmetricError(ValueError):
+    """Products are not those of a symmetric matrix."""
+
+
 @runtime_checkable
 class SymmetricOperator(Protocol):
     """What a spectrum is made from: a symmetric matrix of order `dim` that multiplies vectors."""
@@ -31,7 +35,7 @@ def check_symmetric(operator: SymmetricOperator, *, num_probes: int = 4, seed: i
     E (uᵀAv − vᵀAu)² = ‖A − Aᵀ‖² and E ‖Au‖² = ‖A‖² for independent Gaussian u and v.
 
     Raises:
-        ValueError: if it is above 1e-3, which no round-off explains.
+        NotSymmetricError: if it is above 1e-3, which no round-off explains.
     """
     difference, size = _symmetry(operator, jax.random.split(jax.random.key(seed), num_probes))
     defect = 0.0 if float(size) == 0 else float(np.sqrt(float(difference) / float(size)))
@@ -39,10 +43,10 @@ def check_symmetric(operator: SymmetricOperator, *, num_probes: int = 4, seed: i
     return defect
 
 
-def require_symmetry(defect: float) -> None:
-    """Raises ValueError if ‖A − Aᵀ‖ / ‖A‖ is above 1e-3, which no round-off explains."""
-    if not defect <= _ASYMMETRY:
-        raise ValueError(
+def require_symmetry(defect: float, *, allowed: float = _ASYMMETRY) -> None:
+    """Raises NotSymmetricError if ‖A − Aᵀ‖ / ‖A‖ is above `allowed`: by default 1e-3, which no round-off explains."""
+    if not defect <= allowed:
+        raise NotSymmetricError(
             f"the operator needs to be symmetric, got ‖A − Aᵀ‖ / ‖A‖ ≈ {defect:.2g}; check the custom "
             "derivatives of the loss, which are not those of any function."
         )

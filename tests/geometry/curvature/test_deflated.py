@@ -1,14 +1,20 @@
+import contextlib
 import copy
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import llc
 from llc.bounds.shrinkage import signed_shrink
 from llc.bounds.spectral_measure import Spectrum
+from llc.geometry.curvature import krylov
+from llc.geometry.curvature.operators import curvature_operator
+from llc.geometry.curvature.symmetric import NotSymmetricError
+from llc.posterior.precision import as_precision, float64
 from tests.support.models import deep_linear
 from tests.support.tiers import weekly_cases
 
@@ -54,6 +60,33 @@ def test_quad_is_within_its_error(eigenvalues):
     assert abs(found.signed_quad(scale) - exact) < 4 * found.signed_quad_stderr(scale) + 1e-4 * exact
     assert found.signed_quad_stderr(scale) < 0.045 * exact, "the wanted error, and that of the quadrature"
     np.testing.assert_allclose(found.weights.sum(axis=1), DIM)
+
+
+@pytest.mark.parametrize(("margin", "rough"), [(5.0, False), (14.0, True), (20.0, True)])
+def test_products_are_in_float64_where_float32_is_too_rough(margin, rough):
+    """In a cross entropy of 10⁻⁵ and less, float32 loses 1 − p beside p, and no product is that of a Hessian."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 5, 200)
+    x = np.eye(5)[classes] @ rng.normal(size=(5, 30)) + 0.05 * rng.normal(size=(200, 30))
+    weights = margin * np.linalg.lstsq(x, np.eye(5)[classes] - 0.2, rcond=None)[0]
+    posterior = llc.LocalPosterior(
+        lambda w, batch: optax.softmax_cross_entropy_with_integer_labels(batch[0] @ w, batch[1]),
+        weights.astype(np.float32),
+        (x.astype(np.float32), classes),
+    )
+    exact = llc.spectrum(posterior, method="dense")
+    scale = 0.1 * exact.largest
+    settings = {"method": "deflated", "relative_scale": 0.1, "relative_error": 0.03}
+    found = llc.spectrum(posterior, **settings)
+    assert found.largest == pytest.approx(exact.largest, rel=1e-5)
+    assert abs(z_score(found, exact.signed_quad(scale), scale)) < 4
+    with float64():
+        operator = as_precision(curvature_operator(posterior), jnp.float32)
+    nothing = jnp.zeros((0, operator.dim))
+    with pytest.raises(NotSymmetricError) if rough else contextlib.nullcontext():
+        run, _ = krylov.start(np.random.default_rng(0).normal(size=operator.dim), nothing)
+        for _ in range(10):
+            run = krylov.step(operator, nothing, run)
 
 
 @pytest.mark.study
