@@ -24,9 +24,9 @@ _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
 # differ little; with an accept step neither is ahead (validation/results/chain_methods.txt). Convolutions of several
 # chains are one in groups, which is slower: 42 ms a step of a residual network with 16 channels against 35.
 _SEQUENTIAL_PARAMS = 20_000
-# Copies of 10⁷ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 11.8 for one chain and
-# 17.5 for four one after the other, whose states wait; side by side 7.5 a chain.
-_SIDE_BY_SIDE, _RUNNING, _WAITING = 8, 10, 2
+# Copies of 10⁸ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 7.1 for one chain and
+# 13.1 for four one after the other, whose states wait; side by side 6.4 a chain. w* is one of them.
+_SIDE_BY_SIDE, _RUNNING, _WAITING = 7, 6, 2
 _SHARE = 0.8  # of the free memory
 
 
