@@ -150,8 +150,8 @@ def _kinks(spectrum: Spectrum) -> Check | None:
         _MAX_KINKS,
         passed=share <= _MAX_KINKS,
         seen=f"{share:.0%} of the change of the gradient around w* sits in kinks, which the Hessian at w* leaves out",
-        cure="the chains cross kinks (ReLU), or the loss is smooth but far from quadratic, which this check can't tell "
-        "apart; λ_quad, the rank and λ_corr may be off by that share, λ̂ is not: compare λ̂ at the same nβ and γ",
+        cure="the chains cross kinks (ReLU), or the loss is smooth but far from quadratic (the check can't distinguish "
+        "the two); λ_quad, the rank and λ_corr may be off by that share, λ̂ is not: compare λ̂ at the same nβ and γ",
     )
 
 

@@ -189,9 +189,13 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
         help="sgld only: subtract the minibatch's gradient at w*, for less gradient noise where labels are noisy",
     )
     command.add_argument(
-        "--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="sgld only: integrator"
+        "--integrator",
+        choices=("leimkuhler_matthews", "euler_maruyama"),
+        help="sgld only: integrator; default: leimkuhler_matthews",
     )
-    command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="sgld only: preconditioner")
+    command.add_argument(
+        "--preconditioner", choices=("identity", "rmsprop"), help="sgld only: preconditioner; default: identity"
+    )
     command.add_argument(
         "--friction",
         type=numbers.positive,
