@@ -102,8 +102,8 @@ def _finite(estimate: Estimate) -> Check:
         np.nan,
         passed=False,
         seen=f"{estimate.method} is {estimate.value:.4g} ± {estimate.mcse:.2g}",
-        cure="it is no estimate; the losses of some example go further from those at w* than exp(−ℓ) can hold (88 nats "
-        "in float32; divide the loss by its scale), or there are too few draws or rows",
+        cure="it can't be used: either the loss of some example differs from that at w* by more than exp(−ℓ) can "
+        "represent (88 nats in float32; divide the loss by its scale), or there are too few draws or rows",
     )
 
 

@@ -150,8 +150,8 @@ def _kinks(spectrum: Spectrum) -> Check | None:
         _MAX_KINKS,
         passed=share <= _MAX_KINKS,
         seen=f"{share:.0%} of the change of the gradient around w* sits in kinks, which the Hessian at w* leaves out",
-        cure="the chains cross kinks (ReLU), or the loss is far from quadratic, which looks alike; λ_quad, the rank "
-        "and λ_corr may be off by as much, λ̂ is not: compare it at the same nβ and γ",
+        cure="the chains cross kinks (ReLU), or the loss is smooth but far from quadratic (the check can't distinguish "
+        "the two); λ_quad, the rank and λ_corr may be off by that share, λ̂ is not: compare λ̂ at the same nβ and γ",
     )
 
 
@@ -160,9 +160,9 @@ def _chosen_gamma(draws: xr.DataTree) -> str:
     gamma = constant(draws, schema.GAMMA)
     alike = "compare λ̂ with others at the same scale (`llc.estimate(…, like=report)`)"
     if draws.attrs.get(schema.GAMMA_ORIGIN) == "run length":
-        return f"γ = {gamma:.4g} is the weakest that a run of this length affords; take more steps, or {alike}"
+        return f"γ = {gamma:.4g} is the weakest that a run of this length allows; take more steps, or {alike}"
     if draws.attrs.get(schema.GAMMA_ORIGIN) == "nearest to quadratic":
-        return f"the loss is quadratic at no γ, and nearest to that at γ = {gamma:.4g}; {alike}"
+        return f"the loss is not quadratic at any γ, and closest to it at γ = {gamma:.4g}; {alike}"
     if draws.attrs.get(schema.GAMMA_ORIGIN) == "sweep":
         return f"γ = {gamma:.4g} is the weakest at which the loss is about quadratic at all items of the sweep; {alike}"
     return f"γ = {gamma:.4g} is the weakest at which the loss is about quadratic; {alike}"
@@ -225,8 +225,8 @@ def _too_low(draws: xr.DataTree, sensitivity: Estimate | None) -> str:
         seen = f"λ_corr is {-moved:.2g} higher at 3γ"
         causes.append(f"chains reach parameters of smaller λ, as {seen} (take gamma = {3 * gamma:.3g})")
     elif sensitivity is None:
-        causes.append("γ is too strong or too weak (llc.estimate tells by a run at 3γ)")
-    causes.append("the rank counts directions of an imperfect minimum (train further, or llc.polish)")
+        causes.append("γ is too strong or too weak (llc.estimate finds out by a run at 3γ)")
+    causes.append("the rank is too high because w* is an imperfect minimum (train further, or llc.polish)")
     return f"{'; '.join(causes[:-1])}; or {causes[-1]}"
 
 
@@ -268,7 +268,7 @@ def _too_high(draws: xr.DataTree, spectrum: Spectrum | None) -> str:
         )
         if settings.get("batch_size", num_data) < num_data:
             causes.append(f"heating by minibatches ({larger_batch(draws)})")
-    return f"{', '.join([*causes, 'a wrong L(w*)'])}, or another basin"
+    return f"{', '.join([*causes, 'a wrong L(w*)'])}, or chains in another basin"
 
 
 def _finite_term(draws: xr.DataTree, bound: float) -> float:

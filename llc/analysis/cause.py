@@ -49,20 +49,23 @@ def cause_of(draws: xr.DataTree, mean: Estimate, variance: Estimate) -> Cause:
         return Cause("mixing", f"the chains disagree, with an R-hat of {mean.rhat:.2f}")
     half = schema.half_step_run(draws)
     if half is None:
-        return Cause(None, "a run at half the step would tell whether it is the step")
+        return Cause(None, "a run at half the step size would show whether the step size is the cause")
     other, spread = mean_energy(half), energy_variance(half)
     change, error = mean.value - other.value, math.hypot(mean.mcse, other.mcse)
-    seen = f"at half the step λ̂ is {other.value:.3g} for {mean.value:.3g} and its variance {spread.value:.3g}"
+    seen = (
+        f"at half the step size λ̂ is {other.value:.3g} instead of {mean.value:.3g}, with an energy variance of "
+        f"{spread.value:.3g}"
+    )
     if not (math.isfinite(error) and math.isfinite(spread.value)):
-        return Cause(None, f"{seen}, which is no number to compare with")
+        return Cause(None, f"{seen}, which is not finite and can't be compared")
     if change > max(_SIGMAS * error, MAX_BIAS * abs(mean.value)):
-        return Cause("step", f"{seen}, so it is the step that heats")
+        return Cause("step", f"{seen}, so the step size heats the chains")
     if not other.rhat <= _MAX_RHAT or change < -_SIGMAS * error - MAX_BIAS * abs(mean.value):
         return Cause("mixing", f"{seen}, so the chains have not mixed")
     allowed = _LIKE * abs(variance.value) + _SIGMAS * math.hypot(variance.mcse, spread.mcse)
     if abs(variance.value - spread.value) > allowed:
-        return Cause(None, f"{seen}, which rare energies decide")
-    return Cause("shape", f"{seen}, so it is the shape of the posterior")
+        return Cause(None, f"{seen}, so rare energies dominate the variance")
+    return Cause("shape", f"{seen}, so the cause is the shape of the posterior")
 
 
 def virial_at_half_step(draws: xr.DataTree) -> float:

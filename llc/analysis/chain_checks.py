@@ -188,7 +188,7 @@ def _drift(draws: xr.DataTree) -> Check:
         _MAX_Z,
         passed=abs(z) <= _MAX_Z,
         seen=f"the last third of the draws differs from the first by {z:+.1f} standard errors",
-        cure="the chains have not reached their stationary law; raise num_warmup, then num_draws",
+        cure="the chains have not reached their stationary distribution; raise num_warmup, then num_draws",
         cured_by_draws=True,
     )
 
@@ -210,9 +210,9 @@ def _control_variates(draws: xr.DataTree, mean: Estimate, moments: Moments | Non
         difference,
         threshold,
         passed=abs(difference) <= threshold,
-        seen=f"zero variance − mean energy = {difference:+.3g}, of the same draws",
+        seen=f"the zero-variance estimate minus the mean energy of the same draws is {difference:+.3g}",
         cure="the gradient may not be the derivative of the loss (a custom derivative, stop_gradient), or the chains "
-        "have not filled the posterior; check loss_fn, then take more draws and warm-up",
+        "have not explored the posterior; check loss_fn, then take more draws and warm-up",
     )
 
 
@@ -228,7 +228,7 @@ def _evaluation_rows(draws: xr.DataTree) -> Check | None:
         _MIN_ROWS,
         passed=rows >= _MIN_ROWS,
         seen=f"the losses of draws were evaluated on {rows:.0f} of {constant(draws, schema.NUM_DATA):.0f} rows",
-        cure=f"the standard error is too small with so few; {more_rows(draws, _MIN_ROWS)}",
+        cure=f"with so few rows the standard error is too small; {more_rows(draws, _MIN_ROWS)}",
     )
 
 
@@ -260,5 +260,6 @@ def _step_size(draws: xr.DataTree, spectrum: Spectrum) -> Check | None:
         passed=bias <= MAX_BIAS and not too_stiff,
         seen=f"ε (nβ h_max + γ) = {stiffest:.2g} (stable below 4); predicted bias of λ̂ on the Gaussian part "
         f"{bias:+.1%}",
-        cure="lower step_size to about 0.5 / (nβ h_max + γ), or take integrator='leimkuhler_matthews'",
+        cure="the step is too large for the stiffest directions; lower step_size to about 0.5 / (nβ h_max + γ), or "
+        "take integrator='leimkuhler_matthews'",
     )

@@ -124,7 +124,7 @@ def character_of(draws: xr.DataTree, mean: Estimate, variance: Estimate, quad: f
     if evidence.on_plateau or (evidence.reference > _FAR and not evidence.looks_quadratic):
         return Character("left the basin", evidence, _told(evidence))
     if evidence.is_held:
-        shown = f"the average direction shows {max(evidence.share, 0.0):.0%} of its own"
+        shown = f"the average direction contributes {max(evidence.share, 0.0):.0%} of its full value"
         return Character("localization only", evidence, f"variance / mean of the energy: {shown}")
     return Character("local", evidence, _told(evidence) + _too_warm(evidence, mean))
 
@@ -134,8 +134,8 @@ def _too_warm(evidence: Evidence, mean: Estimate) -> str:
     if not evidence.reference > _FAR:
         return ""
     return (
-        f"; what has learnt nothing has λ̂ = {mean.value / evidence.reference:.2g}: for a λ̂ of what was learnt raise "
-        "nbeta, or divide a squared error by twice the variance of its noise"
+        f"; even a model that has learnt nothing has λ̂ = {mean.value / evidence.reference:.2g} at this nβ: to measure "
+        "what was learnt, raise nbeta, or divide a squared error by twice the variance of its noise"
     )
 
 
@@ -234,9 +234,9 @@ def _told(evidence: Evidence) -> str:
 
 def _return_cure(draws: xr.DataTree) -> str:
     """What to do about draws that left: a γ, by its value."""
-    told = "λ̂ says nothing of w*; "
+    told = "the draws left the basin of w*, so λ̂ says nothing about w*; "
     if not was_chosen(draws):
-        return f"{told}leave gamma out, so that llc.estimate takes one at which the loss is about quadratic"
+        return f"{told}leave gamma out, so that llc.estimate chooses one at which the loss is about quadratic"
     step = schema.settings_of(draws)["sampler"].get("step_size")
     smaller = f", with step_size={step / 4:.3g}" if isinstance(step, float) else ""
     return f"{told}give {stronger_gamma(draws)}{smaller}"
@@ -245,12 +245,12 @@ def _return_cure(draws: xr.DataTree) -> str:
 def _held_cure(draws: xr.DataTree, share: float) -> str:
     """What to do about a localization that hides all: a γ, by its value; not where the program chose this one."""
     gamma = constant(draws, schema.GAMMA)
-    hidden = "λ̂ is right at this γ, and tells little of w*; "
+    hidden = "γ outweighs the loss, so that λ̂ is right at this γ but says little about w*; "
     if was_chosen(draws):
         weaker = draws.attrs.get(schema.WEAKER_GAMMA)
         known = isinstance(weaker, (int, float)) and 0 < weaker < math.inf
-        named = f", or look further: gamma={weaker:.3g} goes a tenth of the way to chance" if known else ""
-        return f"{hidden}compare it with others at the same scale (`llc.estimate(…, like=report)`){named}"
+        named = f", or look further: with gamma={weaker:.3g} draws go a tenth of the way to chance" if known else ""
+        return f"{hidden}compare λ̂ with others at the same scale (`llc.estimate(…, like=report)`){named}"
     share = min(max(share, 1e-3), _WEAKER)
     weaker = gamma * share / (1 - share) * (1 - _WEAKER) / _WEAKER  # h = γ/nβ · p / (1 − p) shows _WEAKER there
     return f"{hidden}give gamma={float(np.format_float_scientific(weaker, 1)):g}, or leave it out"

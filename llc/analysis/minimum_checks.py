@@ -17,11 +17,11 @@ from llc.bounds.shrinkage import shrink
 from llc.bounds.spectral_measure import Spectrum
 
 _CURES = {
-    "step": "lower step_size until λ̂ stays",
+    "step": "lower step_size until λ̂ no longer changes",
     "mixing": "take more draws and warm-up",
     "shape": "",
-    None: "the energy is not Gamma-distributed: the chains have not mixed, L(w*) is wrong, or they sample another "
-    "basin; look at the trace",
+    None: "the energy is not Gamma-distributed: the chains have not mixed, L(w*) is wrong, or the chains sample "
+    "another basin; look at the trace (llc.plot_trace)",
 }
 _SHAPE_GAP = 0.10  # of λ̂: mean and variance differ by at most 7 % in every exact finite-n case of docs/theory.md, §2
 
@@ -101,7 +101,7 @@ def _lower_loss(draws: xr.DataTree, mean: Estimate, moments: Moments | None) -> 
         threshold,
         passed=deficit <= threshold,
         seen=f"the lowest draw lies {deficit:.2g} below L(w*), in units of nβ·loss",
-        cure="w* is no minimum, and λ̂ is too low by at least that; train further, to a smaller gradient",
+        cure="w* is no minimum, and λ̂ is too low by at least that much; train further, to a smaller gradient",
         direction="cold",
     )
 
@@ -138,7 +138,7 @@ def _mean_variance(
         threshold,
         passed=like_gamma or cause.name == "shape",
         seen=f"mean energy {mean.value:.3g}, energy variance {variance.value:.3g}; {expected:.2g} of the difference is "
-        f"expected from γ{'' if like_gamma else f'; {cause.seen}'}",
+        f"explained by γ{'' if like_gamma else f'; {cause.seen}'}",
         cure=_CURES[cause.name],
         direction="hot" if gap < 0 else None,
         told_by_half_step=True,

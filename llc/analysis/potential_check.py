@@ -42,9 +42,9 @@ def potential_check(draws: xr.DataTree) -> Check | None:
                 found[0],
                 _MAX_Z * found[1] + _of_epochs(run),
                 passed=False,
-                seen=f"the mean of U is {found[0]:+.3g} ± {found[1]:.2g} from nβ E[L] + γ/2 E[‖w − w*‖²]{where}",
-                cure="γ, the losses or the distances are not those of the run, so that the file was changed; or the "
-                "chains are not stationary: take more warm-up",
+                seen=f"the mean of U is off nβ E[L] + γ/2 E[‖w − w*‖²] by {found[0]:+.3g} ± {found[1]:.2g}{where}",
+                cure="either the file was changed, and its γ, losses or distances are not those of the run: take the "
+                "original file; or the chains are not stationary: take more warm-up",
             )
     return None
 

@@ -185,7 +185,7 @@ def _stream_lines(report: Report) -> Iterator[str]:
     order = {
         "same": "minibatches come in the same order in every pass, shuffled in windows",
         "numbered": "minibatches come in an order that follows from the key",
-    }.get(str(rows.get("order")), "two passes over the source differed, so that the same key meets other minibatches")
+    }.get(str(rows.get("order")), "two passes over the source differed, so that the same key gives other minibatches")
     seen = f"{rows.get('resident')} of {constant(report.draws, schema.NUM_DATA):.0f}"
     yield _row("resident rows", seen, f"of a stream, for losses and curvature; {order}")
 
@@ -207,7 +207,7 @@ def _sensitivity_lines(report: Report) -> Iterator[str]:
     told = {
         True: "below 2 %, accepted as λ",
         False: "not the asymptotic λ, it still changes with γ",
-        None: "undecided: its error is too large for 2 %",
+        None: "undecided: its error is too large to resolve 2 %",
     }[report.gamma_converged]
     symbol = report.findings.symbol
     if report.gamma_converged is None and report.failed:

@@ -56,7 +56,7 @@ def _params_rounding(draws: xr.DataTree, mean: Estimate) -> Check | None:
         _MAX_ROUNDING,
         passed=share <= _MAX_ROUNDING,
         seen=f"steps of √ε = {np.sqrt(step_size):.2g} are rounded to the spacing of numbers as large as w*, which "
-        f"heats λ̂ by up to {heat:.2g}",
+        f"raises λ̂ by up to {heat:.2g}",
         cure="the params are too large for their precision; sample in float64 (jax_enable_x64, with params in "
         "float64), or rescale the params or shift them towards 0",
     )

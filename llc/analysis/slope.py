@@ -110,7 +110,7 @@ def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
     polished = llc.value + slope.energy if known else llc.value
     threshold = MAX_BIAS * max(polished, 0.5)
     at = f"‖∇L(w*)‖ = {slope.grad_norm:.2g}"
-    alike = "Compare it with others at the same scale, or train w* further (llc.polish)"
+    alike = "Compare λ̂ with others at the same scale, or train w* further (llc.polish)"
     if known:
         seen = f"{at}, which changes λ̂ by {slope.share + 0.0:.2g}"
         cure = (
@@ -119,10 +119,10 @@ def slope_check(slope: Slope | None, llc: Estimate) -> Check | None:
             f"{slope.distance:.2g}). {alike}"
         )
     else:
-        seen = f"{at}, which takes at most {slope.most:.2g} from λ̂"
+        seen = f"{at}, which lowers λ̂ by at most {slope.most:.2g}"
         cure = (
-            "w* may be no minimum, and λ̂ is then right at this nβ and γ only; llc.sweep, or a spectrum where no "
-            f"curvature is below −γ/nβ, tells how much of λ̂ comes from the slope. {alike}"
+            "w* may be no minimum, and λ̂ is then right at this nβ and γ only; llc.sweep, or a spectrum without "
+            f"curvatures below −γ/nβ, gives the part of λ̂ that comes from the slope. {alike}"
         )
     return make_check(
         "slope",

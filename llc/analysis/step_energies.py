@@ -129,6 +129,6 @@ def step_energies_check(draws: xr.DataTree, moments: Moments | None) -> Check | 
         _MAX_Z * error,
         passed=abs(value) <= _MAX_Z * error,
         seen=f"energies of steps − energies of draws = {value:+.3g} ± {error:.2g}",
-        cure="the chains still drift, or the loss of a batch is no mean over its rows; raise num_warmup, or sample "
-        "with step_energies=False",
+        cure="the chains still drift, or the loss of a batch is not the mean over its rows; raise num_warmup, or "
+        "sample with step_energies=False",
     )

@@ -119,7 +119,7 @@ def _refused(found: Findings) -> Judgement | None:
     hot = energies if all(check.direction == "hot" for check in energies) else []
     if chains or hot:
         short = all(check.cured_by_draws for check in (*chains, *hot))
-        seen = "there are too few draws to trust the chains" if short else "the chains are not to be trusted"
+        seen = "there are too few draws to trust the chains" if short else "the chains can't be trusted"
         besides = "; besides, w* is no minimum (slope)" if found.slope_energy else ""
         return Judgement("UNRESOLVED", f"{seen}{_names([*chains, *hot])}{besides}")
     return None
@@ -147,7 +147,7 @@ def _contradicted(found: Findings) -> Judgement | None:
     if found.slope_energy or any(not assumption.holds and assumption.kind == "minimum" for assumption in geometry):
         return None
     failed = [check for check in found.failed if check.kind == "minimum"]
-    return Judgement("UNRESOLVED", f"the draws contradict a minimum at w*{_names(failed)}") if failed else None
+    return Judgement("UNRESOLVED", f"the draws contradict that w* is a minimum{_names(failed)}") if failed else None
 
 
 def _undetermined(found: Findings) -> Judgement | None:
@@ -161,17 +161,17 @@ def _sloping(found: Findings) -> str | None:
 
 
 def _no_bounds(found: Findings) -> str | None:
-    only = "λ̂ is the value at this nβ and γ only"
+    only = "λ̂ holds at this nβ and γ only"
     bounds = found.bounds
     if bounds is None:
-        return f"no bounds to compare with, and no spectrum that tells whether w* is a minimum: {only}"
+        return f"no bounds to compare with, and no spectrum to show whether w* is a minimum: {only}"
     broken = [assumption for assumption in bounds.assumptions if not assumption.holds]
     if broken or not bounds.valid:
         why = "; ".join(assumption.message for assumption in broken) or "an assumption fails at this point"
         return f"no bounds: {why}; {only}"
     unresolved = [check for check in found.failed if check.kind == "bounds" and check.direction is None]
     if unresolved:
-        return f"the bounds can't be compared with{_names(unresolved)}; {only}"
+        return f"{found.symbol} can't be compared with the bounds{_names(unresolved)}; {only}"
     if found.corrected is None:
         return f"the bounds were not made at the scale of the draws, so only their upper side could be compared: {only}"
     return None

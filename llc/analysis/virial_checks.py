@@ -1,4 +1,4 @@
-"""Whether the virial ratio x·∇U/d is 1 (equipartition): chains that are too hot, and chains that have not filled."""
+"""Whether the virial ratio x·∇U/d is 1 (equipartition): chains that are too hot, or have not explored all."""
 
 import math
 
@@ -57,7 +57,8 @@ def _virial(draws: xr.DataTree, mean: Estimate, cause: Cause) -> Check:
         seen=f"x·∇U/d = {value:.3f} ± {error:.2g}, 1 is exact",
         cure=_cooling(draws, cause, value)
         if above
-        else f"the chains have not filled the posterior; take more draws and warm-up, or give {stronger_gamma(draws)}",
+        else "the chains have not explored the posterior; take more draws and warm-up, or give "
+        f"{stronger_gamma(draws)}",
         direction="hot" if above else "cold",
         told_by_half_step=above,
     )
@@ -74,7 +75,7 @@ def _cooling(draws: xr.DataTree, cause: Cause, value: float) -> str:
     hot, half = "the chains are hotter than the posterior; ", virial_at_half_step(draws)
     if math.isnan(half):
         return f"{hot}lower step_size{_or_raise_batch(draws)}"
-    seen = f"{hot}at half the step x·∇U/d is {half:.3f}; {cause.seen}; "
+    seen = f"{hot}at half the step size x·∇U/d is {half:.3f}; {cause.seen}; "
     if half - 1 < _LESS * (value - 1):
         return f"{seen}lower step_size"
     return f"{seen}take more draws and warm-up{_or_raise_batch(draws)}"
@@ -96,7 +97,7 @@ def _virial_error(draws: xr.DataTree) -> Check:
         _MAX_VIRIAL,
         passed=error <= _MAX_VIRIAL,
         seen=f"x·∇U/d has a standard error of {error:.2g}",
-        cure="too large to see chains that have not filled the posterior; take more draws or a larger thinning",
+        cure="too large to detect chains that have not explored the posterior; take more draws or a larger thinning",
         cured_by_draws=True,
     )
 
@@ -117,7 +118,7 @@ def _virial_curved(draws: xr.DataTree, moments: Moments | None) -> Check | None:
         threshold,
         passed=abs(value - 1) <= threshold,
         seen=f"x·A∇U / tr A = {value:.3f} in the curved directions, 1 is exact",
-        cure=f"the sampler heats them; lower step_size{_or_raise_batch(draws)}"
+        cure=f"the sampler heats these directions; lower step_size{_or_raise_batch(draws)}"
         if value > 1
-        else "the chains have not filled them; take more draws and warm-up",
+        else "the chains have not explored these directions; take more draws and warm-up",
     )

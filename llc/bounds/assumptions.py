@@ -65,7 +65,7 @@ def assumptions_of(spectrum: Spectrum, nbeta: float | None, localization_scale: 
     stationary = Assumption("stationary", bool(not localization_scale or tilt <= _TILT * unit), message, "minimum")
     assumptions = minimum, stationary, _smooth(spectrum.smoothness)
     if spectrum.row_share < 1:
-        message = f"the curvature is that of {spectrum.row_share:.2g} of the rows of data, and its rank not that of all"
+        message = f"the spectrum is of {spectrum.row_share:.2g} of the rows of data; its rank is not that of all rows"
         assumptions = *assumptions, Assumption("all rows", holds=False, message=message)
     if spectrum.matrix != "ggn":
         return assumptions
@@ -83,8 +83,8 @@ def note_of(spectrum: Spectrum) -> str:
         count = spectrum.unstable_eigenvalues.size
         return (
             f"{count} curvature{'s' if count > 1 else ''}, up to {spectrum.unstable_eigenvalues.max():.2g}, "
-            "would change by more than a third after a Newton step. w* is not at a minimum but beside one, perhaps a "
-            "degenerate one; move it there by llc.polish"
+            "would change by more than a third after a Newton step, so w* lies beside a minimum, perhaps a "
+            "degenerate one; move w* there by llc.polish"
         )
     if spectrum.method in ("range_finder", "sketch") and spectrum.noise > spectrum.floor:
         return (

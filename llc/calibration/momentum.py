@@ -108,7 +108,7 @@ def try_momentum(key: PRNGKeyArray, request: Request, batch: Batch, plan: Plan, 
             return _judged(sampler, pilots, found, request, batch, rows)
         step_size /= shrink_factor(pilot.stiffness, limit)
     stiffest = max(pilot.stiffness for pilot in pilots)
-    reason = f"one gradient a step; {_TRIALS} pilot runs with momentum reached places too stiff for it"
+    reason = f"one gradient a step; {_TRIALS} pilot runs with momentum reached regions too stiff for their step size"
     return Trial(None, reason, evidence={"stiffness": stiffest, "num_trials": _TRIALS})
 
 

@@ -53,7 +53,7 @@ def choose_step_energies(request: Request, batch: Batch, found: PilotResult, thi
     of_draw = max(float(np.mean(pilot.energies)), 0.5)
     of_rows = pilot.row_variance / (batch.rows * thinning)
     evidence = {"of_rows": of_rows, "of_draw": of_draw}
-    told = f"the rows of {thinning} steps have {of_rows / of_draw:.2g} times the variance of a draw's energy"
+    told = f"the minibatch noise of {thinning} steps is {of_rows / of_draw:.2g} times the variance of a draw's energy"
     pays = math.isfinite(of_rows) and of_rows <= _NOISE * of_draw
     return Choice(pays, "chosen", told if pays else f"energies come from the draws only; {told}", evidence)
 
@@ -80,7 +80,7 @@ def space_draws(
     if fewer == num_draws.value:
         return num_draws, thinning
     return replace(num_draws, value=fewer), Choice(
-        steps // fewer, "chosen", "steps between draws, which cost half of what those do; every step has an energy"
+        steps // fewer, "chosen", "steps between draws, which cost half as much as the steps; every step has an energy"
     )
 
 

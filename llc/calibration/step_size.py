@@ -72,7 +72,7 @@ def choose_step_size(request: Request, found: PilotResult) -> Choice[float | Non
     stiffness = found.step_size * gamma + found.step_size * nbeta * largest
     reason = f"ε (nβ h_max + γ) = {stiffness:.2g}, stable below 4; h_max = {largest:.3g}"
     if not found.confirmed:
-        reason += f"; none of {num_pilots} pilot runs stayed where that holds"
+        reason += f"; none of {num_pilots} pilot runs stayed where it is stable"
     evidence = {"stiffness": stiffness, "largest": largest, "num_pilots": num_pilots, "confirmed": found.confirmed}
     return Choice(found.step_size, "chosen", reason, evidence)
 
@@ -101,7 +101,7 @@ def choose_gamma(request: Request, found: PilotResult, num_steps: int) -> Choice
 def _reason(localization: Localization) -> str:
     """Why γ is the one of `localization`."""
     if localization.item:
-        return f"the largest that an item of the sweep asks for: at {localization.item} it is {_own(localization)}"
+        return f"the largest that an item of the sweep needs: at {localization.item} it is {_own(localization)}"
     return _own(localization)
 
 
@@ -112,13 +112,15 @@ def _own(localization: Localization) -> str:
     weaker = [pair for pair in localization.profile if pair[0] < localization.gamma]
     if not localization.is_local:
         return (
-            f"the loss is quadratic at no γ, and nearest to that here (its Gaussian mean is {kappa:.2g} times λ_quad)"
+            f"the loss is not quadratic at any γ; it is closest to that here (its Gaussian mean is {kappa:.2g} times "
+            "λ_quad)"
         )
     if localization.is_of_length:
         told = f"its Gaussian mean is {kappa:.2g} times λ_quad"
         return f"set by the length of the run; the loss is about quadratic there ({told})"
     if localization.decided_by_share:
         mean = f"its Gaussian mean is {kappa:.2g} times λ_quad"
-        return f"the weakest at which the mean loss is {localization.share:.0%} of the way to the loss at zero ({mean})"
+        share = f"{localization.share:.0%} of the way to the loss at params of zero"
+        return f"the weakest at which the mean loss is {share} ({mean})"
     beyond = [pair for pair in weaker if _BEYOND * kappa <= pair[1] < math.inf]
     return f"{reason}; at γ = {beyond[0][0]:.3g} it is {beyond[0][1]:.2g} times" if beyond else reason

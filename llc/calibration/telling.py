@@ -51,7 +51,7 @@ def forecast(posterior: LocalPosterior, price: Price, asked: RequestedLengths, *
     cost = spectrum_cost(posterior, price, asked.budget)
     spectrum = "" if has_spectrum else f"spectrum at most {cost:,.0f} ({about(cost * seconds)}), "
     budget = "" if asked.budget is None else f"; at most {asked.budget:,} ({about(asked.budget * seconds)}) in all"
-    return f"work in {of}: {spectrum}then γ, pilots with a first λ̂, and the run{budget}"
+    return f"planned work, in {of}: {spectrum}then γ, pilots with a first λ̂, and the run{budget}"
 
 
 def curvature_found(spectrum: Spectrum, scale: float) -> str:
@@ -68,18 +68,20 @@ def gamma_found(request: Request, gamma: float) -> str:
     wanted = f"at most {MAX_ANHARMONICITY:g} is wanted"
     where = f"at {found.item}" if found is not None and found.item else "there"
     if found is None:
-        return f"γ = {gamma:.4g}: for the length of the run"
-    share = f"; the loss is {found.share:.0%} of the way to that at zero" if found.decided_by_share else ""
-    return f"γ = {gamma:.4g}: κ = {found.anharmonicity:.2g} {where}, {wanted}{share}"
+        return f"γ = {gamma:.4g}: chosen for the length of the run"
+    share = f"; the loss is {found.share:.0%} of the way to that at params of zero" if found.decided_by_share else ""
+    kappa = f"the Gaussian mean is {found.anharmonicity:.2g} times λ_quad {where}"
+    return f"γ = {gamma:.4g}: {kappa}, {wanted}{share}"
 
 
 def pilot_found(found: PilotResult) -> str:
     """A first λ̂: one draw of each chain."""
     energies = np.asarray(found.pilots[-1].energies)
     if len(energies) < 2 or not np.isfinite(energies).all():
-        return f"{len(found.pilots)} pilots: ε = {found.step_size:.3g}; their chains do not give a first λ̂"
+        why = "no first λ̂, as their draws are too few or not finite"
+        return f"{len(found.pilots)} pilots: ε = {found.step_size:.3g}; {why}"
     value = plus_minus(float(energies.mean()), float(energies.std(ddof=1) / math.sqrt(len(energies))))
-    return f"{len(found.pilots)} pilots: ε = {found.step_size:.3g}, a first λ̂ = {value} from a draw of each chain"
+    return f"{len(found.pilots)} pilots: ε = {found.step_size:.3g}, a first λ̂ = {value} from one draw of each chain"
 
 
 def run_planned(lengths: RunLengths, num_data: int, *, doubled: bool, is_sample: bool = False) -> str:
@@ -100,7 +102,7 @@ def run_planned(lengths: RunLengths, num_data: int, *, doubled: bool, is_sample:
 
 def run_forecast(seconds: float) -> str:
     """How long the run takes, from the time that its first steps took."""
-    return f"run: {about(seconds)} at the pace of its first steps, less where λ̂ is accurate before"
+    return f"run: {about(seconds)} at the pace of its first steps, less if λ̂ is accurate enough before"
 
 
 def _seconds_per_gradient(price: Price) -> float:

@@ -102,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
             self.exit(_WRONG)
 
     def error(self, message: str) -> NoReturn:
-        terminal.complain(f"{one_line(f'{self.prog}: {message}')}\n({self.prog} --help lists what there is)")
+        terminal.complain(f"{one_line(f'{self.prog}: {message}')}\n({self.prog} --help lists the options)")
         self.exit(_WRONG)
 
 
@@ -155,17 +155,17 @@ def _calibrate_flags(command: argparse.ArgumentParser) -> None:
     _posterior_flag(command)
     command.add_argument("--nbeta", type=numbers.positive, help=_NBETA)
     command.add_argument(
-        "--gamma", type=numbers.not_negative, help="localization γ; default: the posterior's, or chosen"
+        "--gamma", type=numbers.not_negative, help="localization γ; default: the posterior's, or chosen by calibration"
     )
     command.add_argument("--num-chains", type=numbers.count, default=4, help="independent chains")
     sweeps.chosen_lengths(command)
     command.add_argument(
         "--budget",
         type=numbers.budget,
-        help="most work of all chains, in gradients over all the data; default: no limit",
+        help="upper limit on the work of all chains, in gradients over all the data; default: no limit",
     )
     command.add_argument("--seed", type=numbers.seed, default=0, help="seed of the pilot runs")
-    command.add_argument("--out", type=path, help="netCDF file for the spectrum; llc sample keeps it there")
+    command.add_argument("--out", type=path, help="netCDF file for the spectrum; llc sample can add draws to it")
     command.add_argument("--figure", type=path, help="PNG file: predicted bias and cost over ε and γ, with the pilots")
 
 
@@ -174,7 +174,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
     command.epilog = f"{_EXECUTED} A variable observables in it, a dict of functions, is recorded (see llc.sample)."
     command.add_argument("--out", type=path, help="netCDF file; a spectrum in it is kept")
     command.add_argument(
-        "--store", type=path, help="folder to keep the run in as it goes; the same command goes on from there"
+        "--store", type=path, help="folder in which the run is saved as it goes; the same command continues it"
     )
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
@@ -186,10 +186,16 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
         "--control-variates",
         action="store_true",
         default=None,
-        help="sgld only: gradients less those at w*, for less gradient noise where labels are noisy",
+        help="sgld only: subtract the minibatch's gradient at w*, for less gradient noise where labels are noisy",
     )
-    command.add_argument("--integrator", choices=("leimkuhler_matthews", "euler_maruyama"), help="sgld only")
-    command.add_argument("--preconditioner", choices=("identity", "rmsprop"), help="sgld only")
+    command.add_argument(
+        "--integrator",
+        choices=("leimkuhler_matthews", "euler_maruyama"),
+        help="sgld only: integrator; default: leimkuhler_matthews",
+    )
+    command.add_argument(
+        "--preconditioner", choices=("identity", "rmsprop"), help="sgld only: preconditioner; default: identity"
+    )
     command.add_argument(
         "--friction",
         type=numbers.positive,
@@ -210,7 +216,7 @@ def _sample_flags(command: argparse.ArgumentParser) -> None:
         "--eval-size", type=numbers.count, help="rows on which the loss of a draw is evaluated; default: all"
     )
     command.add_argument(
-        "--step-energies", action="store_true", help="also an energy of every step, from its own minibatch"
+        "--step-energies", action="store_true", help="also record an energy of every step, from its minibatch"
     )
     command.add_argument(
         "--chain-method",
@@ -236,14 +242,18 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--num-matvecs", type=numbers.count, help="Lanczos steps of each probe; default: as many as resolve γ/nβ"
     )
-    command.add_argument("--num-probes", type=numbers.count, default=8, help="random probes of the trace")
+    command.add_argument("--num-probes", type=numbers.count, default=8, help="random vectors that estimate traces")
     command.add_argument("--seed", type=numbers.seed, default=0, help="seed of the probes")
     command.add_argument("--higher", action="store_true", help="add the bounds beyond the rank (minutes)")
     command.add_argument(
-        "--memory", type=numbers.positive, help="most GiB that these take; default: 8, and no more than is free"
+        "--memory",
+        type=numbers.positive,
+        help="with --higher: most GiB of memory; default: 8, and no more than is free",
     )
     command.add_argument(
-        "--budget", type=numbers.budget, help="most products of one of their probes; default: no limit"
+        "--budget",
+        type=numbers.budget,
+        help="with --higher: most matrix–vector products of one bound; default: no limit",
     )
     command.add_argument(
         "--scales",
@@ -256,11 +266,11 @@ def _bounds_flags(command: argparse.ArgumentParser) -> None:
         type=numbers.not_negative,
         help="localization γ at which λ_quad is computed; default: the posterior's",
     )
-    command.add_argument("--out", type=path, help="netCDF file for the spectrum; its draws are kept")
+    command.add_argument("--out", type=path, help="netCDF file for the spectrum; draws in it are kept")
 
 
 def _report_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=path, help="netCDF file or store, best with a spectrum of llc bounds")
+    command.add_argument("file", type=path, help="netCDF file or store, preferably with a spectrum from llc bounds")
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
     command.add_argument("--html", type=path, help="HTML file for the report as one self-contained page")
     command.add_argument("--figures", type=path, help="folder for the figures (PNG)")

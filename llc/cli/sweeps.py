@@ -21,7 +21,7 @@ def chosen_lengths(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--step-energies",
         action=argparse.BooleanOptionalAction,
-        help="also an energy of every step, from its own minibatch; default: chosen",
+        help="also record an energy of every step, from its minibatch; default: chosen",
     )
 
 
@@ -45,29 +45,33 @@ def sweep_flags(command: argparse.ArgumentParser) -> None:
         "'checkpoints/*.npz'; they are taken in natural order (step_9 before step_10) and named after their files",
     )
     command.add_argument(
-        "--out", type=path, help="folder, or store that ends in .zarr; a rerun goes on where it stopped"
+        "--out", type=path, help="folder, or store that ends in .zarr; a rerun continues where it stopped"
     )
-    command.add_argument("--prefix", default="", help="part of the files that has the params, such as params")
+    command.add_argument("--prefix", default="", help="part of the files that holds the params, such as params")
     command.add_argument("--reference", help="item at which the settings are chosen; default: the last")
     command.add_argument(
         "--calibration",
         choices=("shared", "each"),
         default="shared",
-        help="settings of the reference, or pilots for each",
+        help="settings of the reference for all, or pilot runs for each checkpoint",
     )
     command.add_argument("--sampler", choices=_SAMPLERS, default="sgld", help="transition kernel")
     command.add_argument(
         "--nbeta", type=numbers.positive, help="inverse temperature times n; default: the posterior's (n / log n)"
     )
     command.add_argument(
-        "--gamma", type=numbers.not_negative, help="localization γ of all; default: the posterior's, or chosen"
+        "--gamma",
+        type=numbers.not_negative,
+        help="localization γ of all; default: the posterior's, or chosen by calibration",
     )
     command.add_argument("--num-chains", type=numbers.count, default=4, help="independent chains of each checkpoint")
     chosen_lengths(command)
     command.add_argument(
         "--eval-size", type=numbers.count, help="rows on which the loss of a draw is evaluated; default: all"
     )
-    command.add_argument("--budget", type=numbers.budget, help="most gradients over all the data, of each checkpoint")
+    command.add_argument(
+        "--budget", type=numbers.budget, help="upper limit on gradients over all the data, per checkpoint"
+    )
     command.add_argument("--seed", type=numbers.seed, default=0, help="seed of all runs")
     command.add_argument("--workers", type=numbers.count, default=1, help="processes that share the checkpoints")
     command.add_argument("--figure", type=path, help="PNG file: λ̂, bounds and loss over the checkpoints")

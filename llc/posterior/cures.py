@@ -20,19 +20,23 @@ CURES = {  # by the name of the error, so that its library need not be imported
         " — it keeps a state from call to call (a key that it splits, an array that it updates). A loss needs to be a "
         "fixed function of (params, batch): put what is random, or changes, into data."
     ),
-    "TracerArrayConversionError": " — NumPy can't compute with params or batch; take the functions of jax.numpy.",
-    "TracerBoolConversionError": " — a Python condition can't depend on params or batch; take jnp.where.",
-    "ConcretizationTypeError": " — params and batch have no values yet; take jnp.where, and no float() or int().",
+    "TracerArrayConversionError": (
+        " — NumPy can't compute with params or batch while JAX traces the loss; use the functions of jax.numpy."
+    ),
+    "TracerBoolConversionError": " — a Python condition can't depend on params or batch; use jnp.where.",
+    "ConcretizationTypeError": (
+        " — params and batch have no values while JAX traces the loss; use jnp.where, and no float() or int()."
+    ),
 }
 NO_DROPOUT = (
     " — the model asks for random numbers, as dropout does: switch it off (deterministic=True, model.eval(), "
     "eqx.nn.inference_mode, hk.without_apply_rng)."
 )
 NO_AXIS = (
-    " — no axis of a batch has a name here: take the model as for inference, with the running averages of batch "
+    " — no axis of a batch has a name here: use the model in inference mode, with the running averages of batch "
     "normalization (use_running_average=True, eqx.nn.inference_mode)."
 )
-ANY_SIZE = " — batches are of any size; take it from the batch (len(x), reshape to -1)."
+ANY_SIZE = " — batches are of any size; take the size from the batch (len(x), reshape to -1)."
 
 
 _OWN_CHECK, _CALLBACK = "EquinoxRuntimeError", "callback"
@@ -60,8 +64,8 @@ def require_computable(error: Exception) -> None:
     """
     if is_of_callback(error) or type(error).__name__ == _OWN_CHECK:
         raise ValueError(
-            f"loss_fn needs to be computable at w*, in float64 too, but it raises {first_line(error)}; see what its "
-            "callbacks, which take params and batch in either precision, and its own checks (eqx.error_if) ask for."
+            f"loss_fn needs to be computable at w*, in float64 too, but it raises {first_line(error)}; check its "
+            "callbacks, which get params and batch in either precision, and its own checks (eqx.error_if)."
         ) from error
     if isinstance(error, jax.errors.JaxRuntimeError):
         raise error
@@ -72,5 +76,5 @@ def require_unchanged(error: Exception) -> None:
     name = type(error).__name__
     if name == "TraceContextError":
         raise ValueError(
-            f"loss_fn needs to change nothing, but it raises {name}: {first_line(error)}{CURES[name]}"
+            f"loss_fn needs to have no side effects, but it raises {name}: {first_line(error)}{CURES[name]}"
         ) from error

@@ -154,8 +154,8 @@ class LocalPosterior(eqx.Module):
     def _weigh(self, rows: PyTree, given: Given) -> None:
         if not self.per_example:
             raise ValueError(
-                "weights need one loss per example, of shape (batch,), but loss_fn returns a scalar, in which rows can "
-                "no longer be told apart; leave the mean over the batch out of it."
+                "weights need one loss per example, of shape (batch,), but loss_fn returns a scalar, the mean over the "
+                "batch; return the losses of the examples without taking their mean."
             )
         mean_one = given.weights if given.normalized else normalized_weights(given.weights, leading_axis(rows))
         self.data = WeightedRows(rows, mean_one)
@@ -187,7 +187,7 @@ class LocalPosterior(eqx.Module):
             raise refusal from error
         warnings.warn(
             f"loss_fn works in float32 alone ({type(error).__name__} in float64), so that L(w*) and curvature have the "
-            "accuracy of float32; take dtypes from params and batch, of what a loop starts from and of constants.",
+            "accuracy of float32; take dtypes of constants and of initial values of loops from params and batch.",
             stacklevel=5,
         )
         return loss

@@ -97,10 +97,10 @@ def _compare_means(
         f"loss_fn needs to return the mean of the losses of its rows, but on {splits[0].size} rows it is "
         f"{float(whole):.6g} and the mean over parts of {splits.shape[-1]} rows is {means[worst]:.6g}. L(w*), the "
         "draws and the Hessian take batches of different sizes and would see different functions. Return one loss per "
-        "example instead. For a mean with weights of rows, give these as LocalPosterior(weights=…), of shape (n,); for "
-        "one over tokens, the mean over tokens of each row, with their numbers as weights=…. A prior or penalty is "
-        "divided by n and added to each example. Batch normalization in training mode, dropout and negatives from the "
-        "batch give a loss that is no function of the row; switch them off."
+        "example instead. For a mean with weights of rows, give the weights as LocalPosterior(weights=…), of shape "
+        "(n,). For a mean over tokens, return the mean over the tokens of each row, and give the numbers of tokens as "
+        "weights=…. Divide a prior or penalty by n and add it to each example. Batch normalization in training mode, "
+        "dropout and negatives from the batch make the loss of a row depend on other rows; switch them off."
     )
 
 

@@ -155,8 +155,8 @@ def check_precision(name: str, nbeta: float | None, init_loss: float) -> None:
     unit = float(jnp.finfo(name).eps) * abs(init_loss)
     if nbeta * unit > _MAX_ROUNDING:
         raise ValueError(
-            f"loss_fn needs to compute in float32 or float64, but it computes in {name}, whose unit at "
-            f"L(w*) = {init_loss:.3g} is {unit:.2g}; nβ times that is {nbeta * unit:.2g}, not small beside λ̂. "
+            f"loss_fn needs to compute in float32 or float64, but it computes in {name}, whose rounding unit at "
+            f"L(w*) = {init_loss:.3g} is {unit:.2g}; nβ times that is {nbeta * unit:.2g}, not small compared with λ̂. "
             "Cast params, inputs and outputs to float32 in loss_fn, or set the model's compute dtype to it."
         )
 

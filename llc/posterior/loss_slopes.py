@@ -89,7 +89,7 @@ def undefined_slope(gradient: PyTree) -> str | None:
     if not wrong:
         return None
     return (
-        f"loss_fn needs a finite gradient at w*, but that of {wrong[:_SHOWN]} is nan or infinite, where the loss is "
+        f"loss_fn needs a finite gradient at w*, but that of {wrong[:_SHOWN]} is nan or infinite although the loss is "
         "finite: a square root, a norm or a power at 0, or a jnp.where whose other branch is not finite there. Add a "
         "small number under the root, or give that branch a safe argument by another jnp.where within it."
     )
@@ -163,18 +163,19 @@ def _defect(left: _Point, right: _Point) -> float:
 
 def _jump_message(size: float) -> str:
     return (
-        f"loss_fn needs to be continuous in the params, but along a line it jumps by {size:.3g}: a step of heaviside, "
-        "sign, rounding, a comparison or an argmax flips there, and its gradient does not show that. Samplers and "
-        "curvature would see another function than the loss. Take a smooth version (a sigmoid, a softmax), leave "
-        "counts of errors out of the loss, or let the params on which it depends stay, with mask."
+        f"loss_fn needs to be continuous in the params, but on a line near w* it jumps by {size:.3g}: a heaviside, a "
+        "sign, a rounding, a comparison or an argmax changes its value there, and the gradient does not show that. "
+        "Samplers and curvature would see another function than the loss. Take a smooth version (a sigmoid, a "
+        "softmax), leave counts of errors out of the loss, or keep the params that cause the jump fixed, with mask."
     )
 
 
 def _steps_message(name: str) -> str:
     return (
-        f"loss_fn needs a gradient, but along {name!r} the loss is a function of steps: it changes, and its gradient "
-        "is 0 everywhere, as under rounding, a threshold or an argmax (top-1 routing). No sampler that follows the "
-        f"gradient sees it. Take a smooth version (a softmax, quantized params), or let {name!r} stay, with mask."
+        f"loss_fn needs a gradient, but along {name!r} the loss is piecewise constant: it changes although its "
+        "gradient is 0 everywhere, as with rounding, a threshold or an argmax (top-1 routing). Samplers that follow "
+        "the gradient can't see that. Take a smooth version (a softmax, quantized params), or keep "
+        f"{name!r} fixed, with mask."
     )
 
 
@@ -186,13 +187,14 @@ def _message(name: str, seen: float, said: float) -> str:
     if said == 0:
         return (
             "loss_fn needs the gradient to be the derivative of the loss, but the loss depends on "
-            f"{name!r} (its slope along a direction is {seen:.3g}) and its gradient is 0 there: it lies under "
-            f"stop_gradient, or is a buffer. Mask it: with mask, let the other leaves move and {name!r} stay."
+            f"{name!r} (finite differences along a direction give a slope of {seen:.3g}), and the gradient is 0 "
+            f"there: {name!r} lies under stop_gradient, or is a buffer. Keep it fixed, with a mask in which only the "
+            "other leaves move."
         )
     return (
         f"loss_fn needs the gradient to be the derivative of the loss, but along {name!r} finite differences give "
         f"{seen:.4g} and the gradient {said:.4g}: stop_gradient, a straight-through estimate (of quantization, "
         "rounding or a threshold), or a custom derivative that is clipped, scaled or wrong. Samplers and curvature "
-        "would see another function than the loss. Take the true derivative, leave clipping to the optimizer, and "
-        f"quantize params before they are given; or mask {name!r}."
+        "would see another function than the loss. Use the true derivative, leave clipping to the optimizer, and "
+        f"quantize params before they are given; or keep {name!r} fixed, with mask."
     )

@@ -104,8 +104,9 @@ def leading_axis(data: PyTree) -> int:
     (length,) = lengths
     if length < 2:
         raise ValueError(
-            f"data needs n >= 2 examples along axis 0, with a given nbeta too, got n = {length}; errors and "
-            "minibatches come from rows. Of one object of many parts give these as rows (x[0] in place of x)."
+            f"data needs n >= 2 examples along axis 0, even if nbeta is given, got n = {length}; errors and "
+            "minibatches come from rows. If the data are one object of many parts, give the parts as rows (x[0] in "
+            "place of x)."
         )
     return length
 
@@ -160,7 +161,7 @@ def note_buffers(center: PyTree, mask: PyTree) -> None:
         names = sorted({path_name(path) for path in found})
         warnings.warn(
             f"params contain running averages of batch normalization, {names[:6]}, which move like parameters here; "
-            "let them stay, with mask or by nnx.state(model, nnx.Param).",
+            "keep them fixed, with mask or by nnx.state(model, nnx.Param).",
             UserWarning,
             stacklevel=4,
         )
@@ -202,7 +203,7 @@ def comes_per_example(loss_fn: Callable[[PyTree, PyTree], Array], center: PyTree
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"loss_fn needs to return real floating-point numbers, got {dtype or type(out).__name__}: counts of errors "
-            "and booleans have no gradient. Take a loss with one, the negative log likelihood for instance."
+            "and booleans have no gradient. Take a loss that has one, such as the negative log likelihood."
         )
     return shape != ()
 
@@ -252,8 +253,8 @@ def why_not(error: Exception, loss_fn: Callable[[PyTree, PyTree], Array], center
     if fails_in_float64_alone(error, loss_fn, center, data):
         return ValueError(
             "loss_fn needs to work in float64 too, in which L(w*) and curvature are computed, but there it "
-            f"{seen} — take dtypes from params and batch: of what a loop starts from, of constants. A state with "
-            "counters, as of batch normalization in training mode, is to be left out (its running averages)."
+            f"{seen} — take the dtypes of constants and of the initial values of loops from params and batch. Leave "
+            "out a state with counters, as batch normalization has in training mode; use its running averages."
         )
     return ValueError(
         f"loss_fn needs to work on batches of any size, but on {leading_axis(data)} rows it {seen}{ANY_SIZE}"

@@ -39,7 +39,7 @@ def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengt
     posterior.check_precision()
     lengths.check_rows(posterior.num_data)
     if not isinstance(sampler, Sampler):
-        raise ValueError(f"sampler needs to be one, such as llc.SGLD(step_size) or llc.NUTS(), got {sampler!r}.")
+        raise ValueError(f"sampler needs to be a sampler, such as llc.SGLD(step_size) or llc.NUTS(), got {sampler!r}.")
     if sampler.needs_full_batch and lengths.batch_size not in (None, posterior.num_data):
         raise ValueError(
             f"{type(sampler).__name__} needs the full data, got batch_size = {lengths.batch_size}: its accept step is "
@@ -52,8 +52,8 @@ def check_settings(posterior: LocalPosterior, sampler: object, lengths: RunLengt
         check_step_energies(sampler)
     if getattr(sampler, "friction", 0.0) is None and posterior.scale.gamma == 0:
         raise ValueError(
-            f"{type(sampler).__name__} takes its friction from gamma, which is 0, so that nothing would ever be "
-            f"damped; give {type(sampler).__name__}(friction=…), or a gamma above 0."
+            f"{type(sampler).__name__} takes its friction from gamma, which is 0, so that the momentum would "
+            f"never be damped; give {type(sampler).__name__}(friction=…), or a gamma above 0."
         )
 
 
@@ -99,8 +99,8 @@ def require_fine_params(posterior: LocalPosterior) -> None:
     dtypes = _dtypes(posterior)
     if not set(dtypes) <= {"float32", "float64"}:
         raise ValueError(
-            f"sampling needs params in float32 or float64, got {dtypes}: a step is smaller than the rounding of less. "
-            "Cast the params, and back inside of loss_fn if the model wants it."
+            f"sampling needs params in float32 or float64, got {dtypes}: a step is smaller than the rounding of a "
+            "coarser dtype. Cast the params, and cast them back inside of loss_fn if the model needs that."
         )
 
 

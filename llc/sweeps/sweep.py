@@ -264,7 +264,7 @@ def _attributes(plan: Plan, wanted: Wanted) -> dict[str, str]:
     """What holds for all items, in words."""
     chosen = "given" if wanted.gamma is not None else f"of the item {plan.reference}"
     if plan.strictest:
-        chosen = f"the largest that an item asks for ({plan.strictest})"
+        chosen = f"the largest that an item needs ({plan.strictest})"
     shared = f"shared: lengths and batch of the item {plan.reference}, the step size by each item's curvature"
     if wanted.calibration == "each":
         shared = "each item's own, by pilots; nβ and γ are shared"

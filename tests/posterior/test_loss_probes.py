@@ -419,7 +419,7 @@ STEPS = {
 @pytest.mark.parametrize("name", STEPS)
 def test_a_loss_in_steps_is_refused(name):
     loss_fn, params, leaf = STEPS[name]
-    with pytest.raises(ValueError, match=rf"along {leaf} the loss is a function of steps"):
+    with pytest.raises(ValueError, match=rf"along {leaf} the loss is piecewise constant"):
         LocalPosterior(loss_fn, params, DATA, gamma=1.0)
     LocalPosterior(loss_fn, params, DATA, gamma=1.0, mask="b" if "b" in params else "w")
 

@@ -76,7 +76,7 @@ def of_symmetry(symmetry: Symmetry, bounds: Bounds, *, by_shape: bool) -> Bound:
         SYMMETRY,
         "established",
         f"D = {symmetry.dimension} (verified fields: {kinds}{rejected})",
-        "the loss is invariant where it is so at random points",
+        "the loss is invariant everywhere, as it is at random points",
         upper=rank / 2 + max(bounds.dim - symmetry.dimension - rank, 0) / 4,
         evaluations=symmetry.evaluations,
         number=symmetry.dimension,
