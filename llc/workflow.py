@@ -14,7 +14,7 @@ from llc.analysis.schema import constant
 from llc.analysis.store import LOCALIZED, Store, opened
 from llc.bounds.rank import Bounds
 from llc.bounds.spectral_measure import Spectrum
-from llc.calibration.further_runs import half_step_draws, localized_draws
+from llc.calibration.further_runs import half_step_draws, localized_draws, tell_further_run
 from llc.calibration.pipeline import calibrate
 from llc.calibration.record import Calibration
 from llc.calibration.running import Observables, Place, draw_cool_enough, extended, report_so_far
@@ -172,6 +172,7 @@ def _estimated(
     draws = result.draws
     if any(check.told_by_half_step for check in result.failed):
         made = run.calibration
+        tell_further_run(run, "a run at half the step size, to find the cause of failed checks", progress=progress)
         half = half_step_draws(
             keys.half_step,
             made.posterior,
@@ -188,6 +189,7 @@ def _estimated(
     open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
     if not open_scale or not constant(draws, "gamma"):
         return result
+    tell_further_run(run, "a run at 3γ, to see whether λ_corr depends on γ", progress=progress)
     kept = place.store and place.store.run(LOCALIZED)
     localized = localized_draws(keys.localized, run.calibration, store=kept, mesh=place.mesh, progress=progress)
     draws[schema.LOCALIZED] = localized

@@ -11,12 +11,28 @@ from jaxtyping import PRNGKeyArray
 from llc.analysis.stored_run import StoredRun
 from llc.bounds.spectral_measure import Spectrum
 from llc.calibration.record import Calibration
+from llc.calibration.running import Run
+from llc.calibration.telling import about, say
 from llc.posterior.local_posterior import LocalPosterior
 from llc.sampling.chains import Chains
 from llc.sampling.kernel import Sampler
 from llc.sampling.run_lengths import RunLengths
 
 _STRONGER, _FEWER = 3, 4  # γ of the run that λ_corr is compared with, and the part of the draws that it takes
+
+
+def tell_further_run(run: Run, purpose: str, *, progress: bool | None) -> None:
+    """Tells what a run beside the first one is for and, where that took minutes, how long this one takes.
+
+    Args:
+        run: the first one.
+        purpose: of the further one.
+        progress: as of `localized_draws`.
+    """
+    lengths, pace = run.calibration.lengths, run.chains.seconds_per_draw
+    if run.calibration.enough_draws is not None and pace:
+        seconds = pace * (lengths.num_warmup_draws + lengths.num_draws) / _FEWER
+        say(f"{purpose}: {about(seconds)}", progress=progress)
 
 
 def localized_draws(

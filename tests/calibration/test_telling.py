@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import llc
+from llc.calibration.further_runs import tell_further_run
 from llc.calibration.pipeline import calibrate_for
 from llc.calibration.price import Price
 from llc.calibration.record import Pilot, PilotResult
@@ -79,5 +80,8 @@ def test_the_time_of_a_run_is_told_from_its_warmup_and_changes_no_draw(capsys, n
         for enough in (12, None)
     )
     assert ("pace of its first steps" in capsys.readouterr().err) == told
+    for run in (timed, silent):
+        tell_further_run(run, "a further run", progress=None)
+    assert capsys.readouterr().err.count("a further run: about 10 s") == 1
     llc_of = [run.report.draws["posterior"]["llc"].to_numpy() for run in (timed, silent)]
     np.testing.assert_array_equal(*llc_of)
