@@ -44,7 +44,7 @@ _PROBED = (26, 32)  # rows; the second for a loss that needs batches of a power 
 _LARGE = 2048  # rows of the batch of a loss that does something else on many rows
 _MOVES = (0.1, 1e-3)  # of the size of w*, or of 1; the second where the loss is not finite at the first
 _JUMPS_SEEN = 0.01  # share of a slope that may be off, above which rounding hides jumps
-_LARGE_MODEL = 10**6  # parameters, beyond which no jumps are looked for
+_LARGE_MODEL = 10**6  # parameters, beyond which no jumps are looked for, and a loss alone is a program of its own
 _MAX_ROUNDING = 0.01  # nβ · unit of the loss; λ̂ is of order 1, and a report claims 2 %
 
 
@@ -95,8 +95,11 @@ class Probe:
     nbeta: float | None
 
     def value(self, position: PyTree, batch: PyTree) -> Float[np.ndarray, "*row"]:
-        """The loss of `batch`, as the function gives it."""
-        return np.asarray(_with_gradient(self.loss_fn, self.params_at(_arrays(position)), batch)[0], np.float64)
+        """The loss of `batch`, as the function gives it; by the program of the gradient, but for a large model."""
+        params = self.params_at(_arrays(position))
+        if _is_large(position):
+            return np.asarray(_loss(self.loss_fn, params, batch), np.float64)
+        return np.asarray(_with_gradient(self.loss_fn, params, batch)[0], np.float64)
 
     def gradient(self, position: PyTree, batch: PyTree) -> PyTree:
         """Gradient of the mean loss of `batch`, for the parameters that move."""
@@ -228,7 +231,7 @@ def _refuse(reason: str | None) -> None:
 
 
 def _may_jump(probe: Probe, batch: PyTree, position: PyTree) -> bool:
-    if sum(leaf.size for leaf in jax.tree.leaves(position)) > _LARGE_MODEL:
+    if _is_large(position):
         return False
     loss, arrays = _of_arrays(probe, position)
     return has_steps(loss, arrays, batch)
@@ -257,6 +260,11 @@ def _of_arrays(probe: Probe, position: PyTree) -> tuple[Callable[[PyTree, PyTree
 
 
 @eqx.filter_jit
+def _loss(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> Array:
+    return loss_fn(params, batch)
+
+
+@eqx.filter_jit
 def _with_gradient(loss_fn: Callable[[PyTree, PyTree], Array], params: PyTree, batch: PyTree) -> tuple[Array, PyTree]:
     def mean(params: PyTree) -> tuple[Array, Array]:
         out = loss_fn(params, batch)
@@ -275,6 +283,10 @@ def _moved(position: PyTree, share: float) -> PyTree:
         return np.asarray(leaf + share * size * rng.standard_normal(leaf.shape), leaf.dtype)
 
     return jax.tree.map(move, position)
+
+
+def _is_large(position: PyTree) -> bool:
+    return sum(leaf.size for leaf in jax.tree.leaves(position)) > _LARGE_MODEL
 
 
 def _finite(value: Any) -> bool:

@@ -21,6 +21,7 @@ from llc.posterior.mask import path_name
 _SHOWN = 6  # leaves in a message
 _LEAVES = 32  # with zero gradient that are looked at one by one
 _DIRECTIONS = 2  # along all leaves at once
+_LARGE_LEAF = 10**6  # parameters
 _LONGER, _FINE = 30, 1e-4  # a step by which a difference is confirmed, where it is finer than this
 _INTERVALS, _SUSPECTS, _HALVINGS = 16, 3, 20  # of a line as long as the params, in the search for jumps
 _STRIDES = (0.3, 0.15, -0.3)  # of the size of a leaf: by these a function of steps changes, whatever its width
@@ -63,14 +64,12 @@ def wrong_slope(slopes: Slopes) -> str | None:
     leaves = jax.tree_util.tree_leaves_with_path(slopes.gradient)
     if not all(np.isfinite(leaf).all() for _, leaf in leaves):
         return None
-    rng = np.random.default_rng(1)
-    directions = [
-        jax.tree.map(lambda x: _size(x) * rng.standard_normal(x.shape), slopes.position) for _ in range(_DIRECTIONS)
-    ]
-    found = [pair for pair in (_mismatch(slopes, direction) for direction in directions) if pair is not None]
+    found = [_mismatch(slopes, _direction(slopes, seed)) for seed in range(1, _DIRECTIONS)]
+    whole = _direction(slopes, 0)
+    found = [pair for pair in (*found, _mismatch(slopes, whole)) if pair is not None]
     silent = [i for i, (_, leaf) in enumerate(leaves) if leaf.size and not np.any(leaf)]
     for i in range(len(leaves)) if found else silent[:_LEAVES]:
-        alone = [leaf if j == i else np.zeros_like(leaf) for j, leaf in enumerate(jax.tree.leaves(directions[0]))]
+        alone = [leaf if j == i else np.zeros_like(leaf) for j, leaf in enumerate(jax.tree.leaves(whole))]
         direction, name = jax.tree.unflatten(jax.tree.structure(slopes.position), alone), path_name(leaves[i][0])
         if (pair := _mismatch(slopes, direction)) is not None:
             return _message(name or "params", *pair)
@@ -78,8 +77,19 @@ def wrong_slope(slopes: Slopes) -> str | None:
             return _steps_message(name or "params")
     if found:
         return _message("params", *found[0])
-    size = _jump(slopes, directions[0]) if slopes.may_jump else 0.0
+    size = _jump(slopes, whole) if slopes.may_jump else 0.0
     return _jump_message(size) if size else None
+
+
+def _direction(slopes: Slopes, seed: int) -> PyTree:
+    """A random one, of the size of each leaf; that of a large one in float32, of which several are held in memory."""
+    rng = np.random.default_rng([1, seed])
+
+    def of_leaf(leaf: np.ndarray) -> np.ndarray:
+        dtype = np.float32 if leaf.size > _LARGE_LEAF else np.float64
+        return rng.standard_normal(leaf.shape, dtype) * dtype(_size(leaf))
+
+    return jax.tree.map(of_leaf, slopes.position)
 
 
 def undefined_slope(gradient: PyTree) -> str | None:

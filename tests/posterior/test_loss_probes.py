@@ -479,6 +479,19 @@ def test_a_gradient_that_is_not_the_derivative_is_refused(name):
         LocalPosterior(loss_fn, params, DATA, gamma=1.0)
 
 
+def test_the_gradient_of_a_large_model_is_probed_too():
+    """Its loss alone is a program of its own, and directions of its large leaves are in float32."""
+    params = {"w": np.full((1100, 1000), 0.01, np.float32), "b": np.ones(1000, np.float32)}
+    data = np.random.default_rng(0).normal(size=(20, 1100)).astype(np.float32)
+
+    def loss(params, x, keep=jax.lax.stop_gradient):
+        return 0.5 * jnp.mean((x @ params["w"] + keep(params["b"])) ** 2, axis=1)
+
+    llc.LocalPosterior(lambda params, x: loss(params, x, keep=jnp.asarray), params, data)
+    with pytest.raises(ValueError, match="depends on 'b'"):
+        llc.LocalPosterior(loss, params, data)
+
+
 def test_a_buffer_that_is_masked_is_taken():
     posterior = LocalPosterior(buffered, BUFFERED, DATA, gamma=1.0, mask="w")
     assert posterior.num_params == 4
