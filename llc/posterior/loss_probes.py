@@ -44,7 +44,7 @@ _PROBED = (26, 32)  # rows; the second for a loss that needs batches of a power 
 _LARGE = 2048  # rows of the batch of a loss that does something else on many rows
 _MOVES = (0.1, 1e-3)  # of the size of w*, or of 1; the second where the loss is not finite at the first
 _JUMPS_SEEN = 0.01  # share of a slope that may be off, above which rounding hides jumps
-_LARGE_MODEL = 10**6  # parameters, beyond which no jumps are looked for, and a loss alone is a program of its own
+_LARGE_MODEL = 10**6  # parameters, beyond which no jumps are looked for, and the loss alone has its own program
 _MAX_ROUNDING = 0.01  # nβ · unit of the loss; λ̂ is of order 1, and a report claims 2 %
 
 
@@ -97,9 +97,9 @@ class Probe:
     def value(self, position: PyTree, batch: PyTree) -> Float[np.ndarray, "*row"]:
         """The loss of `batch`, as the function gives it; by the program of the gradient, but for a large model."""
         params = self.params_at(_arrays(position))
-        if _is_large(position):
-            return np.asarray(_loss(self.loss_fn, params, batch), np.float64)
-        return np.asarray(_with_gradient(self.loss_fn, params, batch)[0], np.float64)
+        alone = _is_large(position)
+        loss = _loss(self.loss_fn, params, batch) if alone else _with_gradient(self.loss_fn, params, batch)[0]
+        return np.asarray(loss, np.float64)
 
     def gradient(self, position: PyTree, batch: PyTree) -> PyTree:
         """Gradient of the mean loss of `batch`, for the parameters that move."""

@@ -108,8 +108,7 @@ class Chains:
         )
         self.keys = place_keys(step_key, self.lengths.num_chains, self.method, mesh)
         self._programs = Programs(self.keys, self.posterior, sampler, self.measure, self.settings)
-        # A sampler that does not adapt starts the same whatever the length: one program for all.
-        adaptation = self.warmup * self.lengths.thinning if sampler.adapts_in_warmup else 0
+        adaptation = self.warmup * self.lengths.thinning if sampler.adapts_in_warmup else 0  # else one program for all
         init_keys = place_keys(init_key, self.lengths.num_chains, self.method, mesh)
         self._standing = self._programs.start(init_keys, adaptation, Recorder(self.warmup, self.lengths.num_draws))
         self._measured = 0  # draws after which rounding was measured
@@ -155,7 +154,7 @@ class Chains:
 
     @property
     def seconds_per_draw(self) -> float:
-        """Of all chains together, in the last segment; 0 where the last one was the first, which compiles."""
+        """Of all chains, in the last segment; 0 after the first one, which compiles."""
         return self._pace.seconds
 
     @property

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llc.posterior.loss import fixed
-from llc.posterior.loss_parts import even_parts, is_another_program
+from llc.posterior.loss_parts import different_rows, even_parts, is_another_program
 
 DATA = np.linspace(-1, 1, 300, dtype=np.float32)
 
@@ -35,3 +35,14 @@ def test_functions_that_differ_on_many_rows_only_share_no_program():
     losses = [fixed(centred_from(least), jnp.float32(1), DATA) for least in (128, 129, 1000, 128)]
     assert losses[0] == losses[3]
     assert len({loss.fingerprint for loss in losses}) == 3
+
+
+def test_the_rows_of_a_probe_differ():
+    """The one row that is unlike the others is among them."""
+    rare = (np.arange(300) == 17).astype(np.float32)
+    rows, splits = different_rows((DATA, rare), 32)
+    assert 17 in rows
+    assert splits.shape[1:] == (2, 16)
+    assert all(sorted(split.ravel()) == list(range(32)) for split in splits)
+    assert different_rows((DATA, rare), 26)[1].shape[1:] == (2, 13)
+    assert different_rows((DATA[:17], rare[:17]), 26)[1].shape[1:] == (2, 7)
