@@ -29,6 +29,7 @@ from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.stream import Stream
 from llc.sampling.checkpoint import Keeper, deciding_settings, terminated_as_interrupted
 from llc.sampling.description import Description, full_products
+from llc.sampling.dispatch import Workers
 from llc.sampling.draws import Recorder, Sums
 from llc.sampling.gradient_pieces import in_fitting_pieces
 from llc.sampling.kernel import Sampler
@@ -37,7 +38,7 @@ from llc.sampling.measure import make_measure
 from llc.sampling.observable import Observable
 from llc.sampling.observables import prepare_observables
 from llc.sampling.pace import Pace
-from llc.sampling.placement import agreed, choose_devices, place_keys, place_posterior, to_host
+from llc.sampling.placement import agreed, choose_devices, place_keys, place_posterior, programs_at_once, to_host
 from llc.sampling.programs import Programs
 from llc.sampling.rounding import LossRounding
 from llc.sampling.run_lengths import RunLengths
@@ -107,6 +108,7 @@ class Chains:
             self.lengths, posterior.num_data, limit, method=self.method, large=large, keep_params=keep_params, mesh=mesh
         )
         self.keys = place_keys(step_key, self.lengths.num_chains, self.method, mesh)
+        self.workers = Workers(programs_at_once(self.method, self.posterior, self.lengths.num_chains))
         self._programs = Programs(self.keys, self.posterior, sampler, self.measure, self.settings)
         adaptation = self.warmup * self.lengths.thinning if sampler.adapts_in_warmup else 0  # else one program for all
         init_keys = place_keys(init_key, self.lengths.num_chains, self.method, mesh)
@@ -236,11 +238,15 @@ class Chains:
 
     def _advance(self, count: int) -> None:
         """`count` more draws of every chain, all or none."""
-        begin = time.monotonic()
+        begin, at_once, compiled = time.monotonic(), self.workers.at_once(), self.workers.count > 0
         windows = None if self._windows is None else self._windows.holding(self.done)
         with held_back():
-            self._standing = self._programs.advance(self._standing, count, self.lengths.thinning, windows)
-        self._pace.saw(count, time.monotonic() - begin)
+            self._standing = self._programs.advance(
+                self._standing, count, self.lengths.thinning, windows, at_once=at_once, compiled=compiled
+            )
+        seconds = time.monotonic() - begin
+        self._pace.saw(count, seconds)
+        self.workers.saw(at_once, seconds / count)
 
     @property
     def positions(self) -> list[PyTree]:

@@ -2,16 +2,14 @@
 
 import copy
 import os
-from collections.abc import Callable, Hashable
 
 import jax
-from jaxtyping import PyTree
 
+from llc.posterior.gradients import gradient_bytes, gradient_of_rows
 from llc.posterior.local_posterior import LocalPosterior
-from llc.posterior.loss import in_loops
 from llc.posterior.memory import require_memory
 from llc.posterior.microbatches import microbatched
-from llc.posterior.rows import alive_bytes, num_rows, rows_that_fit, shapes_of
+from llc.posterior.rows import num_rows, rows_that_fit
 from llc.sampling.run_lengths import RunLengths
 from llc.sampling.validation import CURE
 
@@ -34,7 +32,7 @@ def in_fitting_pieces(posterior: LocalPosterior, lengths: RunLengths, *, method:
     if method != "parallel":
         rows = min(lengths.batch_size or posterior.num_data, num_rows(posterior.data))  # of a stream some are at hand
         at_once = _at_once(lengths.num_chains, method)
-        gradient, program = _gradient(posterior)
+        gradient, program = gradient_of_rows(posterior)
         size = rows_that_fit(gradient, posterior.data, rows, times=float(at_once), budget=_budget(), program=program)
         if size < rows:
             posterior = in_pieces_of(posterior, size)
@@ -58,27 +56,12 @@ def check_gradient(posterior: LocalPosterior, lengths: RunLengths, *, side_by_si
         side_by_side: whether all chains take their gradients at once.
     """
     rows = lengths.batch_size or posterior.num_data
-    gradient, program = _gradient(posterior)
-    alive = alive_bytes(gradient, posterior.data, rows, program) or 0
+    alive = gradient_bytes(posterior, rows)
     num_chains = lengths.num_chains if side_by_side else 1
     require_memory(
         int(_FUSED * alive * num_chains),
         f"the gradients of {num_chains} chains, on {rows:,} rows each,",
         CURE if side_by_side else "microbatch_size=… of LocalPosterior, or a smaller batch_size",
-    )
-
-
-def _gradient(posterior: LocalPosterior) -> tuple[Callable[[PyTree], PyTree], Hashable]:
-    """The gradient of a batch, and what tells its program from others."""
-
-    def gradient(batch: PyTree) -> PyTree:
-        return jax.grad(lambda z: posterior.loss(posterior.params_at(z), batch))(posterior.position)
-
-    return in_loops(posterior.loss_fn, gradient), (
-        "gradient",
-        posterior.loss_fn,
-        shapes_of(posterior.center),
-        shapes_of(posterior.position),
     )
 
 

@@ -12,18 +12,23 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from llc.posterior.arguments import require_option
+from llc.posterior.gradients import gradient_bytes
 from llc.posterior.local_posterior import LocalPosterior
 from llc.posterior.loss import has_slow_convolutions
 from llc.posterior.memory import free_memory
 from llc.posterior.placement import is_committed
+from llc.posterior.rows import num_rows
+from llc.sampling.dispatch import num_cores
 from llc.sampling.run_lengths import RunLengths
 
 CHAIN, DATA = "chain", "data"  # axes of a mesh
 _CHAIN_METHODS = ("auto", "vectorized", "sequential", "parallel")
-# On a CPU vmap is faster by 1.2–1.6 up to 5,000 parameters, chains one by one by 1.7 at 270,000, and in between the two
-# differ little; with an accept step neither is ahead (validation/results/chain_methods.txt). Convolutions of several
+# On two idle cores, two chains at once (dispatch.py) take .5 to .75 of the time of vmap on networks of 7,510 to 9,986
+# parameters, and on smaller ones whose steps are costly: .5 on a recurrent one of 1,968, whose gradient keeps 7.7 MB
+# alive, .5 on a graph network of 3,072 (1 MB). Below, vmap is as fast (2,410 parameters, .75 MB) or faster (460, .28).
+# On busy cores vmap is faster up to 20,000 parameters (validation/results/chain_methods.txt). Convolutions of several
 # chains are one in groups, which is slower: 42 ms a step of a residual network with 16 channels against 35.
-_SEQUENTIAL_PARAMS = 20_000
+_SEQUENTIAL_PARAMS, _SEQUENTIAL_BYTES = 5_000, 850_000
 # Copies of 10⁸ params in float32 at the peak of SGLD, seen from outside (validation/memory.py): 7.1 for one chain and
 # 13.1 for four one after the other, whose states wait; side by side 6.4 a chain. w* is one of them.
 _SIDE_BY_SIDE, _RUNNING, _WAITING = 7, 6, 2
@@ -40,23 +45,23 @@ def choose_devices(
     """
     if mesh is not None:
         return checked_mesh(mesh, lengths, chain_method, posterior.num_data), "parallel"
-    method = choose_method(chain_method, posterior, lengths.num_chains)
+    method = choose_method(chain_method, posterior, lengths)
     return mesh_of(method, lengths.num_chains), method
 
 
-def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int) -> str:
+def choose_method(chain_method: str, posterior: LocalPosterior, lengths: RunLengths) -> str:
     """`chain_method`, or the fastest one for `"auto"`.
 
     Args:
         chain_method: of `llc.sample`.
-        posterior: on a CPU its number of parameters decides; one that is bound to devices is not spread over others.
-        num_chains: has to be a multiple of the number of devices for `"parallel"`.
+        posterior: on a CPU its size and cost decide; one that is bound to devices is not spread over others.
+        lengths: `num_chains` has to be a multiple of the number of devices for `"parallel"`.
 
     Raises:
         ValueError: if the method is unknown or does not fit the devices or their memory.
     """
     require_option("chain_method", chain_method, _CHAIN_METHODS)
-    devices = jax.device_count()
+    devices, num_chains = jax.device_count(), lengths.num_chains
     if chain_method == "parallel" and (devices < 2 or num_chains % devices):
         raise ValueError(
             "chain_method 'parallel' needs at least 2 devices and num_chains a multiple of them, "
@@ -67,10 +72,18 @@ def choose_method(chain_method: str, posterior: LocalPosterior, num_chains: int)
         return chain_method
     if devices > 1 and num_chains % devices == 0 and not is_committed(posterior):
         return "parallel"
-    one_by_one = posterior.num_params > _SEQUENTIAL_PARAMS or has_slow_convolutions(posterior.loss_fn)
-    fastest = "sequential" if one_by_one and jax.default_backend() == "cpu" else "vectorized"
+    apart = jax.default_backend() == "cpu" and _is_costly(posterior, lengths)
+    fastest = "sequential" if apart else "vectorized"
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(posterior.position))
     return method_that_fits(fastest, num_bytes, num_chains, _free_memory())
+
+
+def _is_costly(posterior: LocalPosterior, lengths: RunLengths) -> bool:
+    """Whether a step is so costly that chains are faster with a program each."""
+    if posterior.num_params > _SEQUENTIAL_PARAMS or has_slow_convolutions(posterior.loss_fn):
+        return True
+    rows = min(lengths.batch_size or posterior.num_data, num_rows(posterior.data))
+    return gradient_bytes(posterior, rows) > _SEQUENTIAL_BYTES
 
 
 def method_that_fits(fastest: str, num_bytes: int, num_chains: int, free: float) -> str:
@@ -93,6 +106,28 @@ def method_that_fits(fastest: str, num_bytes: int, num_chains: int, free: float)
             f"{free / 2**30:.2g} free; take fewer num_chains, a mask that moves fewer params, or a mesh of devices."
         )
     return "sequential"
+
+
+def programs_at_once(method: str, posterior: LocalPosterior, num_chains: int) -> int:
+    """Chains that can run at once on the cores of a CPU, where each has a program of its own; 1 elsewhere."""
+    meshed = not jax.sharding.get_abstract_mesh().empty  # a mesh of the caller's belongs to its thread
+    if method != "sequential" or jax.default_backend() != "cpu" or meshed:
+        return 1
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(posterior.position))
+    return most_at_once(num_bytes, num_chains, _free_memory(), num_cores())
+
+
+def most_at_once(num_bytes: int, num_chains: int, free: float, num_cores: int) -> int:
+    """Chains with a program each that can run at once: one a core, as far as memory allows.
+
+    Args:
+        num_bytes: of the params that move.
+        num_chains: all of them.
+        free: bytes that are free where chains run.
+        num_cores: that may be used.
+    """
+    fitting = (_SHARE * free / max(num_bytes, 1) - _WAITING * num_chains) // _RUNNING
+    return int(max(1, min(num_cores, num_chains, fitting)))
 
 
 def _free_memory() -> float:

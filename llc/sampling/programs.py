@@ -44,7 +44,14 @@ class Programs(NamedTuple):
         return Standing(states, moments, recorder, 0)
 
     def advance(
-        self, standing: Standing, count: int, thinning: int, windows: Sequence[Window | None] | None = None
+        self,
+        standing: Standing,
+        count: int,
+        thinning: int,
+        windows: Sequence[Window | None] | None = None,
+        *,
+        at_once: int = 1,
+        compiled: bool = True,
     ) -> Standing:
         """`count` more draws of every chain, in the memory of `standing`'s states, which are gone afterwards.
 
@@ -53,15 +60,16 @@ class Programs(NamedTuple):
             count: draws to add.
             thinning: steps of each.
             windows: batches of a stream, for each program.
+            at_once: programs that run at the same time, each in a thread.
+            compiled: whether they are, so that the first one need not run alone.
         """
         recorder, first = standing.recorder, standing.done
         # Python integers would be another program each.
         lengths = np.int32(first), np.int32(count), np.int32(thinning)
         span = Span(*lengths, fresh=np.bool_(recorder.starts_block(first)))
-        # One after the other: two programs at once were slower (.75 times the steps a second of an MLP on busy cores).
         windows = [None] * len(self.keys) if windows is None else windows
         segment = functools.partial(self._segment, standing, windows=windows, span=span)
-        parts = run_at_once(segment, range(len(self.keys)), num_threads=1)
+        parts = run_at_once(segment, range(len(self.keys)), num_threads=at_once, first_alone=not compiled)
         states, moments, seen = (list(column) for column in zip(*parts, strict=True))
         return Standing(states, moments, recorder.add(first, count, seen), first + count)
 

@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 
 import llc
-from llc.calibration.batch_size import _gradient_noise
-from tests.support.regression import CURVATURES, heating, regression
+from llc.calibration.batch_size import predict_heating
+from tests.support.regression import heating, regression
 
 
-def test_gradient_noise_is_that_of_the_closed_form():
-    posterior = regression().with_scale(gamma=5.0)
-    shares = 0.5 * float(posterior.nbeta) * CURVATURES / (float(posterior.nbeta) * CURVATURES + 5.0)
-    found = float(_gradient_noise(posterior, jnp.eye(3), jnp.asarray(shares, jnp.float32), posterior.data))
-    quad = shares.sum()
-    expected = heating(posterior, 1.0, 1) * 4 * quad / float(posterior.nbeta) ** 2
-    assert found == pytest.approx(expected, rel=1e-4)
+def test_the_predicted_heating_is_that_of_the_closed_form():
+    posterior, step_size = regression().with_scale(gamma=5.0), 1e-3
+    found = predict_heating(posterior, llc.spectrum(posterior), step_size, num_rows=posterior.num_data)
+    assert found.of_gradients == pytest.approx(heating(posterior, step_size, 1), rel=1e-4)
 
 
 @pytest.mark.parametrize("noise", [0.3, 4.0])

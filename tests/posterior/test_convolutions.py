@@ -11,7 +11,9 @@ from llc.posterior.precision import float64
 from llc.posterior.programs import inner_programs, uses_primitive
 from llc.sampling.kernel import potential_gradient
 from llc.sampling.placement import choose_method
+from llc.sampling.run_lengths import RunLengths
 
+LENGTHS = RunLengths(num_chains=4, num_warmup=0, num_draws=1, thinning=1)
 OIHW = ("NCHW", "OIHW", "NCHW")
 LAYERS = {
     "same padding": ((1, 1), "SAME", {}),
@@ -185,6 +187,6 @@ def test_the_steps_of_a_sampler_have_channels_last_and_chains_run_one_by_one():
         assert forms(step, posterior.position) == {LAST}
         right = jax.grad(posterior.potential)(posterior.position)
         np.testing.assert_allclose(step(posterior.position), right, rtol=1e-5)
-        assert choose_method("auto", posterior, 4) == "sequential"
+        assert choose_method("auto", posterior, LENGTHS) == "sequential"
     flat = llc.LocalPosterior(lambda w, x: jnp.mean(jnp.square(x @ w)), jnp.ones(4), images[:, 0, 0], gamma=1.0)
-    assert choose_method("auto", flat, 4) == "vectorized"
+    assert choose_method("auto", flat, LENGTHS) == "vectorized"

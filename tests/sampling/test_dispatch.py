@@ -10,7 +10,7 @@ import pytest
 
 import llc
 from llc.sampling.chains import Chains
-from llc.sampling.dispatch import run_at_once
+from llc.sampling.dispatch import Workers, run_at_once
 from llc.sampling.loop import Span, run_segment
 from llc.sampling.run_lengths import RunLengths
 
@@ -70,6 +70,40 @@ def test_threads_keep_the_settings_of_the_caller():
         assert [found[0] for found in run_at_once(settings, range(3), num_threads=2)] == ["highest"] * 3
         assert run_at_once(wide, range(3), num_threads=2) == [True] * 3
     assert run_at_once(wide, range(3), num_threads=2) == [False] * 3
+
+
+def test_runs_with_threads_have_the_same_draws_to_the_last_bit():
+    params = {"in": jnp.asarray(RNG.normal(size=(8, 16)), jnp.float32), "out": jnp.zeros(16)}
+    posterior = llc.LocalPosterior(loss, params, DATA, gamma=10.0)
+    lengths = RunLengths(num_chains=4, num_warmup=4, num_draws=40, thinning=2, batch_size=16)
+    draws = []
+    for most in (1, 3):
+        chains = Chains(jax.random.key(0), posterior, llc.SGLD(1e-4), lengths, chain_method="sequential")
+        chains.workers.most = most
+        chains.draw(40, progress=False)
+        assert set(chains.workers.seconds) == {1, most}
+        draws.append(chains.tree()["posterior"])
+    jax.tree.map(np.testing.assert_array_equal, *({k: v.to_numpy() for k, v in x.items()} for x in draws))
+
+
+@pytest.mark.parametrize(("together", "best"), [(1.0, 4), (3.0, 1)])
+def test_the_faster_way_is_taken_and_the_other_one_tried_again(together, best):
+    workers, taken = Workers(4), []
+    for _ in range(40):
+        taken.append(workers.at_once())
+        workers.saw(taken[-1], together if taken[-1] == 4 else 2.0)
+    assert taken[:3] == [4, 4, 1], "the first one compiles"
+    others = [i for i, number in enumerate(taken[3:], start=3) if number != best]
+    assert others == [16, 32]
+    assert Workers(1).at_once() == 1
+
+
+def test_another_load_changes_the_way():
+    workers = Workers(2)
+    for i in range(40):
+        number = workers.at_once()
+        workers.saw(number, {1: 2.0, 2: 1.0 if i < 20 else 4.0}[number])
+    assert workers.at_once() == 1
 
 
 def test_items_run_at_once_and_come_back_in_order():

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import llc
-from llc.sampling.placement import method_that_fits
+from llc.sampling.dispatch import num_cores
+from llc.sampling.placement import choose_method, method_that_fits, most_at_once, programs_at_once
+from llc.sampling.run_lengths import RunLengths
 
 PLACES = """
 import jax, jax.numpy as jnp, numpy as np, llc
@@ -168,6 +170,40 @@ def test_two_processes_are_one_run(tmp_path):
 )
 def test_chains_run_one_after_the_other_where_they_do_not_fit_at_once(fastest, free, method):
     assert method_that_fits(fastest, 8, 4, free) == method
+
+
+def recurrent(num_steps):
+    """Few params, whose gradient keeps an array of (rows, 16) alive for each of `num_steps`."""
+
+    def loss(w, x):
+        def step(state, _):
+            return jnp.tanh(state * w), None
+
+        state, _ = jax.lax.scan(step, x, None, length=num_steps)
+        return jnp.sum(state**2, axis=1)
+
+    return llc.LocalPosterior(loss, jnp.ones(16), np.ones((256, 16), np.float32), gamma=1.0)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "batch_size", "method"), [(2, None, "vectorized"), (200, None, "sequential"), (200, 8, "vectorized")]
+)
+def test_chains_have_a_program_each_where_steps_are_costly(num_steps, batch_size, method):
+    lengths = RunLengths(num_chains=4, num_warmup=0, num_draws=1, thinning=1, batch_size=batch_size)
+    assert choose_method("auto", recurrent(num_steps), lengths) == method
+
+
+def test_as_many_run_at_once_as_memory_allows():
+    posterior, cores = recurrent(2), num_cores()
+    assert programs_at_once("sequential", posterior, 4) == min(cores, 4)
+    assert programs_at_once("sequential", posterior, 1) == 1
+    assert programs_at_once("vectorized", posterior, 4) == 1
+
+
+@pytest.mark.parametrize(("free", "number"), [(1e4, 4), (251.0, 2), (249.0, 1), (0.0, 1)])
+def test_fewer_run_at_once_where_memory_is_short(free, number):
+    """Four chains of 10 bytes: 2 copies of each wait, and those that run take 6 more, of 80 % of what is free."""
+    assert most_at_once(10, 4, free, num_cores=4) == number
 
 
 def test_what_does_not_fit_at_all_is_refused_by_the_setting():
