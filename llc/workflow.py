@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import xarray as xr
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from llc.analysis import schema
 from llc.analysis.report import Report
-from llc.analysis.reporting import report
+from llc.analysis.reporting import report, set_reference
 from llc.analysis.schema import constant
 from llc.analysis.store import LOCALIZED, Store, opened
 from llc.bounds.rank import Bounds
@@ -155,6 +156,13 @@ def _with_reference(
     return report(result.draws, bounds=bounds, spectrum=calibration.spectrum, reference_loss=reference_loss)
 
 
+def _referring(draws: xr.DataTree, reference_loss: float | None) -> xr.DataTree:
+    """Draws of a run beside the first one, with the loss of reference that was given for that one."""
+    if reference_loss is not None:
+        set_reference(draws, reference_loss)
+    return draws
+
+
 def _estimated(
     keys: "Keys",
     calibration: Calibration,
@@ -183,7 +191,7 @@ def _estimated(
             progress=progress,
         )
         if half is not None:
-            draws[schema.HALF_STEP] = half
+            draws[schema.HALF_STEP] = _referring(half, reference_loss)
             result = report(draws, bounds=bounds, spectrum=calibration.spectrum)
             draws = result.draws
     open_scale = result.corrected is not None and result.bounds is not None and result.bounds.valid
@@ -192,7 +200,7 @@ def _estimated(
     tell_further_run(run, "a run at 3γ, to see whether λ_corr depends on γ", progress=progress)
     kept = place.store and place.store.run(LOCALIZED)
     localized = localized_draws(keys.localized, run.calibration, store=kept, mesh=place.mesh, progress=progress)
-    draws[schema.LOCALIZED] = localized
+    draws[schema.LOCALIZED] = _referring(localized, reference_loss)
     return report(draws, bounds=bounds, spectrum=calibration.spectrum)
 
 

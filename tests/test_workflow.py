@@ -318,3 +318,15 @@ def test_observables_are_recorded_by_the_whole_way():
     recorded = report.draws["observables"]["norm"]
     assert recorded.sizes == report.draws["posterior"].sizes
     np.testing.assert_allclose(recorded, report.draws["sample_stats"]["distance"] ** 2, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_reference_loss_holds_for_the_runs_beside_the_first_one_too(tmp_path):
+    """And another one can be given to what is reported or loaded again."""
+    settings = {"num_draws": 100, "num_warmup": 50, "thinning": 1, "sampler": llc.SGLD(1e-3)}
+    report = llc.estimate(jax.random.key(0), quadratic(gamma=3.0), reference_loss=1.5, **settings)
+    llc.save(llc.report(report.draws, reference_loss=2.5).draws, tmp_path / "run.nc")
+    again = llc.report(llc.load(tmp_path / "run.nc"))
+    for draws, reference in ((report.draws, 1.5), (again.draws, 2.5)):
+        for constants in ("constant_data", "localized/constant_data"):
+            assert float(draws[constants]["reference_loss"]) == reference

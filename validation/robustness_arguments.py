@@ -98,6 +98,7 @@ RIGHT: Mapping[str, set[str]] = {
     "head_mask.params": set(),  # the path that is asked for is not in it
     "params": {"array of another shape"},
     "path": {"text"},
+    "prefix": {"text"},  # of files, where the params of a sweep lie in memory
     "progress": _FLAG,
     "reference_loss": {"-1.5", "-3", "0", "1.5"},
     "relaxations": _NUMBER,

@@ -52,8 +52,7 @@ def report(
     draws = draws.copy()  # shallow: the arrays are shared, the groups are not
     if reference_loss is not None:
         require_number("reference_loss", reference_loss, least=-math.inf)
-        constants = draws[schema.CONSTANTS].to_dataset()
-        draws[schema.CONSTANTS] = constants.assign({schema.REFERENCE_LOSS: float(reference_loss)})
+        set_reference(draws, float(reference_loss))
     beyond = str(draws[schema.CURVATURE].attrs.get("beyond", "")) if schema.CURVATURE in draws else ""
     given, spectrum = spectrum, _spectrum_of(draws, spectrum)
     if spectrum is not None:
@@ -65,6 +64,14 @@ def report(
     if given is not None:
         draws[schema.CURVATURE] = xr.DataTree(to_dataset(given, bounds))
     return assemble(draws, bounds=bounds, spectrum=spectrum)
+
+
+def set_reference(draws: xr.DataTree, reference_loss: float) -> None:
+    """Sets the loss of reference, of a run and of those that lie beside it."""
+    beside = [draws.children[name] for name in (schema.LOCALIZED, schema.HALF_STEP) if name in draws.children]
+    for run in (draws, *beside):
+        constants = run[schema.CONSTANTS].to_dataset()
+        run[schema.CONSTANTS] = xr.DataTree(constants.assign({schema.REFERENCE_LOSS: reference_loss}))
 
 
 def _spectrum_of(draws: xr.DataTree, spectrum: Spectrum | None) -> Spectrum | None:
