@@ -17,7 +17,8 @@ import jax
 
 from llc.posterior.precision import lenient
 
-_RETRIED = 16  # segments after which the slower way is tried again
+_RETRIED = 16  # segments after which the slower way is tried again; at first after half as many
+_STARTING = 3  # segments with the most programs: the first one compiles, and the second is the first of each thread
 # Settings of JAX that belong to a thread; another value would make another program, with other bits.
 _OF_A_THREAD = (
     "enable_x64",
@@ -47,23 +48,23 @@ class Workers:
     count: int = 0
 
     def at_once(self) -> int:
-        """Programs of the next segment: the most in the first two, of which the first one compiles, then 1, then best.
+        """Programs of the next segment: the most in the first ones, then 1, then whichever was faster.
 
         Example:
             >>> workers = Workers(2)
-            >>> for number, seconds in ((2, 9.0), (2, 1.0), (1, 1.5)):
+            >>> for number, seconds in ((2, 9.0), (2, 2.0), (2, 1.0), (1, 1.5)):
             ...     assert workers.at_once() == number
             ...     workers.saw(number, seconds)
             >>> workers.at_once()
             2
         """
-        if self.count < 2 or self.most == 1:
+        if self.count < _STARTING or self.most == 1:
             return self.most
         if 1 not in self.seconds:
             return 1
         best = min(self.seconds, key=lambda number: self.seconds[number])
         other = 1 if best == self.most else self.most
-        return other if self.count % _RETRIED == 0 else best
+        return other if self.count % _RETRIED == _RETRIED // 2 else best
 
     def saw(self, number: int, seconds: float) -> None:
         """Takes in what a draw took in a segment with `number` of programs at once; the first one compiled."""

@@ -92,9 +92,9 @@ def test_the_faster_way_is_taken_and_the_other_one_tried_again(together, best):
     for _ in range(40):
         taken.append(workers.at_once())
         workers.saw(taken[-1], together if taken[-1] == 4 else 2.0)
-    assert taken[:3] == [4, 4, 1], "the first one compiles"
-    others = [i for i, number in enumerate(taken[3:], start=3) if number != best]
-    assert others == [16, 32]
+    assert taken[:4] == [4, 4, 4, 1], "the first one compiles"
+    others = [i for i, number in enumerate(taken[4:], start=4) if number != best]
+    assert others == [8, 24]
     assert Workers(1).at_once() == 1
 
 
