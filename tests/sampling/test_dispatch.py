@@ -100,7 +100,7 @@ def test_the_faster_way_is_taken_and_the_other_one_tried_again(together, best):
 
 def test_another_load_changes_the_way():
     workers = Workers(2)
-    for i in range(40):
+    for i in range(42):
         number = workers.at_once()
         workers.saw(number, {1: 2.0, 2: 1.0 if i < 20 else 4.0}[number])
     assert workers.at_once() == 1
