@@ -10,8 +10,8 @@ Four tables, the fourth from a run of its own (--sweep).
 2. Ratios ours / theirs, pairwise within a repeat: over devinterp's usual loader, the fastest variant of all peers, and
    the scan without noise.
 3. Parts of a step, each a jitted loop of its own.
-4. Sequential against vectorized chains by number of parameters: what `_SEQUENTIAL_PARAMS` in llc/sampling/validation.py
-   rests on, and the same for samplers with an accept step.
+4. Sequential against vectorized chains by number of parameters, and the same for samplers with an accept step: what
+   `_SEQUENTIAL_PARAMS` in llc/sampling/placement.py rests on. The committed table is of chains one after the other.
 
 "others" is the share of the machine that other processes took meanwhile; a figure with a large share is a lower bound,
 and the peers' default of one thread a core suffers most from it (its threads wait for one another).
