@@ -17,7 +17,7 @@ from llc.analysis.report import Verdict
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DEPRECATED = {"plot_curve"}  # names that go in the next release
-IN_CI = ("devices", "long_runs", "losses", "quickstart", "reading_a_report", "streams")  # the others once a week
+IN_CI = ("devices", "long_runs", "losses", "reading_a_report", "streams")  # the others once a week
 PAGES = [
     pytest.param(page, marks=[pytest.mark.study] * (page.stem not in IN_CI), id=page.stem)
     for page in sorted(DOCS.glob("*.md"))

@@ -8,6 +8,7 @@ import pytest
 import llc
 from llc.calibration.batch_size import predict_heating
 from tests.support.regression import heating, regression
+from tests.support.tiers import weekly
 
 
 def test_the_predicted_heating_is_that_of_the_closed_form():
@@ -16,7 +17,7 @@ def test_the_predicted_heating_is_that_of_the_closed_form():
     assert found.of_gradients == pytest.approx(heating(posterior, step_size, 1), rel=1e-4)
 
 
-@pytest.mark.parametrize("noise", [0.3, 4.0])
+@pytest.mark.parametrize("noise", weekly([0.3, 4.0], but=(4.0,)))
 def test_control_variates_follow_the_noise(noise):
     posterior = regression(noise=noise)
     calibration = llc.calibrate(jax.random.key(0), posterior, num_draws=500)
@@ -70,6 +71,7 @@ def test_heating_is_seen_and_taken_away():
     assert "virial_curved" in {check.name for check in report.failed}
 
 
+@pytest.mark.study
 def test_no_curvature_has_no_noise_to_heat():
     data = np.zeros((5000, 1), np.float32)
     posterior = llc.LocalPosterior(lambda w, x: jnp.sum(w**4) + 0 * x[:, 0], jnp.zeros(2), data, gamma=1.0)
