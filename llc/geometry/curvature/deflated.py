@@ -46,6 +46,7 @@ from llc.posterior.precision import as_precision
 _GRADIENTS = 2  # that a product costs (1.6 and 2.7 measured, see krylov.py)
 _FORECAST = 100  # products that the bar shows before anything is known
 _FOR_KINKS = 16  # products, of which one may go into looking for kinks along a direction
+_AGAIN = 8  # products in float64 at least, where a small budget went into those of float32
 _LOOK = 4  # steps between two looks at what was found
 _QUADRATURE = 1 / 3  # part of the wanted error that the change from half of a probe's steps to all may take
 _TILT = 2e-3  # shift of λ̂ by the gradient, relative to λ_quad, below which more about it changes nothing
@@ -109,8 +110,9 @@ def deflated(problem: Problem) -> Spectrum:
         try:
             return _deflated(problem, work, num_directions, dtype)
         except NotSymmetricError:
-            if dtype == jnp.float64 or not work.left:
+            if dtype == jnp.float64:
                 raise
+            work.left = max(work.left, _AGAIN)
             return _deflated(problem, work, num_directions, jnp.dtype(jnp.float64))
 
 

@@ -27,7 +27,7 @@ import scipy.linalg
 from jaxtyping import Array, Float
 
 from llc.geometry.curvature.lanczos import require_finite
-from llc.geometry.curvature.symmetric import SymmetricOperator, require_symmetry
+from llc.geometry.curvature.symmetric import ASYMMETRY, SymmetricOperator, require_symmetry
 
 _FIRST_ROWS = 32  # of the array that holds the basis; it doubles when it is full
 _EXHAUSTED = 100.0  # times the precision, of the norm
@@ -123,7 +123,7 @@ def step(operator: SymmetricOperator, known: Float[Array, "known dim"], run: Kry
     run = Krylov(basis, rest, diagonal, off_diagonal, vanishing, run.whole)
     if not len(known):  # beside what is known, products may be nothing but round-off
         defect = float(np.sqrt(2 * vanishing)) / max(run.norm, _TINY)
-        require_symmetry(defect, **{} if run.basis.dtype == jnp.float64 else {"allowed": _ROUNDING})
+        require_symmetry(defect, allowed=ASYMMETRY if run.basis.dtype == jnp.float64 else _ROUNDING)
     return run
 
 

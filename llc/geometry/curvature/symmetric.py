@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-_ASYMMETRY = 1e-3  # ‖A − Aᵀ‖ / ‖A‖; round-off stays below it up to d = 10⁷ even where the loss computes in float32
+ASYMMETRY = 1e-3  # ‖A − Aᵀ‖ / ‖A‖; round-off stays below it up to d = 10⁷ even where the loss computes in float32
 
 
 class NotSymmetricError(ValueError):
@@ -43,7 +43,7 @@ def check_symmetric(operator: SymmetricOperator, *, num_probes: int = 4, seed: i
     return defect
 
 
-def require_symmetry(defect: float, *, allowed: float = _ASYMMETRY) -> None:
+def require_symmetry(defect: float, *, allowed: float = ASYMMETRY) -> None:
     """Raises NotSymmetricError if ‖A − Aᵀ‖ / ‖A‖ is above `allowed`: by default 1e-3, which no round-off explains."""
     if not defect <= allowed:
         raise NotSymmetricError(

@@ -80,6 +80,8 @@ def test_products_are_in_float64_where_float32_is_too_rough(margin, rough):
     found = llc.spectrum(posterior, **settings)
     assert found.largest == pytest.approx(exact.largest, rel=1e-5)
     assert abs(z_score(found, exact.signed_quad(scale), scale)) < 4
+    short = llc.spectrum(posterior, method="deflated", budget=13)
+    assert short.largest == pytest.approx(exact.largest, rel=0.1), "a few products, and no refusal"
     with float64():
         operator = as_precision(curvature_operator(posterior), jnp.float32)
     nothing = jnp.zeros((0, operator.dim))
