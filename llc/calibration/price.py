@@ -25,7 +25,7 @@ _GRADIENTS_A_PRODUCT = 4  # in float64
 _SPECTRUM_GRADIENTS = 80  # of a spectrum without a budget: some forty products (set by eye)
 _FEWEST_GRADIENTS = 40  # with fewer, neither h_max nor λ_quad is known well; rows are left out first
 _FEWEST_ROWS = 16
-_MOST_OPERATIONS = 2e13  # of a spectrum, some minutes on two cores
+_MOST_OPERATIONS = 1e13  # of a spectrum, two to three minutes on two cores
 _ERROR, _SCALE = 0.05, 0.03  # wanted of λ_quad, and the γ/nβ in units of h_max at which, where γ is open
 # Operations of the spectrum above which it is made for a price (set by eye). At 5e10 a second it takes 100 s. A model
 # just below waits that long for a rank, one just above gets λ_quad and no rank.
