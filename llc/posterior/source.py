@@ -18,6 +18,8 @@ from llc.posterior.mask import path_name
 from llc.posterior.validation import native
 
 _opening = threading.Lock()
+_TF_INFINITE = -1  # tf.data.INFINITE_CARDINALITY
+_ENDLESS = 2**62  # batches; what repeats without end in grain has the length sys.maxsize
 
 Source = Iterable[PyTree] | Callable[..., Iterable[PyTree]]
 
@@ -44,6 +46,25 @@ def check_repeatable(source: Any) -> None:
             "pass; give the loader itself, or the function that makes it: llc.stream(make_batches) instead of "
             "llc.stream(make_batches())."
         )
+
+
+def check_ends(source: Any, setting: str) -> None:
+    """Raises ValueError if `source`, all of whose rows are to be read, says that it has no end; `setting` gives one."""
+    if is_function(source) or not _says_endless(source):
+        return
+    raise ValueError(
+        f"source needs an end, got {type(source).__name__}, which repeats itself without end; leave its repeat() out, "
+        f"or say where to stop: {setting}=…."
+    )
+
+
+def _says_endless(source: Any) -> bool:
+    """By its length, as of grain, or its cardinality, as of tf.data; most sources say nothing."""
+    cardinality: Any = getattr(source, "cardinality", None)
+    try:
+        return int(cardinality()) == _TF_INFINITE if callable(cardinality) else len(source) >= _ENDLESS
+    except (TypeError, ValueError, NotImplementedError, OverflowError):  # no length, or none that is known
+        return False
 
 
 def _is_array(source: Any) -> bool:

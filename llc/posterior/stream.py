@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from llc.posterior.arguments import require_callable, require_integer
 from llc.posterior.reservoir import Reservoir
-from llc.posterior.source import Form, Source, as_arrays, check_repeatable, open_pass, takes_number
+from llc.posterior.source import Form, Source, as_arrays, check_ends, check_repeatable, open_pass, takes_number
 from llc.posterior.weights import WeightedRows
 
 _RESIDENT = 4096  # rows whose mean loss has 1/64 of the spread of a row's as its error
@@ -145,7 +145,8 @@ def stream(
             or weights of tokens are part of the batch instead, and go into `loss_fn`.
 
     Raises:
-        ValueError: if the source can be gone through once only, has fewer than n rows, or batches of different form.
+        ValueError: if the source can be gone through once only, has fewer than n rows or, without n, no end that is
+            known, or batches of different form.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, llc
@@ -158,7 +159,9 @@ def stream(
         (200, 100)
     """
     check_repeatable(source)
-    if n is not None:
+    if n is None:
+        check_ends(source, "n")
+    else:
         require_integer("n", n, least=2, most=2**62)
     require_integer("resident", resident, least=2, most=2**31 - 1)
     require_callable("weights", weights, "a function of a batch", optional=True)

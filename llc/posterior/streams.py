@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from llc.posterior.arguments import require_integer
 from llc.posterior.memory import require_memory
-from llc.posterior.source import Form, check_source, open_pass
+from llc.posterior.source import Form, check_ends, check_source, open_pass
 
 
 def read_batches(source: Iterable[PyTree] | Callable[..., Iterable[PyTree]], *, num_data: int | None = None) -> PyTree:
@@ -28,7 +28,7 @@ def read_batches(source: Iterable[PyTree] | Callable[..., Iterable[PyTree]], *, 
 
     Raises:
         ValueError: if there are no batches, fewer examples than `num_data`, batches of different structure or row
-            shapes, or not enough memory for `num_data` examples.
+            shapes, no end that is known, or not enough memory for `num_data` examples.
 
     Example:
         >>> import numpy as np
@@ -37,6 +37,8 @@ def read_batches(source: Iterable[PyTree] | Callable[..., Iterable[PyTree]], *, 
     """
     require_integer("num_data", num_data, least=1, optional=True)
     check_source(source)
+    if num_data is None:
+        check_ends(source, "num_data")
     batches = open_pass(source, 0)
     first = next(batches, None)
     if first is None:

@@ -1,4 +1,4 @@
-"""Loaders of PyTorch and grain as streams: λ̂ is that of the same rows as arrays."""
+"""Loaders of PyTorch, grain and tf.data as streams: λ̂ is that of the same rows as arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,13 @@ def _of_grain():
     return grain.MapDataset.source(list(zip(X, Y, strict=True))).shuffle(seed=0).batch(64)
 
 
+def _of_tensorflow():
+    data = pytest.importorskip("tensorflow").data.Dataset.from_tensor_slices((X, Y))
+    return data.shuffle(len(X)).batch(64).prefetch(1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("loader", [_of_torch, _of_grain])
+@pytest.mark.parametrize("loader", [_of_torch, _of_grain, _of_tensorflow])
 @pytest.mark.parametrize("resident", [None, 200])
 def test_lambda_is_exact(loader, resident):
     best = jnp.asarray(np.linalg.lstsq(X, Y)[0])
@@ -39,3 +44,9 @@ def test_lambda_is_exact(loader, resident):
     curvatures, nbeta = np.linalg.eigvalsh(X.T @ X / len(X)), float(posterior.nbeta)
     exact = 0.5 * np.sum(nbeta * curvatures / (nbeta * curvatures + GAMMA))
     assert abs(mean.value - exact) < 4 * mean.mcse
+
+
+@pytest.mark.parametrize("loader", [_of_grain, _of_tensorflow])
+def test_what_repeats_itself_is_refused(loader):
+    with pytest.raises(ValueError, match="without end"):
+        llc.stream(loader().repeat())

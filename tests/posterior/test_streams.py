@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,32 @@ class Tensor:
         return np.asarray(self.values, dtype)
 
 
+class Repeated(Loader):
+    """Repeats itself without end, and says so as grain does."""
+
+    def __len__(self):
+        return sys.maxsize
+
+
+class Infinite(Loader):
+    """The same as `tf.data` says it, which has no length then."""
+
+    def __len__(self):
+        raise TypeError("The dataset is infinite.")
+
+    def cardinality(self):
+        return np.int64(-1)
+
+
+class Unknown(Loader):
+    """What `tf.data` says of a filtered data set."""
+
+    def cardinality(self):
+        return np.int64(-2)
+
+
 SOURCES = {
+    "of unknown length": Unknown(),
     "iterable": Loader(),
     "function": _generator,
     "generator": _generator(),
@@ -101,6 +128,14 @@ def test_an_endless_source_without_a_number_is_refused_before_the_memory_is_full
 
     with pytest.raises(ValueError, match="num_data"):
         llc.read_batches(endless)
+
+
+@pytest.mark.parametrize("source", [Repeated(), Infinite()], ids=["by its length", "by its cardinality"])
+@pytest.mark.parametrize(("read", "setting"), [(llc.read_batches, "num_data"), (llc.stream, "n")])
+def test_a_source_that_says_it_has_no_end_is_refused_at_once(source, read, setting):
+    with pytest.raises(ValueError, match=f"without end.* {setting}=…"):
+        read(source)
+    read(source, **{setting: 7})
 
 
 def test_a_loader_as_data_is_refused_with_its_cure():

@@ -28,9 +28,10 @@ Forms = Inexact[np.ndarray, "..."]  # (equation, variable, …, variable)
 ZERO = 1e-8  # of a tensor of unit size: derivatives are known to 1e-12, and Newton steps end at 1e-13
 _CHUNK = 64  # points at a time: one program for all kernels
 _MAX_NUMBERS = 2**27  # of residuals of all points: 1 GiB
-_POINTS = 570  # at which forms on a part of the kernel are known: 32 variables of degree 2, 13 of 3, 8 of 4
+_POINTS = 1_225  # at which forms on a part of the kernel are known: 48 variables of degree 2, 17 of 3, 10 of 4
+_MOST_POINTS = 2_200  # where as many variables are all that can matter: up to 64, 21, 12
 _MOST_FORMS = 256  # more than twice as many as the variables of a part: none of its ideal is lost
-PRICE_OF_FORMS = 6 * _MOST_FORMS + 4 * _POINTS  # products
+PRICE_OF_FORMS = 6 * _MOST_FORMS + 4 * (_POINTS + _MOST_POINTS)  # products, at most
 
 
 def at_points(forms: Forms, point: np.ndarray, times: int) -> np.ndarray:
@@ -70,8 +71,8 @@ def _row_space(matrix: np.ndarray) -> np.ndarray:
 def leading_forms(excess: Excess, splitting: Splitting, degree: int, key: PRNGKeyArray) -> Forms | None:
     """The leading forms of the residuals on the kernel of H, of which `degree` is known; None where they do not fit.
 
-    Where the whole kernel does not fit, a random subspace takes its place, of 32, 13 or 8 dimensions for k = 2, 3 or 4.
-    The lct can only fall by that (Lazarsfeld 2004, Positivity II, Theorem 9.5.1), as it can only fall where 256 random
+    Where the whole kernel does not fit, a random subspace takes its place, of the size that `part_size` gives. The lct
+    can only fall by that (Lazarsfeld 2004, Positivity II, Theorem 9.5.1), as it can only fall where 256 random
     combinations take the place of more residuals: a bound from below holds for all of them.
 
     Costs k derivatives of the residuals for each of the C(m + k, k) points that determine a form of degree k in m
@@ -86,39 +87,64 @@ def leading_forms(excess: Excess, splitting: Splitting, degree: int, key: PRNGKe
     basis_key, mix_key = jax.random.split(key)
     num_residuals = jax.eval_shape(excess.residuals, jnp.zeros(excess.dim)).size
     num_forms = min(num_residuals, _MOST_FORMS)
-    size = _num_variables(excess.dim - splitting.rank, degree, num_forms, excess.dim)
-    if size < 1:
-        return None
-    kernel = jnp.asarray(_orthonormal(splitting, jax.random.normal(basis_key, (size, excess.dim))))
     weights = jnp.eye(num_residuals)
     if num_forms < num_residuals:
         weights = jax.random.normal(mix_key, (num_forms, num_residuals)) / np.sqrt(num_residuals)
     beyond = beyond_image(excess, splitting, weights)
+
+    def on_part(size: int) -> Forms:
+        kernel = jnp.asarray(_orthonormal(splitting, jax.random.normal(basis_key, (size, excess.dim))))
+        return _on_kernel(excess, splitting, kernel, beyond, degree)
+
+    def fits(size: int) -> bool:
+        numbers = (math.comb(size + degree, degree) + size**degree) * num_forms + size * excess.dim
+        return numbers <= _MAX_NUMBERS
+
+    free = excess.dim - splitting.rank
+    if fits(free):
+        return on_part(free)
+    size = next((size for size in range(min(free, part_size(degree)), 0, -1) if fits(size)), 0)
+    if not size:
+        return None
+    forms = on_part(size)
+    enough = min(free, part_size(degree, len(reduced(forms)))) if np.abs(forms).max() > 0 else size
+    return on_part(enough) if enough > size and fits(enough) else forms
+
+
+def part_size(degree: int, num_forms: int = 0) -> int:
+    """Variables of a part of the kernel, where the whole is too large: what 1,225 points determine, or all that matter.
+
+    The lct of e forms is at most e, and in m = k·e variables the blow-up of the origin gives no less: more variables
+    raise no bound. Where 2,200 points determine as many, the part has them.
+    """
+    usual, most = (
+        next(size for size in itertools.count(1) if math.comb(size + 1 + degree, degree) > points)
+        for points in (_POINTS, _MOST_POINTS)
+    )
+    enough = degree * num_forms
+    return enough if usual < enough <= most else usual
+
+
+def _orthonormal(splitting: Splitting, vectors: Float[Array, "variable dim"]) -> Float[np.ndarray, "variable dim"]:
+    """An orthonormal basis of the kernel, or of a part of it, from random vectors."""
+    return np.linalg.qr(np.asarray(project(splitting, vectors)).T)[0].T
+
+
+def _on_kernel(
+    excess: Excess,
+    splitting: Splitting,
+    kernel: Float[Array, "variable dim"],
+    beyond: Float[Array, "form output"],
+    degree: int,
+) -> Forms:
+    """The forms in coordinates of orthonormal rows of the kernel, from their values at sums of these."""
+    size = len(kernel)
     sums = [s for n in range(1, degree + 1) for s in itertools.combinations_with_replacement(range(size), n)]
     counts = np.array([np.bincount(s, minlength=size) for s in sums], float)
     counts = np.concatenate([counts, np.zeros((-len(sums) % _CHUNK, size))]).reshape(-1, _CHUNK, size)
     chunks = [np.asarray(_forms_at(excess, splitting, kernel, jnp.asarray(c), beyond, degree)) for c in counts]
     found = dict(zip(sums, np.concatenate(chunks), strict=False))
     return _polarized(found, size, degree)
-
-
-def _num_variables(free: int, degree: int, num_forms: int, dim: int) -> int:
-    """All of the kernel where its forms fit, and else as many dimensions as 570 points determine."""
-
-    def fits(size: int) -> bool:
-        return (math.comb(size + degree, degree) + size**degree) * num_forms + size * dim <= _MAX_NUMBERS
-
-    return free if fits(free) else next((size for size in range(min(free, part_size(degree)), 0, -1) if fits(size)), 0)
-
-
-def part_size(degree: int) -> int:
-    """Variables of a part of the kernel on which forms of this degree are known from at most 570 points."""
-    return next(size for size in itertools.count(1) if math.comb(size + 1 + degree, degree) > _POINTS)
-
-
-def _orthonormal(splitting: Splitting, vectors: Float[Array, "variable dim"]) -> Float[np.ndarray, "variable dim"]:
-    """An orthonormal basis of the kernel, or of a part of it, from random vectors."""
-    return np.linalg.qr(np.asarray(project(splitting, vectors)).T)[0].T
 
 
 def _polarized(values: dict[tuple[int, ...], np.ndarray], size: int, degree: int) -> Forms:

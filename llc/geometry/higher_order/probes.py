@@ -102,7 +102,7 @@ def higher_bounds(
     | effective quartic | 16 for each of up to d − r + 5 points | 2,048 at most |
     | squared loss | 36 | 36 |
     | nearby component | about 10 d for each of 64 starts | about 2,000 + m for each of 8, with residuals only |
-    | resolution | about 4,000 | 4,000 |
+    | resolution | about 6,000, at most 15,000 | the same |
 
     Args:
         posterior: loss, data and w*. With `predict_fn`, and a squared loss at exact fit, g is known to the square of

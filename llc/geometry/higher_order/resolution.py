@@ -47,7 +47,7 @@ class Resolution(NamedTuple):
 def resolve(forms: Forms, rng: np.random.Generator) -> Resolution:
     """A lower bound of the lct of homogeneous forms over C.
 
-    Forms in more than 48 variables are restricted to a random subspace (32 for degree 2), by which their lct can only
+    Forms in more than 48 variables are restricted to a random subspace (forms.part_size), by which their lct can only
     fall (Lazarsfeld 2004, Positivity II, Theorem 9.5.1).
 
     Args:
@@ -56,7 +56,7 @@ def resolve(forms: Forms, rng: np.random.Generator) -> Resolution:
     """
     forms = reduced(forms.astype(complex))
     if forms.shape[-1] > _MAX_VARIABLES:
-        basis = np.linalg.qr(rng.normal(size=(forms.shape[-1], part_size(forms.ndim - 1))))[0]
+        basis = np.linalg.qr(rng.normal(size=(forms.shape[-1], part_size(forms.ndim - 1, len(forms)))))[0]
         forms = reduced(restricted(forms, basis))
     num_variables, ranks = forms.shape[-1], {}
     if len(forms) > 2 * num_variables:  # as many random combinations of one degree have the same lct as all

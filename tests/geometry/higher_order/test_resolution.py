@@ -59,7 +59,7 @@ def test_forms_of_known_threshold(forms, value):
 
 def test_forms_of_many_variables_are_seen_on_a_part_of_them():
     found = resolve(np.eye(60)[None], np.random.default_rng(0))
-    assert (found.value, found.num_variables) == (1.0, 32)
+    assert (found.value, found.num_variables) == (1.0, 48)
 
 
 def test_on_a_subspace_the_bound_is_lower_and_on_combinations_of_many_forms_the_same():
