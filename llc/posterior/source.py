@@ -60,9 +60,9 @@ def check_ends(source: Any, setting: str) -> None:
 
 def _says_endless(source: Any) -> bool:
     """By its length, as of grain, or its cardinality, as of tf.data; most sources say nothing."""
-    cardinality: Any = getattr(source, "cardinality", None)
+    cardinality: Callable[[], Any] | None = getattr(source, "cardinality", None)
     try:
-        return int(cardinality()) == _TF_INFINITE if callable(cardinality) else len(source) >= _ENDLESS
+        return len(source) >= _ENDLESS if cardinality is None else int(cardinality()) == _TF_INFINITE
     except (TypeError, ValueError, NotImplementedError, OverflowError):  # no length, or none that is known
         return False
 
