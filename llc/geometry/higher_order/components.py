@@ -25,7 +25,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from llc.geometry.higher_order.excess import Excess, Offset, Scale
-from llc.geometry.higher_order.ranges import Storage, decompose
+from llc.geometry.higher_order.ranges import Storage, count_residuals, decompose
 from llc.geometry.higher_order.splitting import PROFILE_PRICE, remainder_profile, vanishes
 
 _DISTANCES = (0.3, 0.1)  # from w*, in units of a typical parameter
@@ -244,8 +244,8 @@ def _rank(eigenvalues: np.ndarray) -> int | None:
 def _is_smooth(search: Search, end: _End, rank: int, key: PRNGKeyArray) -> bool:
     """Whether the zeros near `end` are a manifold of codimension `rank`."""
     excess = search.excess
-    if rank == excess.dim:
-        return True  # an isolated zero
+    if rank in (excess.dim, count_residuals(excess)):
+        return True  # an isolated zero, or residuals with independent gradients (implicit function theorem)
     splitting = decompose(excess, jnp.asarray(end.offset), search.storage).above(_threshold(end.eigenvalues))
     distance = float(np.linalg.norm(end.offset)) / np.sqrt(excess.dim)
     profile = remainder_profile(

@@ -58,6 +58,7 @@ from llc.geometry.higher_order.records import (
     Point,
     of_certificate,
     of_component,
+    of_independent_residuals,
     of_order,
     of_quartic,
     of_resolution,
@@ -246,6 +247,8 @@ def _probe(
         return _Seen(records + _all(NAMES[1:], "undecided", "the rank is not that of the Hessian at w*"))
     scale = measure_scale(excess, lambda points: project(splitting, points), keys[1])
     point = Point(excess, splitting, scale, storage, symmetry.dimension, work.spend)
+    if (independent := of_independent_residuals(point)) is not None:
+        return _Seen((*records, independent, *_all(NAMES[2:], "not needed", "λ = r/2 is known")))
     start = time.perf_counter()
     profile = remainder_profile(excess, splitting, scale, keys[2], spend=work.spend)
     certified, leading = vanishes(profile, scale), order(profile)

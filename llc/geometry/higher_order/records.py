@@ -14,7 +14,7 @@ from llc.geometry.higher_order.components import Search, nearby_component, searc
 from llc.geometry.higher_order.excess import Excess, Scale
 from llc.geometry.higher_order.forms import PRICE_OF_FORMS, leading_forms
 from llc.geometry.higher_order.quartic import MOST_SEEN, essential_variables, quadratic_rank
-from llc.geometry.higher_order.ranges import Splitting, Storage
+from llc.geometry.higher_order.ranges import Splitting, Storage, count_residuals
 from llc.geometry.higher_order.resolution import resolve
 from llc.geometry.higher_order.splitting import PROFILE_PRICE
 from llc.geometry.higher_order.symmetry import Symmetry
@@ -84,12 +84,22 @@ def of_symmetry(symmetry: Symmetry, bounds: Bounds, *, by_shape: bool) -> Bound:
 
 
 def of_certificate(point: Point, *, certified: bool) -> Bound:
-    """Whether g is zero."""
+    """Whether g is zero, as its profile says."""
     if not certified:
         return Bound(CERTIFICATE, "undecided", "g is not zero, or can't be told from zero", evaluations=PROFILE_PRICE)
     finding = "the minimum of K over the range of H is zero at random points of the kernel of H"
     assumption, half = f"no part of g is of order above 12{_but_left(point)}", point.half
     return Bound(CERTIFICATE, "established", finding, assumption, half, half, evaluations=PROFILE_PRICE)
+
+
+def of_independent_residuals(point: Point) -> Bound | None:
+    """That g is zero, where all residuals have independent gradients: their zeros are a manifold then; else None."""
+    if point.splitting.rank != count_residuals(point.excess):
+        return None
+    finding = (
+        f"the gradients of all {point.splitting.rank:,} residuals are independent, so that their zeros are a manifold"
+    )
+    return Bound(CERTIFICATE, "established", finding, _residuals(point), point.half, point.half)
 
 
 def of_order(point: Point, leading: int | None) -> Bound:

@@ -47,6 +47,23 @@ def test_known_coefficients(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("independent", "products"), [(True, False), (False, True)])
+def test_residuals_with_independent_gradients_need_no_profile(*, independent, products):
+    """y − x² and z − x³ in R³: a curve of zeros, λ = 1. One of them twice has the same zeros, seen by the profile."""
+
+    def outputs(w, batch):
+        return jnp.stack([w[1] - w[0] ** 2, w[2] - w[0] ** 3])[batch]
+
+    rows = np.array([0, 1] if independent else [0, 1, 1])
+    loss_fn = lambda w, batch: outputs(w, batch) ** 2  # noqa: E731
+    bounds = llc.higher_bounds(llc.LocalPosterior(loss_fn, np.zeros(3), rows, predict_fn=outputs), key=KEY)
+    assert (bounds.lower, bounds.upper) == (1.0, 1.0)
+    found = _by_name(bounds)[CERTIFICATE]
+    assert (found.status, found.evaluations > 0) == ("established", products)
+    assert found.finding.startswith("the gradients of all 2 residuals are independent") == independent
+
+
+@pytest.mark.slow
 def test_false_bounds_stay_out():
     """λ ≥ r/2 + d₄/4, λ ≤ (number of equations)/2 and λ ≤ (rank off the zero set)/2 exclude the λ of these points."""
     cone = _by_name(llc.higher_bounds(squares(*CONE, exact_fit=True), key=KEY))
