@@ -54,6 +54,11 @@ class Splitting(eqx.Module):
         """Uᵀ y, for y that is zero where a row is not counted."""
 
     @property
+    def pass_bytes(self) -> int:
+        """Bytes that are read each time that U is applied, which several vectors at a time share; 0 of products."""
+        return 0
+
+    @property
     def rank(self) -> int:
         """The number of eigenvalues that are counted, r."""
         return int(np.sum(np.asarray(self.curvatures) > 0))
@@ -91,6 +96,11 @@ class Eigenvectors(Splitting):
     """U as rows in memory."""
 
     vectors: Float[Array, "known dim"]
+
+    @property
+    def pass_bytes(self) -> int:
+        """Those of the rows."""
+        return self.vectors.nbytes
 
     def components(self, vector: Offset) -> Float[Array, "known"]:
         """U v; r · d multiplications."""

@@ -87,7 +87,8 @@ def remainder_profile(
     steps = (scale.length if length is None else length) * _STEPS
     directions = np.asarray(project(splitting, jax.random.normal(key, (_NUM_DIRECTIONS, dim))))
     displacements = (steps[:, None] * directions[:, None]).reshape(-1, dim)
-    size = -(-len(displacements) // math.ceil(len(displacements) / max(1, _BATCH_BYTES // (64 * 8 * dim))))
+    at_once = max(1, max(_BATCH_BYTES, splitting.pass_bytes) // (64 * 8 * dim))  # no more memory than the range takes
+    size = -(-len(displacements) // math.ceil(len(displacements) / at_once))
     parts = []
     for first in range(0, len(displacements), int(size)):
         rows = np.arange(first, first + int(size)) % len(displacements)  # whole parts: one program
