@@ -7,7 +7,9 @@ import sys
 import accuracy
 import constants
 import coverage
+import deep_strata
 import influence
+import large_nets
 import momentum
 import no_knobs
 import pytest
@@ -18,12 +20,27 @@ import temperature
 from matplotlib.figure import Figure
 from study import Column, Study, commit, table
 
-MODULES = (accuracy, constants, coverage, influence, momentum, no_knobs, reduced_rank, sabotage, scales, temperature)
+MODULES = (
+    accuracy,
+    constants,
+    coverage,
+    deep_strata,
+    influence,
+    large_nets,
+    momentum,
+    no_knobs,
+    reduced_rank,
+    sabotage,
+    scales,
+    temperature,
+)
 QUICK = {module.__name__: module for module in MODULES}
 LONG = (
     "constants",
     "coverage",
+    "deep_strata",
     "influence",
+    "large_nets",
     "momentum",
     "no_knobs",
     "reduced_rank",
