@@ -88,7 +88,7 @@ def _quartic_gradients(
         gradient, size = quartic_gradient(excess, splitting, splitting.on_kernel(jax.random.normal(key, (excess.dim,))))
         return splitting.on_kernel(gradient), size
 
-    return jax.lax.map(at, keys, batch_size=_batch(excess, len(keys)))
+    return jax.lax.map(at, keys, batch_size=_batch(excess, splitting, len(keys)))
 
 
 def quartic_gradient(excess: Excess, splitting: Splitting, v: Offset) -> tuple[Offset, Float[Array, ""]]:
@@ -147,12 +147,13 @@ def _combined_form(
         _, whole = jax.jvp(pulled, (zero,), (vector,))[1]
         return splitting.on_kernel(inside), whole
 
-    images, whole = jax.lax.map(products, keys, batch_size=_batch(excess, len(keys)))
+    images, whole = jax.lax.map(products, keys, batch_size=_batch(excess, splitting, len(keys)))
     return images, jnp.linalg.norm(whole)
 
 
-def _batch(excess: Excess, most: int) -> int:
-    return int(max(1, min(most, _BATCH_BYTES // (256 * excess.dim))))
+def _batch(excess: Excess, splitting: Splitting, most: int) -> int:
+    """Vectors at a time, of up to `most`: no more memory than the range of H takes."""
+    return int(max(1, min(most, max(_BATCH_BYTES, splitting.pass_bytes) // (256 * excess.dim))))
 
 
 def _rank(singular_values: np.ndarray, size: float) -> int | None:
