@@ -25,7 +25,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from llc.geometry.higher_order.excess import Excess, Offset, Scale
-from llc.geometry.higher_order.ranges import Storage, count_residuals, decompose
+from llc.geometry.higher_order.ranges import RangeError, Storage, count_residuals, decompose
 from llc.geometry.higher_order.splitting import PROFILE_PRICE, remainder_profile, vanishes
 
 _DISTANCES = (0.3, 0.1)  # from w*, in units of a typical parameter
@@ -47,7 +47,7 @@ class Component(NamedTuple):
 
     Attributes:
         rank: the least certified r'; None where nothing was, two distances disagree, or no such zero is nearer.
-        found: the least certified r' at each distance.
+        found: the least certified r' at each distance; the second is not looked at where the first has none.
         evaluations: Hessian products that it took, at most.
     """
 
@@ -106,6 +106,8 @@ def nearby_component(search: Search, key: PRNGKeyArray) -> Component:
                 least = rank
                 break
         found.append(least)
+        if least is None:
+            break
     agreed = found[0] if len(set(found)) == 1 else None
     if agreed is not None and last is not None and not _is_nearer(search, last, agreed):
         agreed = None
@@ -153,7 +155,11 @@ def _zeros(search: Search, starts: Float[np.ndarray, "start dim"]) -> tuple[list
         price += int(products)
         search.spend(int(products))
         if abs(float(value)) <= search.scale.floor:
-            eigenvalues = np.asarray(decompose(excess, offset, search.storage).curvatures)
+            try:
+                eigenvalues = np.asarray(decompose(excess, offset, search.storage).curvatures)
+            except RangeError:  # other starts would most likely end where the range does not fit either
+                price += search.storage.most
+                break
             ends.append(_End(np.asarray(offset), eigenvalues, _rank(eigenvalues)))
             price += len(eigenvalues)
             search.spend(len(eigenvalues))

@@ -152,7 +152,7 @@ def of_component(point: Point, leading: int | None, key: PRNGKeyArray) -> Bound:
         return Bound(
             COMPONENT,
             "undecided",
-            f"codimensions at two distances from w*: {seen}; or none was found nearer",
+            f"codimensions at up to two distances from w*: {seen}; or none was found nearer",
             evaluations=found.evaluations,
         )
     finding = f"a manifold of zeros of codimension {found.rank} at two distances from w*"

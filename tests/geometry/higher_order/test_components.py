@@ -2,6 +2,7 @@ import jax
 import pytest
 
 from llc.geometry.higher_order.components import Search, nearby_component
+from llc.geometry.higher_order.ranges import Storage
 from llc.posterior.precision import float64
 from tests.support.points import around
 from tests.support.polynomials import CONE, NORM, RIDGE, S, squares
@@ -36,3 +37,13 @@ def test_an_isolated_zero_gives_no_less_than_its_dimension():
     """|x|⁴ + s²: λ = 5/4, and half the number of equations would be 1."""
     with float64():
         assert _component(NORM, 4, "dense", True).rank in (None, 3, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("most", "found"), [(4, (2, 2)), (0, (None,))])
+def test_a_component_whose_range_does_not_fit_is_left_out(most, found):
+    with float64():
+        excess, _, scale, _ = around(squares(*LINES, exact_fit=True), "residuals")
+        component = nearby_component(Search(excess, scale, Storage("vectors", most), 4), jax.random.key(2))
+    assert component.found == found
+    assert component.rank == found[0]
