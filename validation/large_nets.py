@@ -17,6 +17,7 @@ import itertools
 import multiprocessing
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +65,8 @@ def main() -> None:
 
 def run(case: str, settings: Settings) -> Row:
     """Bounds at one point, made in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measured, (case, settings))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measured, case, settings).result()  # raises if the process was killed for its memory
 
 
 def measured(case: str, settings: Settings) -> Row:

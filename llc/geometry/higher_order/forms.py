@@ -87,9 +87,10 @@ def leading_forms(excess: Excess, splitting: Splitting, degree: int, key: PRNGKe
     basis_key, mix_key = jax.random.split(key)
     num_residuals = jax.eval_shape(excess.residuals, jnp.zeros(excess.dim)).size
     num_forms = min(num_residuals, _MOST_FORMS)
-    weights = jnp.eye(num_residuals)
     if num_forms < num_residuals:
         weights = jax.random.normal(mix_key, (num_forms, num_residuals)) / np.sqrt(num_residuals)
+    else:
+        weights = jnp.eye(num_residuals)
     beyond = beyond_image(excess, splitting, weights)
 
     def on_part(size: int) -> Forms:
