@@ -86,7 +86,7 @@ def run(case: str, settings: Settings) -> Row:
         "lower": bounds.lower,
         "upper": bounds.upper,
         "order": next((b.number for b in bounds.records if b.name == "order of g"), None),
-        "bounds": {b.name: [b.status, b.lower, b.upper] for b in bounds.records},
+        "source": bounds.source.split("; ", 1)[-1],
     }
 
 

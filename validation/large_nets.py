@@ -145,6 +145,7 @@ def figure(rows: list[Row]) -> Figure:
         axes.plot(known, [place, place], "|", color="#D55E00", ms=18, mew=2, label=None if place else "known")
     axes.set_yticks(range(len(rows)), [f"{row['case'].replace(' | ', ', ranks ')}" for row in rows])
     axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=-0.5)
     axes.invert_yaxis()
     axes.set_xlabel("λ − r/2")
     axes.legend()
