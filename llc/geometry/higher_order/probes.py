@@ -290,9 +290,7 @@ def _beyond_the_order(
         start = time.perf_counter()
         record = work.too_dear(name) or probe(point, leading, keys[index])
         if record.lower > narrowed.upper + _ROUNDING:  # what rests on a search gives way
-            finding = (
-                f"λ ≥ {record.lower:.4g} by the zeros that were found, above λ ≤ {narrowed.upper:.4g}: some are missing"
-            )
+            finding = f"λ ≥ {record.lower:.4g} by the zeros found, above λ ≤ {narrowed.upper:.4g}: some are missing"
             record = replace(record, status="undecided", finding=finding, lower=-np.inf)
         records += (_timed(record, start),)
     return records
